@@ -1,0 +1,1 @@
+"""SLURM scripts for the stages; knows no tensors."""

@@ -1,0 +1,1 @@
+"""Repositories in, packed shards out; no torch."""

@@ -1,0 +1,1 @@
+"""Converted checkpoints in, retrieval encoders and their scores out."""

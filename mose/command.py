@@ -1,0 +1,114 @@
+"""What the four commands share: subcommands from config classes, and bad input as one line and exit code 2."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from mose.errors import MoseError
+
+BAD_INPUT = 2
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: what `--help` says of it, its arguments, and the function that does it (returns an exit code or None)."""
+
+    summary: str
+    add_arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int | None]
+
+
+def run_command(program: str, description: str, commands: dict[str, Command], arguments: Sequence[str] | None = None) -> int:
+    """Parse `arguments` (default: the process's own), run the subcommand, and return the exit code.
+
+    Bad input (`MoseError`, unknown keys, wrong types, unreadable files) prints one line on standard error and returns 2;
+    `--debug` raises it with its traceback instead.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(program, description, commands, words)
+    except (MoseError, ArgumentError, OSError) as error:
+        if debug:
+            raise
+        print(f"{program}: error: {one_line(error, words, commands)}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(program: str, description: str, commands: dict[str, Command], words: list[str]) -> int:
+    parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
+    group = parser.add_subcommands(metavar="COMMAND")
+    for name, command in commands.items():
+        group.add_subcommand(name, _command_parser(command), help=command.summary)
+    if not words:
+        parser.print_help()
+        return BAD_INPUT
+    parsed = parser.parse_args(words)
+    name = parsed.subcommand
+    return commands[name].run(parsed[name]) or 0
+
+
+def _command_parser(command: Command) -> ArgumentParser:
+    parser = ArgumentParser(description=command.summary, exit_on_error=False)
+    command.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error instead of one line.")
+    return parser
+
+
+def one_line(error: BaseException, words: Sequence[str] = (), commands: dict[str, Command] | None = None) -> str:
+    """An error as one line: jsonargparse's own wording made shorter, with the config file's name in front."""
+    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    if not isinstance(error, ArgumentError):
+        return text
+    text = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    unknown = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", text)
+    if unknown and commands:
+        text = _unknown_key(unknown.group(1) or unknown.group(2), words, commands)
+    files = [word.split("=", 1)[-1] for i, word in enumerate(words) if _is_config(words, i)]
+    return f"{', '.join(files)}: {text}" if files else text
+
+
+def _is_config(words: Sequence[str], index: int) -> bool:
+    return words[index].startswith("--config=") or (index > 0 and words[index - 1] == "--config")
+
+
+def _unknown_key(key: str, words: Sequence[str], commands: dict[str, Command]) -> str:
+    known: list[str] = []
+    name = next((word for word in words if word in commands), None)
+    if name is not None:
+        known = [action.dest for action in _command_parser(commands[name])._actions if action.dest != "help"]
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
+    section = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    return f"unknown key {key!r}; expected one of: {', '.join(close or section or known)}"
+
+
+def add_config(parser: ArgumentParser, config_class: type[Any]) -> None:
+    """Let a subcommand take `--config FILE` and one dotted option for each field of a config dataclass."""
+    parser.add_argument("--config", action="config", help="YAML file; options after it override its values.")
+    parser.add_class_arguments(config_class, fail_untyped=True)
+
+
+def read_config(parsed: Namespace, config_class: type[Config]) -> Config:
+    """The config object that the parsed options describe; the class checks its own values when it is made.
+
+    Raises:
+        MoseError: a value is of the right type but not allowed.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class, "value", fail_untyped=True)
+    names = [action.dest.removeprefix("value.").split(".")[0] for action in parser._actions if action.dest.startswith("value.")]
+    values: Namespace = Namespace({f"value.{name}": parsed[name] for name in dict.fromkeys(names)})  # type: ignore[no-untyped-call]
+    return cast(Config, parser.instantiate(values)["value"])

@@ -1,0 +1,66 @@
+"""Configs: frozen dataclasses <- YAML <- dotted overrides, strict, and the resolved one written down."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from mose.atomic_file import write_text
+from mose.command import one_line, read_config
+from mose.errors import MoseError
+
+Config = TypeVar("Config")
+
+
+def document_fields() -> None:
+    """Let `--help` show the string under each field of a config class; called by each command before it builds a parser."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def load_config(config_class: type[Config], path: Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """Build a config from a YAML file and dotted overrides, e.g. `{"model.num_layers": 4}`.
+
+    Raises:
+        MoseError: the file cannot be read, a key is unknown, a value has the wrong type or is not allowed.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(config_class, fail_untyped=True)
+    words = ["--config", str(path)] if path is not None else []
+    words += [
+        f"--{name}={json.dumps(value) if not isinstance(value, str) else value}" for name, value in (overrides or {}).items()
+    ]
+    try:
+        return read_config(parser.parse_args(words), config_class)
+    except ArgumentError as error:
+        raise MoseError(one_line(error, words)) from error
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config as nested dictionaries, lists, numbers and strings: what YAML and JSON can hold."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write a config as YAML, atomically; `load_config` reads it back."""
+    write_text(path, yaml.safe_dump(to_plain(config), sort_keys=False))
+
+
+def fingerprint(value: Any) -> str:
+    """16 hexadecimal digits that change when any value in a config or plain structure changes."""
+    plain = to_plain(value) if dataclasses.is_dataclass(value) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def require(condition: bool, message: str) -> None:
+    """Check one rule of a config class.
+
+    Raises:
+        MoseError: `condition` is false; `message` names the field and what was expected.
+    """
+    if not condition:
+        raise MoseError(message)

@@ -1,0 +1,94 @@
+"""`manifest.json`: what a data set holds, so that a reader can check every shard against it before it trusts a token."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mose.atomic_file import write_json
+from mose.errors import MoseError
+from mose.packed_sequence import token_dtype
+from mose.shard_format import RecordLayout
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+SPLITS = ("train", "held_out")
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard of a split: its path below the data set, rows, real tokens, bytes and SHA-256; the same for its lineage table."""
+
+    path: str
+    rows: int
+    tokens: int
+    num_bytes: int
+    sha256: str
+    lineage_path: str
+    lineage_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole data set; `statistics` carries counts that no reader needs to read a row (drop reasons, fill, languages)."""
+
+    tokenizer_fingerprint: str
+    config_fingerprint: str
+    vocabulary_size: int
+    sequence_length: int
+    splits: dict[str, tuple[ShardEntry, ...]]
+    statistics: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def layout(self) -> RecordLayout:
+        """The record layout of every shard."""
+        return RecordLayout(self.sequence_length, np.dtype(token_dtype(self.vocabulary_size)))
+
+    def shards(self, split: str) -> tuple[ShardEntry, ...]:
+        """The shards of a split, in row order.
+
+        Raises:
+            MoseError: there is no such split, or it is empty.
+        """
+        if not self.splits.get(split):
+            raise MoseError(f"{MANIFEST_NAME}: split {split!r} has no rows; expected one of {sorted(self.splits)}")
+        return self.splits[split]
+
+    def rows(self, split: str) -> int:
+        """Rows of a split."""
+        return sum(shard.rows for shard in self.splits.get(split, ()))
+
+    def tokens(self, split: str) -> int:
+        """Real tokens of a split."""
+        return sum(shard.tokens for shard in self.splits.get(split, ()))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `folder/manifest.json` atomically; it is the last file of a data set to appear."""
+    write_json(folder / MANIFEST_NAME, dataclasses.asdict(manifest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `folder/manifest.json`.
+
+    Raises:
+        MoseError: it is missing, is not JSON, lacks a field, or was written by another schema version.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise MoseError(f"{path}: no such file; expected a data set that `mose-data pack` has finished") from None
+    except (ValueError, OSError) as error:
+        raise MoseError(f"{path}: not a readable JSON file: {error}") from None
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != SCHEMA_VERSION:
+        raise MoseError(f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}")
+    try:
+        splits = {name: tuple(ShardEntry(**shard) for shard in shards) for name, shards in values.pop("splits").items()}
+        return Manifest(splits=splits, **values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MoseError(f"{path}: not a manifest of this version: {error}") from None

@@ -1,0 +1,1 @@
+"""The Hugging Face model of a converted checkpoint, and the facts about its parameters that stages share."""

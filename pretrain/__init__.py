@@ -1,0 +1,1 @@
+"""Packed shards in, ZeRO x tensor-parallel checkpoints out."""

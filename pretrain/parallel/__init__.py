@@ -1,0 +1,1 @@
+"""DeepSpeed, megatron-core and the process groups between them."""

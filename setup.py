@@ -1,0 +1,36 @@
+"""Packaging: what is installed, with which extras and commands."""
+
+from setuptools import find_packages, setup
+
+DATA = ["numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "rich", "jsonargparse[signatures]", "pyyaml"]
+MODEL = ["numpy", "torch", "transformers>=5,<6", "safetensors", "sentencepiece", "tokenizers", "rich"]
+CONFIG = ["jsonargparse[signatures]", "pyyaml"]
+EXTRAS = {
+    "data": DATA,
+    "train": [*MODEL, *CONFIG, "deepspeed", "megatron-core", "tensorboard", "matplotlib"],
+    "finetune": [*MODEL, *CONFIG, "pyarrow", "scikit-learn", "matplotlib"],
+    "cluster": [*CONFIG, "rich"],
+    "gpu": ["flash-attn"],
+    "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "webdataset", "ranx", "sentence-transformers>=6,<7"],
+}
+
+setup(
+    name="mose-at-scale",
+    version="0.1.0",
+    description="Large-scale pre-training of multi-exit code encoders (MoSE)",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(
+        include=[f"{name}{more}" for name in ("mose", "data_prep", "pretrain", "finetune", "cluster") for more in ("", ".*")]
+    ),
+    install_requires=CONFIG,
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": [
+            "mose-data=data_prep.cli:main",
+            "mose-pretrain=pretrain.cli:main",
+            "mose-finetune=finetune.cli:main",
+            "mose-cluster=cluster.cli:main",
+        ]
+    },
+)
