@@ -51,7 +51,10 @@ def _dispatch(program: str, description: str, commands: dict[str, Command], word
     parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
     group = parser.add_subcommands(metavar="COMMAND")
     for name, command in commands.items():
-        group.add_subcommand(name, _command_parser(command), help=command.summary)
+        # Filled only after it has its place: jsonargparse wants a command's own subcommands added later than the command.
+        subparser = ArgumentParser(description=command.summary, exit_on_error=False)
+        group.add_subcommand(name, subparser, help=command.summary)
+        _fill(subparser, command)
     if not words:
         parser.print_help()
         return BAD_INPUT
@@ -60,8 +63,7 @@ def _dispatch(program: str, description: str, commands: dict[str, Command], word
     return commands[name].run(parsed[name]) or 0
 
 
-def _command_parser(command: Command) -> ArgumentParser:
-    parser = ArgumentParser(description=command.summary, exit_on_error=False)
+def _fill(parser: ArgumentParser, command: Command) -> ArgumentParser:
     command.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error instead of one line.")
     return parser
@@ -89,10 +91,17 @@ def _unknown_key(key: str, words: Sequence[str], commands: dict[str, Command]) -
     known: list[str] = []
     name = next((word for word in words if word in commands), None)
     if name is not None:
-        known = [action.dest for action in _command_parser(commands[name])._actions if action.dest != "help"]
+        parser = _fill(ArgumentParser(exit_on_error=False), commands[name])
+        known = [action.dest for action in _innermost(parser, words)._actions if action.dest != "help"]
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
     section = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
     return f"unknown key {key!r}; expected one of: {', '.join(close or section or known)}"
+
+
+def _innermost(parser: ArgumentParser, words: Sequence[str]) -> ArgumentParser:
+    """The parser of the subcommand of a subcommand that `words` name, or the parser itself where there is none."""
+    inner = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    return next((choices[word] for choices in inner for word in words if word in choices), parser)
 
 
 def add_config(parser: ArgumentParser, config_class: type[Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
@@ -151,7 +152,13 @@ def save_model(folder: Path, model: PreTrainedModel) -> None:
     """Write config.json, weights and the model's source files, so that `AutoModel` opens the folder without this package."""
     ModularStarEncoderConfig.register_for_auto_class()
     type(model).register_for_auto_class("AutoModel")
-    model.save_pretrained(folder)
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

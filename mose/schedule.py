@@ -1,6 +1,7 @@
 """The learning rate: a pure function of the step, so that no scheduler has a state to save or to lose."""
 
 import bisect
+import itertools
 from dataclasses import dataclass
 
 from mose.config import require
@@ -24,11 +25,10 @@ class ScheduleConfig:
         require(0 < rate < float("inf"), f"peak_learning_rate: {rate}, expected a number above 0")
         require(warmup >= 0, f"warmup_steps: {warmup}, expected 0 or more")
         require(
-            len(self.factors) == len(milestones), f"factors: {len(self.factors)} of them, expected one for each of {len(milestones)} milestones"
+            len(self.factors) == len(milestones), f"factors: {self.factors}, expected one for each of the milestones {milestones}"
         )
-        rising = all(a < b for a, b in zip(milestones, milestones[1:], strict=False))
-        require(rising, f"milestones: {milestones}, expected ascending steps")
-        require(not milestones or milestones[0] >= warmup, f"milestones: {milestones}, expected none before warmup_steps {warmup}")
+        rising = all(a < b for a, b in itertools.pairwise((warmup - 1, *milestones)))
+        require(rising, f"milestones: {milestones}, expected ascending steps, none before the end of warmup_steps {warmup}")
         require(all(0 <= factor <= 1 for factor in self.factors), f"factors: {self.factors}, expected numbers in 0..1")
 
 

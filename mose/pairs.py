@@ -1,0 +1,92 @@
+"""The pairs file: what a text asks for and the code that answers it, as `mose-data pairs` writes and fine-tuning reads it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mose.atomic_file import atomic_write
+from mose.errors import MoseError
+
+TRAIN = "train"
+REQUIRED_COLUMNS = ("nl", "code_a", "lang_a", "code_b", "lang_b")
+OPTIONAL_COLUMNS = ("repository", "path", "split")
+NEVER_EMPTY = ("nl", "code_a")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A text, code that does what it says, and maybe the same in a second language."""
+
+    nl: str
+    code_a: str
+    lang_a: str
+    code_b: str = ""
+    """Empty when the pair is text -> code only."""
+    lang_b: str = ""
+    repository: str = ""
+    path: str = ""
+    split: str = TRAIN
+    """`train` or `held_out`, by repository; a file without this column is all `train`."""
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    """Write pairs as parquet, atomically; equal pairs give equal bytes."""
+    columns = {field.name: pa.array([getattr(pair, field.name) for pair in pairs], pa.string()) for field in fields(Pair)}
+    with atomic_write(path) as file:
+        pq.write_table(pa.table(columns), file, compression="zstd")
+
+
+def read_pairs(path: Path, split: str | None = None) -> list[Pair]:
+    """The pairs of a file, in its order; only those of `split` when it is given.
+
+    Columns beyond those of `Pair` are not read; `repository`, `path` and `split` may be missing.
+
+    Raises:
+        MoseError: not a readable parquet file, a column is missing or not text, a text or code is empty, no pair is left.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        _check_columns(path, file.schema_arrow)
+        names = [name for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if name in file.schema_arrow.names]
+        columns = file.read(columns=names).to_pydict()
+    except (OSError, pa.ArrowException) as error:
+        raise MoseError(f"{path}: not a readable parquet file of pairs: {str(error).splitlines()[0]}") from None
+    for name in NEVER_EMPTY:
+        empty = next((row for row, value in enumerate(columns[name]) if not value), None)
+        if empty is not None:
+            raise MoseError(f"{path}: {name}: row {empty} is empty, expected text")
+    pairs = [
+        Pair(**{name: value or "" for name, value in zip(names, row, strict=True)})
+        for row in zip(*(columns[name] for name in names), strict=True)
+    ]
+    return _of_split(path, pairs, split)
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    for name in REQUIRED_COLUMNS:
+        if name not in schema.names:
+            raise MoseError(f"{path}: {name}: no such column; expected {', '.join(REQUIRED_COLUMNS)}")
+    for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS):
+        if name in schema.names and not _is_text(schema.field(name).type):
+            raise MoseError(f"{path}: {name}: column of type {schema.field(name).type}, expected string")
+
+
+def _is_text(column_type: pa.DataType) -> bool:
+    # A column of nothing but nulls has the type null: an empty code_b written by another tool.
+    return bool(
+        pa.types.is_string(column_type)
+        or pa.types.is_large_string(column_type)
+        or pa.types.is_null(column_type)
+        or pa.types.is_dictionary(column_type)
+    )
+
+
+def _of_split(path: Path, pairs: list[Pair], split: str | None) -> list[Pair]:
+    chosen = [pair for pair in pairs if split is None or pair.split == split]
+    if not chosen:
+        found = sorted({pair.split for pair in pairs})
+        raise MoseError(f"{path}: split: no pair of split {split or 'any'!r}, the file holds {found}; expected at least one")
+    return chosen

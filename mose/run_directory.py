@@ -1,0 +1,143 @@
+"""The run directory: what a training run leaves behind, under which names, and how its metrics stay one uninterrupted record."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mose.atomic_file import write_json, write_text
+from mose.errors import MoseError
+
+PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy", "flash-attn", "mose-at-scale")
+VALIDATION = "validation/"
+
+
+def exit_scalar(kind: str, exit_layer: int, objective: str) -> str:
+    """The name of a scalar of one exit, e.g. `loss/exit_04/mlm`: kind `loss` or `accuracy`, objective `mlm` or `icc`."""
+    return f"{kind}/exit_{exit_layer:02d}/{objective}"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run below `path`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, written before anything runs."""
+        return self.path / "config.yaml"
+
+    @property
+    def versions(self) -> Path:
+        """Packages and threads that the numbers depend on."""
+        return self.path / "versions.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, append-only."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def heartbeat(self) -> Path:
+        """When the run last said that it lives, and at which step."""
+        return self.path / "heartbeat.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint, `step-000100`."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` steps."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def create(self, resume: bool = False) -> None:
+        """Make the directory. With `resume` it may hold a run already, which then goes on; without one, a new run begins.
+
+        Raises:
+            MoseError: it holds a run and `resume` was not asked for, or it is not a directory.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise MoseError(f"{self.path}: is a file, expected a run directory or a name that is free")
+        held = [path.name for path in (self.config, self.metrics, self.checkpoints) if path.exists()]
+        if held and not resume:
+            raise MoseError(f"{self.path}: holds another run ({', '.join(held)}); expected a new directory, or resume")
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def write_versions(self) -> None:
+        """Write versions.json: with the layout and the config, what a bit-equal resume needs to be the same."""
+        torch = sys.modules.get("torch")
+        values = {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": {name: _installed(name) for name in PACKAGES},
+            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+            "torch_threads": torch.get_num_threads() if torch is not None else None,
+            "cuda": torch.version.cuda if torch is not None else None,
+        }
+        write_json(self.versions, values)
+
+    def append_metrics(self, values: Mapping[str, Any]) -> None:
+        """Append one line; `values` has a `step`, the number of optimiser steps done. NaN and infinities become null."""
+        plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
+        line = json.dumps({"step": plain.pop("step"), **plain}, allow_nan=False)
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every line, in order; none when there is no file yet. A last line that a killed process left unfinished is left out.
+
+        Raises:
+            MoseError: a finished line is not a JSON object with a `step`.
+        """
+        if not self.metrics.exists():
+            return []
+        *lines, _ = self.metrics.read_text("utf-8").split("\n")
+        return [self._parse(number, line) for number, line in enumerate(lines, start=1)]
+
+    def _parse(self, number: int, line: str) -> dict[str, Any]:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+            raise MoseError(f"{self.metrics}: line {number}: expected a JSON object with a whole number `step`")
+        return values
+
+    def trim_metrics(self, step: int) -> None:
+        """Drop lines of later steps and an unfinished last line, atomically: a run that goes on after `step` writes them anew.
+
+        Raises:
+            MoseError: see `read_metrics`.
+        """
+        if not self.metrics.exists():
+            return
+        *lines, _ = self.metrics.read_text("utf-8").split("\n")
+        kept = [line for number, line in enumerate(lines, start=1) if self._parse(number, line)["step"] <= step]
+        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+    def write_heartbeat(self, step: int, **more: str | float | None) -> None:
+        """Replace heartbeat.json: step, seconds since 1970, host and process, and whatever the caller adds (e.g. a status)."""
+        values = {"step": step, "unix_seconds": time.time(), "host": socket.gethostname(), "process_id": os.getpid()}
+        write_json(self.heartbeat, {**values, **more})
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

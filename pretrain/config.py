@@ -1,0 +1,182 @@
+"""The configuration of one pre-training run; each section checks itself, `resolve()` fills in what depends on the data."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from mose.config import require
+from mose.model_config import ModelConfig
+from mose.schedule import ScheduleConfig
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the rows come from and how they are ordered and masked."""
+
+    dataset: str = ""
+    """Folder written by `mose-data pack`."""
+    split: str = "train"
+    """Split to train on."""
+    validation_split: str = "held_out"
+    """Split to validate on."""
+    block_rows: int = 32
+    """Neighbouring rows that are read together; blocks are permuted over the whole data set."""
+    window_rows: int = 1 << 20
+    """Rows among which the permuted blocks are shuffled row by row."""
+    masking_share: float = 0.15
+    """Share of real, ordinary tokens that are predicted (paper section 2.1)."""
+
+    def __post_init__(self) -> None:
+        require(self.block_rows > 0, f"data.block_rows: {self.block_rows}, expected 1 or more")
+        require(self.window_rows > 0, f"data.window_rows: {self.window_rows}, expected 1 or more")
+        require(0 < self.masking_share < 1, f"data.masking_share: {self.masking_share}, expected a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How many rows make a step."""
+
+    global_rows: int = 2048
+    """Rows of one optimiser step over all devices: 2,048 x 2,048 slots are the paper's 4M tokens (section 3.1)."""
+    micro_batch_rows: int = 4
+    """Rows of one forward and backward pass on one device."""
+
+    def __post_init__(self) -> None:
+        require(self.global_rows > 0, f"batch.global_rows: {self.global_rows}, expected 1 or more")
+        require(self.micro_batch_rows > 0, f"batch.micro_batch_rows: {self.micro_batch_rows}, expected 1 or more")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the run is laid out over devices; the data-parallel size is what remains of the world."""
+
+    tensor_parallel_size: int = 1
+    """Ranks that share each layer; 1 is right for the 1B model, more is for what does not fit."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO stage 0-3; 0 exists for fp32 comparisons and is run as 1."""
+    precision: str = "bf16"
+    """bf16 (GPUs) or fp32 (CPU, comparisons)."""
+    threads_per_rank: int = 1
+    """CPU threads of each rank; part of the layout, since it changes the order of sums."""
+    collective_timeout_seconds: int = 1800
+    """A collective that waits longer than this ends the run."""
+
+    def __post_init__(self) -> None:
+        size = self.tensor_parallel_size
+        require(size in (1, 2, 4), f"parallel.tensor_parallel_size: {size}, expected 1, 2 or 4")
+        require(self.zero_stage in (0, 1, 2, 3), f"parallel.zero_stage: {self.zero_stage}, expected 0, 1, 2 or 3")
+        require(self.precision in PRECISIONS, f"parallel.precision: {self.precision!r}, expected one of {PRECISIONS}")
+        reason = "DeepSpeed's bf16 optimiser at stage 0 steps once with empty gradients and clips by a wrong norm"
+        require(self.precision == "fp32" or self.zero_stage > 0, f"parallel.zero_stage: 0 with bf16: {reason}; use 1")
+        require(self.threads_per_rank > 0, f"parallel.threads_per_rank: {self.threads_per_rank}, expected 1 or more")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (paper section 3.1); clipping and decay exclusions are ours (docs/decisions.md)."""
+
+    beta1: float = 0.9
+    """Decay of the mean of gradients (paper section 3.1)."""
+    beta2: float = 0.95
+    """Decay of the mean of squares (paper section 3.1)."""
+    epsilon: float = 1e-6
+    """Added to the denominator (paper section 3.1)."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay (paper section 3.1)."""
+    decay_biases_and_norms: bool = False
+    """Whether biases and LayerNorm weights decay, too; the paper does not say."""
+    gradient_clipping: float = 1.0
+    """Largest gradient norm; 0 switches clipping off. The paper does not say."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.beta1 < 1, f"optimizer.beta1: {self.beta1}, expected a number in [0, 1)")
+        require(0 <= self.beta2 < 1, f"optimizer.beta2: {self.beta2}, expected a number in [0, 1)")
+        require(self.gradient_clipping >= 0, f"optimizer.gradient_clipping: {self.gradient_clipping}, expected 0 or more")
+
+
+@dataclass(frozen=True)
+class IntervalConfig:
+    """How often things happen, in optimiser steps."""
+
+    log_every_steps: int = 10
+    """Steps between two lines of metrics."""
+    validate_every_steps: int = 1000
+    """Steps between two validations; 0 validates only at the end."""
+    validation_rows: int = 2048
+    """Rows of each validation, from the start of the validation split; 0 skips validation."""
+    checkpoint_every_steps: int = 500
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_last_checkpoints: int = 3
+    """Newest checkpoints that are kept."""
+    permanent_every_steps: int = 10000
+    """Checkpoints at multiples of this are never removed; 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        for name in ("log_every_steps", "checkpoint_every_steps", "keep_last_checkpoints"):
+            require(getattr(self, name) > 0, f"intervals.{name}: {getattr(self, name)}, expected 1 or more")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One pre-training run."""
+
+    output: str = "run"
+    """Run directory; a run that is there already continues from its latest checkpoint."""
+    seed: int = 0
+    """Seed of initial weights, order, masks and dropout."""
+    max_steps: int = 245000
+    """Optimiser steps of the whole run (paper section 3.1)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    intervals: IntervalConfig = field(default_factory=IntervalConfig)
+
+    def __post_init__(self) -> None:
+        size, model = self.parallel.tensor_parallel_size, self.model
+        require(self.max_steps > 0, f"max_steps: {self.max_steps}, expected 1 or more")
+        heads = f"parallel.tensor_parallel_size: {size} does not divide model.num_heads {model.num_heads}"
+        require(model.num_heads % size == 0, heads)
+        groups = f"parallel.tensor_parallel_size: {size} does not divide model.num_key_value_heads {model.num_key_value_heads}"
+        require(model.num_key_value_heads % size == 0, groups)
+        wide = f"parallel.tensor_parallel_size: {size} does not divide model.feed_forward_width {model.feed_forward_width}"
+        require(model.feed_forward_width % size == 0, wide)
+
+    def resolve(self, vocabulary_size: int) -> "PretrainConfig":
+        """The config that is run and written down: vocabulary filled in from the data set, ZeRO 0 run as 1."""
+        model = self.model
+        if model.vocabulary_size == 0:
+            model = dataclasses.replace(model, vocabulary_size=vocabulary_size)
+        small = f"model.vocabulary_size: {model.vocabulary_size} is smaller than the data set's vocabulary of {vocabulary_size}"
+        require(model.vocabulary_size >= vocabulary_size, small)
+        parallel = dataclasses.replace(self.parallel, zero_stage=max(1, self.parallel.zero_stage))
+        return dataclasses.replace(self, model=model, parallel=parallel)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a run's ranks stand: how the global batch divides over them."""
+
+    world_size: int
+    tensor_ranks: int
+    data_ranks: int
+    micro_batches: int
+
+    @classmethod
+    def of(cls, config: PretrainConfig, world_size: int) -> "Layout":
+        """The layout of `world_size` ranks.
+
+        Raises:
+            MoseError: the ranks do not divide by the tensor-parallel size, or the batch does not by the ranks.
+        """
+        tensor_ranks, batch = config.parallel.tensor_parallel_size, config.batch
+        ranks = f"parallel.tensor_parallel_size: {tensor_ranks} does not divide the {world_size} ranks that were launched"
+        require(world_size % tensor_ranks == 0, ranks)
+        data_ranks = world_size // tensor_ranks
+        rows = data_ranks * batch.micro_batch_rows
+        uneven = f"batch.global_rows: {batch.global_rows} is no multiple of {data_ranks} data ranks x batch.micro_batch_rows"
+        require(batch.global_rows % rows == 0, f"{uneven} {batch.micro_batch_rows}")
+        return cls(world_size, tensor_ranks, data_ranks, batch.global_rows // rows)

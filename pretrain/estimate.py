@@ -1,0 +1,96 @@
+"""Numbers that follow from a config alone: parameters, tokens a step, epochs, memory a device; allocates nothing."""
+
+from dataclasses import dataclass
+
+from mose.manifest import Manifest
+from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.size import encoder_parameters, flops_per_row, head_parameters
+from pretrain.config import Layout, PretrainConfig
+
+GIB = 1 << 30
+# AdamW's two moments and a master copy, each float32; ZeRO cuts all three over data ranks from stage 1 on.
+OPTIMIZER_BYTES = 12
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def shape_of(config: PretrainConfig) -> ModularStarEncoderConfig:
+    """The Hugging Face configuration that the counting functions take."""
+    return ModularStarEncoderConfig(**config.model.hugging_face())
+
+
+def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
+    """Bytes a device needs, without activation checkpointing.
+
+    Activations: for each layer and token, about 8 D + 4 KV + 2 F numbers are kept for the backward pass (inputs of both
+    norms, norm outputs, queries, keys and values before and after rotation, attention output, both feed-forward
+    states), those between the cut layers divided by the tensor-parallel size. Logits: for each exit, masked tokens x
+    vocabulary, twice in float32. Fragmentation and communication buffers come on top: allow 10-20 %.
+    """
+    shape, stage, tensor, data = shape_of(config), config.parallel.zero_stage, layout.tensor_ranks, layout.data_ranks
+    size = 2 if config.parallel.precision == "bf16" else 4
+    deepest = config.model.exit_layers[-1]
+    parameters = (encoder_parameters(shape, deepest) + head_parameters(shape)) // tensor
+    tokens = config.batch.micro_batch_rows * config.model.max_length
+    key_value = shape.num_key_value_heads * shape.head_dim
+    whole, cut = 5 * shape.hidden_size, 3 * shape.hidden_size + 4 * key_value + 2 * shape.intermediate_size
+    masked = int(tokens * config.data.masking_share)
+    return MemoryEstimate(
+        weights=parameters * size // (data if stage == 3 else 1),
+        gradients=parameters * size // (data if stage >= 2 else 1),
+        optimizer=parameters * OPTIMIZER_BYTES // (data if stage >= 1 else 1),
+        activations=config.model.num_layers * tokens * (whole + cut // tensor) * size,
+        logits=len(config.model.exit_layers) * masked * config.model.padded_vocabulary_size // tensor * 8,
+    )
+
+
+def derived_numbers(config: PretrainConfig, layout: Layout, manifest: Manifest | None) -> list[tuple[str, str]]:
+    """Label and value of everything `--dry-run` prints; data-set lines only where a data set is at hand."""
+    shape, batch, memory = shape_of(config), config.batch, estimate_memory(config, layout)
+    deepest, length = config.model.exit_layers[-1], config.model.max_length
+    encoder, heads = encoder_parameters(shape, deepest), head_parameters(shape)
+    slots = batch.global_rows * length
+    lines = [
+        ("parameters", f"{encoder + heads:,} ({encoder:,} encoder, {heads:,} heads)"),
+        (
+            "parameters at each exit",
+            ", ".join(f"{layer}: {encoder_parameters(shape, layer) / 1e6:,.1f} M" for layer in config.model.exit_layers),
+        ),
+        (
+            "vocabulary rows",
+            f"{config.model.vocabulary_size:,}, padded to {config.model.padded_vocabulary_size:,} while training",
+        ),
+        (
+            "ranks",
+            f"{layout.world_size} = {layout.data_ranks} data x {layout.tensor_ranks} tensor, ZeRO {config.parallel.zero_stage}",
+        ),
+        ("token slots a step", f"{slots:,} ({batch.global_rows:,} rows x {length:,})"),
+        ("accumulation steps", f"{layout.micro_batches} micro-batches of {batch.micro_batch_rows} rows on each data rank"),
+        ("steps", f"{config.max_steps:,} = {config.max_steps * slots / 1e12:.3f}T slots"),
+        ("forward and backward", f"{3 * flops_per_row(shape, deepest, length) / length / 1e9:.2f} GFLOP a token in the encoder"),
+    ]
+    if manifest is not None:
+        rows = manifest.rows(config.data.split)
+        lines += [
+            ("data set", f"{rows:,} rows, {manifest.tokens(config.data.split):,} real tokens"),
+            (
+                "steps an epoch",
+                f"{rows / batch.global_rows:,.1f} ({config.max_steps * batch.global_rows / max(rows, 1):.2f} epochs in all)",
+            ),
+        ]
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "total")
+    return lines + [(f"memory a device: {name}", f"{getattr(memory, name) / GIB:.2f} GiB (estimate)") for name in parts]

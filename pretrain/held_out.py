@@ -1,0 +1,108 @@
+"""What a converted checkpoint knows of held-out rows: each exit's losses beside what frequencies alone reach.
+
+Letters: V vocabulary, M masked tokens.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mose.atomic_file import write_json
+from mose.converted_checkpoint import load_pretrained
+from mose.run_directory import exit_scalar
+from mose.tokenizer import load_tokenizer
+from pretrain.data import BatchPlan, PackedRows, validation_batches
+from pretrain.loss import COLUMNS, Denominators, whole_vocabulary
+from pretrain.step import exit_metrics
+from pretrain.training_model import TrainingModel
+
+# Enough rows for token frequencies: 4,096 rows of 2,048 tokens are 8M tokens.
+FREQUENCY_ROWS = 4096
+# 97.5 % quantile of the normal distribution, for 95 % intervals.
+NORMAL_QUANTILE = 1.959964
+
+
+def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); it stays inside [0, 1] for small counts, too."""
+    if trials == 0:
+        return 0.0, 1.0
+    z, share = NORMAL_QUANTILE, successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def cross_entropy_of_frequencies(counts_V: NDArray[np.int64], frequencies_V: NDArray[np.int64]) -> float:
+    """Nats a token when tokens that occur `counts_V` times are predicted by `frequencies_V` (one added to each)."""
+    chances_V = (frequencies_V + 1) / (frequencies_V + 1).sum()
+    return float(-(counts_V * np.log(chances_V)).sum() / max(counts_V.sum(), 1))
+
+
+def entropy(counts_V: NDArray[np.int64]) -> float:
+    """Nats a token when tokens are predicted by their own frequencies: no unigram model can do better on them."""
+    present = counts_V[counts_V > 0]
+    return float(-(present * np.log(present / present.sum())).sum() / max(present.sum(), 1))
+
+
+@torch.inference_mode()
+def evaluate_held_out(checkpoint: Path, dataset: Path, split: str, max_rows: int, seed: int) -> dict[str, Any]:
+    """Losses and accuracies of every exit on up to `max_rows` rows (0: all), and what they are compared with.
+
+    Raises:
+        MoseError: the checkpoint or the data set cannot be read, or their tokenizers differ.
+    """
+    encoder, tokenizer = load_pretrained(checkpoint), load_tokenizer(checkpoint)
+    rows = PackedRows(dataset, split, tokenizer.fingerprint())
+    plan = BatchPlan(seed, 8, 8, tokenizer.special, tokenizer.ordinary_ids())
+    model = TrainingModel(encoder, whole_vocabulary(tokenizer.vocabulary_size)).eval()
+    layers = encoder.config.matryoshka_layers
+    totals = torch.zeros(len(layers), len(COLUMNS), dtype=torch.float64)
+    counts_V = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
+    num_rows, mixed = 0, 0
+    for batch in validation_batches(rows, plan, max_rows or None):
+        _, sums = model(batch, Denominators(1, 1))
+        totals += sums
+        counts_V += np.bincount(batch.labels_M.numpy(), minlength=len(counts_V))
+        num_rows, mixed = num_rows + batch.num_rows, mixed + int(batch.mixed_B.clamp(min=0).sum())
+    report = _exits(totals, Denominators(int(counts_V.sum()), num_rows), layers)
+    frequencies_V = token_counts(PackedRows(dataset, "train", tokenizer.fingerprint()), tokenizer.vocabulary_size)
+    return report | {
+        "rows": num_rows,
+        "masked_tokens": int(counts_V.sum()),
+        "unigram_cross_entropy": entropy(counts_V),
+        "unigram_cross_entropy_by_training_frequencies": cross_entropy_of_frequencies(counts_V, frequencies_V),
+        "icc_majority_rate": max(mixed, num_rows - mixed) / max(num_rows, 1),
+    }
+
+
+def _exits(totals: torch.Tensor, denominators: Denominators, layers: list[int]) -> dict[str, Any]:
+    values = exit_metrics(totals, denominators, layers)
+    exits = {}
+    for layer, row in zip(layers, totals.tolist(), strict=True):
+        exits[f"{layer:02d}"] = {
+            "mlm": values[exit_scalar("loss", layer, "mlm")],
+            "mlm_accuracy": values[exit_scalar("accuracy", layer, "mlm")],
+            "icc": values[exit_scalar("loss", layer, "icc")],
+            "icc_accuracy": values[exit_scalar("accuracy", layer, "icc")],
+            "icc_interval": wilson_interval(row[COLUMNS.index("icc_correct")], denominators.rows),
+        }
+    return {"exits": exits}
+
+
+def token_counts(rows: PackedRows, vocabulary_size: int) -> NDArray[np.int64]:
+    """How often each token stands in the first rows of a split, padding left out."""
+    counts_V = np.zeros(vocabulary_size, dtype=np.int64)
+    for start in range(0, min(len(rows), FREQUENCY_ROWS), 256):
+        tokens_RT, labels = rows.rows(np.arange(start, min(start + 256, len(rows), FREQUENCY_ROWS), dtype=np.int64))
+        real_RT = np.arange(rows.sequence_length) >= rows.sequence_length - labels.num_tokens[:, None]
+        counts_V += np.bincount(tokens_RT[real_RT], minlength=vocabulary_size)
+    return counts_V
+
+
+def write_held_out(report: dict[str, Any], path: Path) -> None:
+    """Write the report as JSON, atomically."""
+    write_json(path, report)

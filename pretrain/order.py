@@ -1,0 +1,109 @@
+"""The order of rows: a pure function of seed, epoch and position, so that the loader's only state is how many rows it gave.
+
+Blocks of neighbouring rows are permuted over the whole split, then positions are shuffled inside a window: reads stay
+within a few blocks of the disk at a time, yet a window mixes rows from everywhere. Both are keyed permutations that are
+computed, not stored: memory and time for one position do not grow with the number of rows.
+
+Letters: P positions.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mose.seeding import UINT64_ARRAY, counter_random, derive_key
+
+INT64_ARRAY = NDArray[np.int64]
+
+BLOCK_ROWS = 32
+WINDOW_ROWS = 1 << 20
+# Luby and Rackoff: four rounds of a Feistel network with random round functions are a pseudorandom permutation; two more
+# because halves of a few bits carry little in each round. Even, so that halves of unequal width end where they began.
+_ROUNDS = 6
+
+
+def rows_at(
+    seed: int,
+    epoch: int,
+    positions_P: INT64_ARRAY,
+    num_rows: int,
+    block_rows: int = BLOCK_ROWS,
+    window_rows: int = WINDOW_ROWS,
+) -> INT64_ARRAY:
+    """The rows [P] at these positions [P] of an epoch, each position in 0..num_rows-1: a bijection for each (seed, epoch).
+
+    The last block, where it is shorter than `block_rows`, keeps its place at the end of the sequence of blocks, hence in
+    the last windows; the very last window may be shorter than `window_rows`.
+    """
+    window_P, inside_P = np.divmod(positions_P, window_rows)
+    size_P = np.minimum(window_rows, num_rows - window_P * window_rows).astype(np.uint64)
+    window_keys_P = counter_random(derive_key(seed, "order of rows in a window", epoch), window_P.astype(np.uint64))
+    shuffled_P = _permute(inside_P.astype(np.uint64), size_P, window_keys_P, min(window_rows, num_rows))
+    sequence_P = window_P * window_rows + shuffled_P.astype(np.int64)
+    return _permute_blocks(sequence_P, num_rows, block_rows, derive_key(seed, "order of blocks", epoch))
+
+
+def _permute_blocks(sequence_P: INT64_ARRAY, num_rows: int, block_rows: int, key: int) -> INT64_ARRAY:
+    full_blocks = num_rows // block_rows
+    block_P, inside_P = np.divmod(sequence_P, block_rows)
+    full_P = block_P < full_blocks
+    blocks = block_P[full_P].astype(np.uint64)
+    sizes = np.full_like(blocks, full_blocks)
+    block_P[full_P] = _permute(blocks, sizes, np.full_like(blocks, key), full_blocks).astype(np.int64)
+    return block_P * block_rows + inside_P
+
+
+def row_at(
+    seed: int, epoch: int, position: int, num_rows: int, block_rows: int = BLOCK_ROWS, window_rows: int = WINDOW_ROWS
+) -> int:
+    """The row at one position of an epoch; see `rows_at`."""
+    return int(rows_at(seed, epoch, np.array([position], dtype=np.int64), num_rows, block_rows, window_rows)[0])
+
+
+def locate(position: int, num_rows: int) -> tuple[int, int]:
+    """The (epoch, position in that epoch) of a position counted from the start of training."""
+    return divmod(position, num_rows)
+
+
+def rows_of_run(
+    seed: int, start: int, count: int, num_rows: int, block_rows: int = BLOCK_ROWS, window_rows: int = WINDOW_ROWS
+) -> tuple[INT64_ARRAY, INT64_ARRAY]:
+    """Rows and epochs, both [count], of positions start..start+count-1 counted from the start of training, over epochs."""
+    epochs, positions = np.divmod(np.arange(start, start + count, dtype=np.int64), num_rows)
+    rows = np.empty(count, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        rows[chosen] = rows_at(seed, int(epoch), positions[chosen], num_rows, block_rows, window_rows)
+    return rows, epochs
+
+
+def _permute(values_P: UINT64_ARRAY, sizes_P: UINT64_ARRAY, keys_P: UINT64_ARRAY, largest: int) -> UINT64_ARRAY:
+    """Permute each value of 0..size-1 under its key; sizes and keys may differ by position, `largest` bounds the sizes.
+
+    A Feistel network permutes 0..2^bits-1; a result outside 0..size-1 is permuted again until it falls inside (cycle
+    walking), which leaves a permutation of 0..size-1.
+    """
+    encrypt = _feistel(max(1, (largest - 1).bit_length()))
+    result_P = encrypt(values_P, keys_P)
+    while (outside := np.flatnonzero(result_P >= sizes_P)).size:
+        result_P[outside] = encrypt(result_P[outside], keys_P[outside])
+    return result_P
+
+
+def _feistel(bits: int) -> Callable[[UINT64_ARRAY, UINT64_ARRAY], UINT64_ARRAY]:
+    """A keyed permutation of numbers of `bits` bits; the halves differ by one bit where `bits` is odd."""
+    low_bits, high_bits = np.uint64(bits // 2), np.uint64(bits - bits // 2)
+    one = np.uint64(1)
+
+    def encrypt(values_P: UINT64_ARRAY, keys_P: UINT64_ARRAY) -> UINT64_ARRAY:
+        left_P, right_P = values_P >> low_bits, values_P & ((one << low_bits) - one)
+        left_bits = high_bits
+        for number in range(_ROUNDS):
+            round_keys_P = counter_random(keys_P, np.full_like(keys_P, number))
+            noise_P = counter_random(round_keys_P, right_P) & ((one << left_bits) - one)
+            left_P, right_P = right_P, left_P ^ noise_P
+            left_bits = np.uint64(bits) - left_bits
+        return (left_P << low_bits) | right_P
+
+    return encrypt

@@ -1,0 +1,100 @@
+"""DeepSpeed: the process group, and the engine that owns gradients, ZeRO and the optimiser; the only file importing it."""
+
+import datetime
+import logging
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import logger as deepspeed_logger
+from torch import Tensor, nn
+
+from pretrain.config import OptimizerConfig, PretrainConfig
+from pretrain.parallel.context import ParallelContext
+from pretrain.parallel.zero import deepspeed_config
+
+STATE_TAG = "state"
+
+
+def join_process_group(timeout_seconds: int) -> None:
+    """Join the group that the launcher's variables describe: NCCL with CUDA, gloo without."""
+    deepspeed_logger.setLevel(logging.WARNING)
+    # A CPU-only op that nothing here calls; building it takes minutes and a killed build blocks every later run.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, timeout=datetime.timedelta(seconds=timeout_seconds), verbose=False)
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Two groups: parameters that decay, and biases and LayerNorm weights, which by default do not."""
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+        (decayed if matrix or config.decay_biases_and_norms else exempt).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class Engine:
+    """A thin face of DeepSpeed's engine: exactly what `step.py` and `checkpoint.py` use."""
+
+    def __init__(self, model: nn.Module, config: PretrainConfig, context: ParallelContext):
+        """Hand `model` (this rank's slice) to DeepSpeed with torch's AdamW; fused on CUDA."""
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, config.optimizer),
+            lr=config.schedule.peak_learning_rate,
+            betas=(config.optimizer.beta1, config.optimizer.beta2),
+            eps=config.optimizer.epsilon,
+            fused=context.device.type == "cuda",
+        )
+        settings = deepspeed_config(config, context.layout)
+        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=context.mpu)
+        self._data_ranks = context.layout.data_ranks
+
+    def __call__(self, batch: Any, denominators: Any) -> Any:
+        """Run the model's forward; see `TrainingModel.forward`."""
+        return self.deepspeed(batch, denominators)
+
+    def backward(self, share: Tensor) -> None:
+        """Accumulate the gradient of this micro-batch's share of the global loss.
+
+        DeepSpeed averages over data ranks, so the share is multiplied by their number; it must not divide by the number of
+        micro-batches, since the share is already divided by global counts. The product makes a new tensor also for one
+        rank: with the engine's own output, stage 0 would divide all the same (seen: norm .667 for 5.335).
+        """
+        self.deepspeed.backward(share * float(self._data_ranks), scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> float | None:
+        """Finish one micro-batch; on the last of a step, clip and update. Returns the norm before clipping then, else None.
+
+        At stage 0 DeepSpeed knows no norm and 0.0 is returned.
+        """
+        last = bool(self.deepspeed.is_gradient_accumulation_boundary())
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.deepspeed.step()
+        return float(self.deepspeed.get_global_grad_norm() or 0.0) if last else None
+
+    def train(self, mode: bool = True) -> None:
+        """Switch dropout on or off."""
+        self.deepspeed.train(mode)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model that was handed in."""
+        return self.deepspeed.module  # type: ignore[no-any-return]
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that DeepSpeed skipped since the start because a gradient was not finite."""
+        return int(self.deepspeed.skipped_steps)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of the state below `folder`; every rank calls it."""
+        self.deepspeed.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read this rank's part of a state that `save` wrote in the same layout; the caller has checked its checksums."""
+        self.deepspeed.load_checkpoint(str(folder), tag=STATE_TAG)

@@ -1,0 +1,156 @@
+"""Tensor parallelism: megatron-core's layers put into the plain model by the sharding table; the only file importing megatron.
+
+Letters: N real tokens, M masked tokens, V vocabulary rows of all ranks, W vocabulary rows of this rank.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from mose.model.sharding import Sharding, sharding_of
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # four notes that Transformer Engine and Apex are absent, which is as intended
+    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core.model_parallel_config import ModelParallelConfig
+    from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+
+
+def initialize_tensor_groups(tensor_ranks: int) -> "ModelParallelUnit":
+    """Build megatron's process groups, which live in its module for the life of the process, and wrap them for DeepSpeed.
+
+    Without CUDA, `torch.cuda.current_device` is replaced for the process: megatron asks it where to put buffers.
+    """
+    if not torch.cuda.is_available():
+        torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
+    if not parallel_state.is_initialized():
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_ranks)
+    return ModelParallelUnit()
+
+
+def destroy_tensor_groups() -> None:
+    """Forget megatron's process groups, so that a test session can build another layout."""
+    parallel_state.destroy_model_parallel()
+
+
+class ModelParallelUnit:
+    """megatron's `parallel_state` under the names that DeepSpeed asks an `mpu` for."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(parallel_state, name)
+
+    def get_model_parallel_world_size(self) -> int:
+        """Ranks that share each layer."""
+        return int(parallel_state.get_tensor_model_parallel_world_size())
+
+    def get_model_parallel_rank(self) -> int:
+        """This rank's number among them."""
+        return int(parallel_state.get_tensor_model_parallel_rank())
+
+
+def _without_extra_state(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    # megatron adds `_extra_state` entries of None, on which DeepSpeed's universal conversion fails.
+    state.pop(f"{prefix}_extra_state", None)
+
+
+class _TensorOnly:
+    """Makes a megatron layer return its output alone instead of (output, bias), as the plain layer it replaces does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, _ = super().forward(x)  # type: ignore[misc]
+        return output  # type: ignore[no-any-return]
+
+
+class ColumnParallelLinear(_TensorOnly, tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
+    """A linear layer whose outputs are cut over ranks."""
+
+
+class RowParallelLinear(_TensorOnly, tensor_parallel.RowParallelLinear):  # type: ignore[misc]
+    """A linear layer whose inputs are cut over ranks; the partial outputs are summed."""
+
+
+def apply_tensor_parallelism(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace every layer that the sharding table cuts by megatron's; parameter names stay the same, weights are not filled."""
+    config = ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False, params_dtype=dtype)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            replacement = _parallel_layer(module, sharding_of(f"{name}.weight"), config)
+            if replacement is not None:
+                replacement.register_state_dict_post_hook(_without_extra_state)  # type: ignore[no-untyped-call]
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, replacement)
+    for name, parameter in list(model.named_parameters()):
+        _cut_bare_parameter(model, name, parameter)
+
+
+def _parallel_layer(module: nn.Linear | nn.Embedding, kind: Sharding, config: ModelParallelConfig) -> nn.Module | None:
+    common: dict[str, Any] = {"config": config, "init_method": nn.init.zeros_}
+    if isinstance(module, nn.Embedding):
+        if kind is not Sharding.VOCABULARY:
+            return None
+        return tensor_parallel.VocabParallelEmbedding(module.num_embeddings, module.embedding_dim, **common)  # type: ignore[no-any-return]
+    sizes, bias = (module.in_features, module.out_features), module.bias is not None
+    if kind in (Sharding.COLUMN, Sharding.VOCABULARY):
+        return ColumnParallelLinear(*sizes, bias=bias, gather_output=False, **common)
+    if kind is Sharding.ROW:
+        return RowParallelLinear(*sizes, bias=bias, input_is_parallel=True, skip_bias_add=False, **common)
+    return None
+
+
+def _cut_bare_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Cut a parameter that is no layer's own weight, such as `cls.predictions.bias`; cut ones are left as they are."""
+    parent_name, _, child = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    dimension = sharding_of(name).dimension
+    if dimension is None or isinstance(parent, _parallel_classes()):
+        return
+    shape = list(parameter.shape)
+    shape[dimension] //= parallel_state.get_tensor_model_parallel_world_size()
+    setattr(parent, child, nn.Parameter(torch.empty(shape, dtype=parameter.dtype)))
+
+
+def _parallel_classes() -> tuple[type[nn.Module], ...]:
+    return (ColumnParallelLinear, RowParallelLinear, tensor_parallel.VocabParallelEmbedding)
+
+
+def mark_parallel_parameters(model: nn.Module) -> None:
+    """Tell DeepSpeed's gradient norm which parameters are cut: it counts the others once, not once a rank."""
+    for name, parameter in model.named_parameters():
+        dimension = sharding_of(name).dimension
+        for attribute in ("tensor_model_parallel", "partition_dim", "partition_stride"):
+            if hasattr(parameter, attribute):
+                delattr(parameter, attribute)
+        if dimension is not None:
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=dimension, stride=1)
+
+
+def vocabulary_cross_entropy(logits_MW: Tensor, labels_M: Tensor) -> Tensor:
+    """Cross-entropy [M] of logits whose vocabulary is cut over ranks; megatron overwrites its argument, so it gets a copy."""
+    copied_MW = logits_MW.float() if logits_MW.dtype != torch.float32 else logits_MW.clone()
+    return tensor_parallel.vocab_parallel_cross_entropy(copied_MW, labels_M)  # type: ignore[no-any-return]
+
+
+def vocabulary_correct(logits_MW: Tensor, labels_M: Tensor) -> Tensor:
+    """Whether the largest logit of all ranks is the label's, bool [M]."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    width = logits_MW.shape[1]
+    local_M = labels_M - parallel_state.get_tensor_model_parallel_rank() * width
+    mine_M = (local_M >= 0) & (local_M < width)
+    target_M = logits_MW.gather(1, local_M.clamp(0, width - 1)[:, None]).squeeze(1).masked_fill(~mine_M, float("-inf"))
+    best_2M = torch.stack((logits_MW.max(dim=1).values, target_M)).float()
+    dist.all_reduce(best_2M, op=dist.ReduceOp.MAX, group=group)
+    return best_2M[1] >= best_2M[0]
+
+
+def vocabulary_start(rows_per_rank: int) -> int:
+    """First vocabulary row of this rank."""
+    return int(parallel_state.get_tensor_model_parallel_rank()) * rows_per_rank
+
+
+def megatron_layers() -> dict[str, type[nn.Module]]:
+    """megatron-core's own classes by kind, for tests that assert they are in use."""
+    names = ("ColumnParallelLinear", "RowParallelLinear", "VocabParallelEmbedding")
+    return {name: getattr(tensor_parallel, name) for name in names}

@@ -1,0 +1,32 @@
+"""The DeepSpeed configuration of a run: a pure function from our config to their dictionary."""
+
+from typing import Any
+
+from pretrain.config import Layout, PretrainConfig
+
+
+def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
+    """What `deepspeed.initialize` is given.
+
+    `scale_wrt_gas` is switched off at each backward instead of here: our loss is already divided by global counts.
+    """
+    stage, half = config.parallel.zero_stage, config.parallel.precision == "bf16"
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        # Gather a layer's parameters only when it runs: tiny models are otherwise kept whole and stage 3 is not exercised.
+        zero |= {"stage3_param_persistence_threshold": 0}
+    settings: dict[str, Any] = {
+        "train_batch_size": config.batch.global_rows,
+        "train_micro_batch_size_per_gpu": config.batch.micro_batch_rows,
+        "gradient_accumulation_steps": layout.micro_batches,
+        "gradient_clipping": config.optimizer.gradient_clipping,
+        "zero_optimization": zero,
+        "bf16": {"enabled": half},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 60,
+        "wall_clock_breakdown": False,
+    }
+    if half:
+        # A sum of bf16 gradients over 512 ranks would keep eight bits of it.
+        settings["communication_data_type"] = "fp32"
+    return settings

@@ -1,0 +1,39 @@
+"""Held-out losses and accuracies of every exit, over all data ranks.
+
+Letters: E exits.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from mose.run_directory import VALIDATION
+from pretrain.data import MicroBatch
+from pretrain.loss import COLUMNS, Denominators
+from pretrain.parallel.context import ParallelContext
+from pretrain.parallel.engine import Engine
+from pretrain.step import exit_metrics
+
+# Sums do not depend on what they are divided by later; the share that the forward also returns is not used here.
+UNIT = Denominators(1, 1)
+
+
+@torch.no_grad()
+def validate(
+    engine: Engine, batches: Iterable[MicroBatch], exit_layers: Sequence[int], context: ParallelContext
+) -> dict[str, float]:
+    """Mean loss and accuracy of each exit, named `validation/loss/exit_04/mlm` and so on; every rank calls it.
+
+    Each data rank must bring the same number of micro-batches, since the ranks of a layer talk in every forward.
+    """
+    engine.train(False)
+    totals = torch.zeros(len(exit_layers) * len(COLUMNS) + 2, dtype=torch.float64, device=context.device)
+    for batch in batches:
+        _, sums = engine(batch.to(context.device), UNIT)
+        totals[:-2] += sums.flatten()
+        totals[-2] += batch.num_masked
+        totals[-1] += batch.num_rows
+    engine.train(True)
+    *_, masked, rows = context.sum_over_data(totals).tolist()
+    sums_E4 = totals[:-2].view(len(exit_layers), len(COLUMNS)).cpu()
+    return exit_metrics(sums_E4, Denominators(int(masked), int(rows)), exit_layers, VALIDATION)
