@@ -87,6 +87,9 @@ def _add_export(parser: ArgumentParser) -> None:
 
 
 def _export(parsed: Namespace) -> None:
+    from pretrain.parallel.context import choose_accelerator
+
+    choose_accelerator()
     from pretrain.export import export_run
 
     parity = export_run(Path(parsed.run), Path(parsed.output), parsed.step, parsed.exit)

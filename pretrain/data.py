@@ -90,7 +90,10 @@ class MicroBatch:
 
 
 class PackedRows:
-    """The rows of one split, by number; shards are mapped when first read, and memory does not grow with the rows."""
+    """The rows of one split, by number; shards are mapped when first read, and memory does not grow with the rows.
+
+    For one thread at a time: a `Prefetcher` needs rows that nobody else reads.
+    """
 
     def __init__(self, dataset: Path, split: str, tokenizer_fingerprint: str | None = None):
         """Read the manifest and compare it with the tokenizer and with every shard's size.

@@ -66,7 +66,7 @@ class RankPool:
         """End the processes."""
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             pipe.send(None)
-            process.join(10)
+            process.join(1)
             process.kill()
 
 

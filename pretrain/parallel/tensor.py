@@ -3,6 +3,7 @@
 Letters: N real tokens, M masked tokens, V vocabulary rows of all ranks, W vocabulary rows of this rank.
 """
 
+import os
 import warnings
 from typing import Any
 
@@ -26,6 +27,8 @@ def initialize_tensor_groups(tensor_ranks: int) -> "ModelParallelUnit":
     """
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
+    # megatron overlaps the all-reduce of input gradients with the weight gradient only if kernels queue in one line.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_ranks)
     return ModelParallelUnit()

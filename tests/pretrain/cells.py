@@ -118,12 +118,7 @@ def whole(name: str, tensor: torch.Tensor, context: ParallelContext, vocabulary_
 
 def run_cell(config: PretrainConfig, steps: int) -> dict[str, Any]:
     """Losses, norms and exit sums of `steps` steps, and the whole gradients of the first."""
-    from pretrain.parallel.engine import Engine
-    from pretrain.training_model import build_training_model
-
-    context = context_of(config)
-    dtype = torch.bfloat16 if config.parallel.precision == "bf16" else torch.float32
-    engine = Engine(build_training_model(config.model, config.seed, dtype, context), config, context)
+    engine, context = _engine_of(config)
     recorder = GradientRecorder(engine)
     loader = loader_of(config, context.data_rank, context.layout.data_ranks)
     results = []
@@ -139,6 +134,76 @@ def run_cell(config: PretrainConfig, steps: int) -> dict[str, Any]:
     }
 
 
-def replace_parallel(config: PretrainConfig, **changes: Any) -> PretrainConfig:
-    """The same config in another layout."""
-    return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, **changes))
+def _engine_of(config: PretrainConfig) -> tuple[Any, ParallelContext]:
+    from pretrain.parallel.engine import Engine
+    from pretrain.training_model import build_training_model
+
+    context = context_of(config)
+    dtype = torch.bfloat16 if config.parallel.precision == "bf16" else torch.float32
+    return Engine(build_training_model(config.model, config.seed, dtype, context), config, context), context
+
+
+def describe_engine(config: PretrainConfig) -> dict[str, Any]:
+    """The classes in use, and the parameters that are cut by the table but whole on this rank."""
+    from pretrain.parallel.tensor import megatron_layers
+
+    engine, context = _engine_of(config)
+    layers: dict[str, set[str]] = {}
+    for name, module in engine.module.named_modules():
+        kinds = {kind for kind, megatron in megatron_layers().items() if isinstance(module, megatron)}
+        for part in ("q_proj", "k_proj", "v_proj", "o_proj", "mlp.c_fc", "mlp.c_proj", "embed_tokens", "decoder"):
+            if name.endswith(part):
+                layers.setdefault(part, set()).update(kinds or {type(module).__name__})
+    whole_shapes = _whole_shapes(config)
+    cut = [name for name, _ in engine.module.named_parameters() if sharding_of(name).dimension is not None]
+    parameters = dict(engine.module.named_parameters())
+    uncut = [name for name in cut if parameters[name].numel() * context.layout.tensor_ranks != whole_shapes[name].numel()]
+    kind = type(engine.deepspeed)
+    return {"engine": f"{kind.__module__}.{kind.__name__}", "layers": layers, "whole": uncut, "cut": len(cut)}
+
+
+def _whole_shapes(config: PretrainConfig) -> dict[str, torch.Size]:
+    from mose.model.configuration_mose import ModularStarEncoderConfig
+    from mose.model.modeling_mose import ModularStarEncoder
+
+    shape = {**config.model.hugging_face(), "vocab_size": config.model.padded_vocabulary_size}
+    with torch.device("meta"):
+        model = ModularStarEncoder(ModularStarEncoderConfig(**shape))
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def dropout_drift(config: PretrainConfig) -> dict[str, Any]:
+    """Three steps with dropout .1; the largest difference of replicated weights between tensor ranks."""
+    model = dataclasses.replace(config.model, attention_dropout=0.1, residual_dropout=0.1, embedding_dropout=0.1)
+    config = dataclasses.replace(config, model=model)
+    engine, context = _engine_of(config)
+    loader = loader_of(config, context.data_rank, context.layout.data_ranks)
+    for step in range(3):
+        train_step(engine, loader.share(step * GLOBAL_ROWS), 1e-2, config.seed, step, context)
+    largest, replicated = 0.0, 0
+    for name, parameter in engine.module.named_parameters():
+        if sharding_of(name) is Sharding.REPLICATE:
+            other = parameter.detach().clone()
+            dist.broadcast(other, src=0)
+            largest, replicated = max(largest, float((other - parameter).abs().max())), replicated + 1
+    parts = [torch.zeros(()) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, torch.tensor(largest))
+    return {"largest_difference": max(float(part) for part in parts), "replicated": replicated}
+
+
+def skip_on_nan(config: PretrainConfig) -> dict[str, Any]:
+    """One step in which rank 1's share of the loss is not a number: whether the step was skipped and weights kept."""
+    engine, context = _engine_of(config)
+    before = [parameter.detach().clone() for parameter in engine.module.parameters()]
+
+    class Poisoned(GradientRecorder):
+        def backward(self, share: torch.Tensor) -> None:
+            super().backward(share * float("nan") if context.rank == 1 else share)
+
+        def step(self, rate: float) -> float | None:
+            return engine.step(rate)
+
+    loader = loader_of(config, context.data_rank, context.layout.data_ranks)
+    train_step(Poisoned(engine), loader.share(0), 1e-2, config.seed, 0, context)
+    after = list(engine.module.parameters())
+    return {"skipped": engine.skipped_steps, "unchanged": all(torch.equal(a, b) for a, b in zip(before, after, strict=True))}
