@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -87,6 +88,22 @@ class MicroBatch:
 
     def _with_tensors(self, tensors: dict[str, torch.Tensor]) -> "MicroBatch":
         return replace(self, **tensors)  # type: ignore[arg-type]
+
+
+class Rows(Protocol):
+    """Rows by number: those of a data set, or made-up ones."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def sequence_length(self) -> int:
+        """Slots T of a row."""
+
+    def rows(self, rows_R: INT64_ARRAY) -> tuple[TOKENS, RowLabels]:
+        """Tokens [R, T] and labels [R] of these rows."""
+
+    def labels(self, rows_R: INT64_ARRAY) -> RowLabels:
+        """Labels [R] of these rows."""
 
 
 class PackedRows:
@@ -225,7 +242,7 @@ class BatchPlan:
 class GlobalBatchLoader:
     """Gives a data rank its share of any global batch; ranks of one tensor-parallel group share a data rank, hence rows."""
 
-    rows: PackedRows
+    rows: Rows
     plan: BatchPlan
 
     @cached_property
@@ -251,7 +268,7 @@ class GlobalBatchLoader:
         return [batch.pinned() for batch in batches] if self._pin else batches
 
 
-def validation_batches(rows: PackedRows, plan: BatchPlan, max_rows: int | None = None) -> Iterator[MicroBatch]:
+def validation_batches(rows: Rows, plan: BatchPlan, max_rows: int | None = None) -> Iterator[MicroBatch]:
     """This rank's micro-batches of the first `max_rows` rows (default: all), in row order, masked as in epoch 0 every time.
 
     Micro-batch j goes to data rank j mod data_ranks. Every rank gets the same number, since ranks meet in collectives: a
@@ -265,7 +282,7 @@ def validation_batches(rows: PackedRows, plan: BatchPlan, max_rows: int | None =
         yield from micro_batches(rows, chosen, np.zeros_like(chosen), plan)
 
 
-def micro_batches(rows: PackedRows, rows_KB: INT64_ARRAY, epochs_KB: INT64_ARRAY, plan: BatchPlan) -> Iterator[MicroBatch]:
+def micro_batches(rows: Rows, rows_KB: INT64_ARRAY, epochs_KB: INT64_ARRAY, plan: BatchPlan) -> Iterator[MicroBatch]:
     """Read, mask and unpad K micro-batches of rows [K, B]; small ones are read together.
 
     Emptied rows (`num_tokens` 0) drop out, and the placeholder of `MicroBatch` stands for no row at all.

@@ -14,7 +14,7 @@ def deal(num_tokens_G: INT64_ARRAY, data_ranks: int, micro_batch_rows: int) -> I
 
     G is a multiple of data_ranks * micro_batch_rows. Real tokens are balanced over ranks first (the slowest one sets the
     pace) and over the micro-batches of each rank second: the sums of two ranks, and of two micro-batches of a rank, never
-    differ by more than the longest row less the shortest. Deterministic.
+    differ by more than rows do that are neighbours in length (one round of `_balance`). Deterministic.
     """
     rows_G1 = np.arange(len(num_tokens_G), dtype=np.int64)[None, :]
     rank_rows = _balance(rows_G1, num_tokens_G, data_ranks)[0]

@@ -26,22 +26,27 @@ class MadeUpRows:
 
     def __init__(self, count: int, sequence_length: int, vocabulary_size: int):
         self._count = count
-        self.sequence_length = sequence_length
+        self._sequence_length = sequence_length
         self._vocabulary_size = vocabulary_size
 
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def sequence_length(self) -> int:
+        """Slots T of a row."""
+        return self._sequence_length
+
     def rows(self, rows_R: NDArray[np.int64]) -> tuple[TOKENS, RowLabels]:
         """Tokens [R, T] and labels [R] of these rows."""
-        shape = (len(rows_R), self.sequence_length)
+        shape = (len(rows_R), self._sequence_length)
         tokens_RT = generator("made-up rows").integers(len(MADE_UP.ids()), self._vocabulary_size, shape)
         tokens_RT[:, 0], tokens_RT[:, -1] = MADE_UP.sep, MADE_UP.cls
         return tokens_RT.astype(token_dtype(self._vocabulary_size)), self.labels(rows_R)
 
     def labels(self, rows_R: NDArray[np.int64]) -> RowLabels:
         """Labels [R]: every other row is mixed."""
-        return RowLabels(rows_R % 2, np.full_like(rows_R, self.sequence_length), np.ones_like(rows_R))
+        return RowLabels(rows_R % 2, np.full_like(rows_R, self._sequence_length), np.ones_like(rows_R))
 
 
 def mock_step(config: PretrainConfig) -> str:

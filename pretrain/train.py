@@ -1,5 +1,6 @@
 """READ FIRST. One pre-training run: open the data, build the engine, resume, loop. Knows time; `step.py` knows tensors."""
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +142,8 @@ def loop(run: Run, progress: Progress) -> None:
     config, context = run.config, run.context
     plan = batch_plan(config, run.data.tokenizer, context)
     stopwatch = Stopwatch(shape_of(config), context.device, context.layout.world_size)
-    writer = open_writer(run, progress)
-    with Prefetcher(GlobalBatchLoader(run.data.rows, plan), progress.consumed_rows) as prefetcher:
+    loader = GlobalBatchLoader(run.data.rows, plan)
+    with Prefetcher(loader, progress.consumed_rows) as prefetcher, open_writer(run, progress) as writer:
         for step in range(progress.step, config.max_steps):
             rate = learning_rate(step, config.schedule)
             result = train_step(run.engine, prefetcher.take(), rate, config.seed, step, context)
@@ -156,8 +157,6 @@ def loop(run: Run, progress: Progress) -> None:
                 save(run, progress)
             if writer is not None:
                 writer.advance(progress.step)
-    if writer is not None:
-        writer.close()
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -177,10 +176,10 @@ def step_values(result: StepResult, rate: float, config: PretrainConfig) -> dict
     return values | result.exit_metrics(config.model.exit_layers)
 
 
-def open_writer(run: Run, progress: Progress) -> MetricWriter | None:
-    """The metric writer of rank 0; later values that a killed run left behind are dropped."""
+def open_writer(run: Run, progress: Progress) -> contextlib.AbstractContextManager[MetricWriter | None]:
+    """The metric writer of rank 0, nothing elsewhere; later values that a killed run left behind are dropped."""
     if not run.context.is_main:
-        return None
+        return contextlib.nullcontext()
     return MetricWriter(run.directory, run.config.max_steps, progress.step, progress.consumed_tokens)
 
 

@@ -1,0 +1,106 @@
+"""What a SLURM job is asked for: one dataclass a kind of job, checked before anything is written or submitted."""
+
+import re
+from dataclasses import dataclass, field
+
+from mose.config import require
+
+_NAME = re.compile(r"[\w.+-]+")
+# What sbatch takes for --time: minutes, [days-]hours:minutes[:seconds].
+_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
+
+
+@dataclass(frozen=True)
+class AllocationConfig:
+    """What every job asks of the cluster; names that are empty are left to the site's defaults."""
+
+    name: str = "mose"
+    """Name of the job in the queue, and of its log and script files."""
+    time_limit: str = "24:00:00"
+    """Longest time of one start, as sbatch takes it (HH:MM:SS or D-HH:MM:SS)."""
+    cpus_per_task: int = 8
+    """CPU cores of each task: of a node's launcher with all its ranks, or of one packing task."""
+    account: str = ""
+    """Account that pays."""
+    partition: str = ""
+    """Partition to run in."""
+    log_folder: str = "logs"
+    """Folder, seen by every node, for logs, scripts and host files."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that make the commands available, e.g. `source .venv/bin/activate`; run on the first node."""
+    sbatch_options: tuple[str, ...] = ()
+    """Further options of this site, one an entry, e.g. `--qos=long` or `--exclude=node7`."""
+
+    def __post_init__(self) -> None:
+        for name in ("account", "partition"):
+            value = getattr(self, name)
+            require(not value or bool(_NAME.fullmatch(value)), f"job.{name}: {value!r}, expected letters, digits and . _ + -")
+        require(bool(_NAME.fullmatch(self.name)), f"job.name: {self.name!r}, expected letters, digits and . _ + -")
+        require(bool(_TIME.fullmatch(self.time_limit)), f"job.time_limit: {self.time_limit!r}, expected HH:MM:SS or D-HH:MM:SS")
+        require(self.cpus_per_task > 0, f"job.cpus_per_task: {self.cpus_per_task}, expected 1 or more")
+        one_word = bool(self.log_folder) and not re.search(r"\s|%", self.log_folder)
+        require(one_word, f"job.log_folder: {self.log_folder!r}, expected a path without spaces and %")
+        require(all("\n" not in line for line in self.setup), "job.setup: an entry has a line break, expected one line an entry")
+        for option in self.sbatch_options:
+            require(
+                bool(re.fullmatch(r"--\S+", option)), f"job.sbatch_options: {option!r}, expected one option such as --qos=long"
+            )
+
+
+@dataclass(frozen=True)
+class PretrainJobConfig:
+    """One pre-training run on many nodes: the deepspeed launcher once a node, started again until the run is finished."""
+
+    run_config: str = ""
+    """Config file of the run, as `mose-pretrain train --config` takes it; it must say `max_steps`."""
+    output: str = ""
+    """Run directory, seen by every node; the job is finished when the last checkpoint is in it."""
+    options: tuple[str, ...] = ()
+    """Further options of `mose-pretrain train`, one an entry, e.g. `--data.dataset=data/stack_v2`."""
+    nodes: int = 1
+    """Nodes of the job."""
+    gpus_per_node: int = 8
+    """GPUs of each node, one rank on each; 0 asks for none and needs `ranks_per_node`."""
+    ranks_per_node: int = 0
+    """Ranks of each node; 0 means one on each GPU."""
+    signal_seconds: int = 120
+    """How long before the time limit the run is stopped, so that the job can be queued again."""
+    max_restarts: int = 100
+    """How often the same job may start again; after that it ends and says so."""
+    job: AllocationConfig = field(default_factory=AllocationConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.run_config), "run_config: not given, expected the config file of a pre-training run")
+        require(bool(self.output), "output: not given, expected the run directory")
+        for option in self.options:
+            taken = option.startswith(("--output", "--max_steps", "--config"))
+            named = option.startswith("--") and "=" in option and not taken
+            require(named, f"options: {option!r}, expected --NAME=VALUE other than config, output and max_steps")
+        require(self.nodes > 0, f"nodes: {self.nodes}, expected 1 or more")
+        require(self.gpus_per_node >= 0, f"gpus_per_node: {self.gpus_per_node}, expected 0 or more")
+        require(self.ranks > 0, f"ranks_per_node: {self.ranks_per_node} without GPUs, expected 1 or more")
+        crowded = f"ranks_per_node: {self.ranks_per_node}, expected at most one on each of {self.gpus_per_node} GPUs"
+        require(not self.gpus_per_node or self.ranks <= self.gpus_per_node, crowded)
+        # sbatch keeps the number in 16 bits.
+        require(0 < self.signal_seconds < 1 << 16, f"signal_seconds: {self.signal_seconds}, expected 1..65535")
+        require(self.max_restarts >= 0, f"max_restarts: {self.max_restarts}, expected 0 or more")
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that the launcher starts on each node."""
+        return self.ranks_per_node or self.gpus_per_node
+
+
+@dataclass(frozen=True)
+class PackJobConfig:
+    """One data set packed by an array of tasks, and merged by a job that waits for all of them."""
+
+    pack_config: str = ""
+    """Config file as `mose-data pack --config` takes it; it must say `output` and `num_tasks`."""
+    max_running: int = 64
+    """Tasks that run at the same time."""
+    job: AllocationConfig = field(default_factory=AllocationConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.pack_config), "pack_config: not given, expected the config file of a data set")
+        require(self.max_running > 0, f"max_running: {self.max_running}, expected 1 or more")

@@ -1,0 +1,127 @@
+"""From a job's config to the text of its sbatch script: pure functions, so that a test can hold every line."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.config import AllocationConfig, PackJobConfig, PretrainJobConfig
+from mose.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What a job needs to know of the data set it packs: its folder, and the number of its tasks."""
+
+    output: str
+    num_tasks: int
+
+
+_PRETRAIN_BODY = r"""
+# The last checkpoint says that the run is finished; srun's exit code does not (it was 0 after a node had died).
+finished() { [[ -e "$last_checkpoint" ]]; }
+newest_checkpoint() { { find "$run/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1; }
+say() { echo "$(date -Is) job $SLURM_JOB_ID: $*"; }
+
+start_again() {
+    local restarts=${SLURM_RESTART_COUNT:-0} # not set in the first start
+    if ((restarts >= max_restarts)); then
+        say "not started again: $restarts restarts, max_restarts is $max_restarts" >&2
+        exit 1
+    fi
+    say "queued again after $restarts restarts"
+    scontrol requeue "$SLURM_JOB_ID" && sleep 300 # the requeue ends this script
+    exit 75 # where users may not requeue, sites can list 75 as RequeueExit
+}
+
+if finished; then
+    say "$run is finished"
+    exit 0
+fi
+
+scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=$ranks_per_node/" > "$hostfile"
+read -r MASTER_ADDR _ < "$hostfile"
+MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000)) # two jobs on one node must not meet; below the ports that systems hand out
+export hostfile MASTER_ADDR MASTER_PORT
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=1 # a collective that fails ends its rank instead of waiting for ever
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+
+before=$(newest_checkpoint)
+# Without a host file deepspeed would run on one node alone and say nothing.
+srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
+    [[ -s "$hostfile" ]] || { echo "$(hostname): $hostfile: not seen on this node" >&2; exit 2; }
+    exec deepspeed --hostfile "$hostfile" --no_ssh --node_rank "$SLURM_NODEID" \
+        --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" --no_local_rank \
+        --module pretrain.cli train "$@"' deepspeed "${options[@]}" &
+launcher=$!
+
+warned=no
+trap 'warned=yes; kill -TERM "$launcher"' USR1 # the time limit is near
+code=0
+wait "$launcher" || code=$?
+while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" || code=$?; done # a signal ends `wait` early
+rm -f "$hostfile"
+
+if finished; then
+    say "$run is finished"
+elif [[ $warned == yes || $(newest_checkpoint) != "$before" ]]; then
+    start_again
+else
+    say "stopped with code $code before a new checkpoint; started again it would stop again" >&2
+    exit $((code == 0 ? 1 : code))
+fi
+"""
+
+
+def pretrain_script(config: PretrainJobConfig, max_steps: int) -> str:
+    """The sbatch script of a pre-training job whose run ends after `max_steps` steps."""
+    job, ranks = config.job, config.ranks
+    # A checkpoint's manifest is its last file, so it says that the checkpoint is complete.
+    last_checkpoint = RunDirectory(Path(config.output)).checkpoint(max_steps) / "manifest.json"
+    words = ["--config", config.run_config, "--output", config.output, *config.options]
+    options = [f"--nodes={config.nodes}", "--ntasks-per-node=1", "--exclusive"]
+    options += [f"--gpus-per-node={config.gpus_per_node}"] if config.gpus_per_node else []
+    options += [f"--output={job.log_folder}/%x-%j.log", "--open-mode=append"]
+    options += ["--requeue", f"--signal=B:USR1@{config.signal_seconds}"]
+    settings = {
+        "options": f"({shlex.join(words)})",
+        "run": shlex.quote(config.output),
+        "last_checkpoint": shlex.quote(str(last_checkpoint)),
+        "ranks_per_node": str(ranks),
+        "max_restarts": str(config.max_restarts),
+        "hostfile": f"{shlex.quote(job.log_folder)}/hostfile-$SLURM_JOB_ID",
+    }
+    about = f"Pre-training of {config.run_config} on {config.nodes} x {ranks} ranks, started again until it is finished."
+    lines = [f"readonly {name}={value}" for name, value in settings.items()]
+    return _script(about, job, options, "\n".join(lines) + "\n" + _PRETRAIN_BODY)
+
+
+def pack_script(config: PackJobConfig, dataset: DatasetFacts) -> str:
+    """The sbatch script of a packing job: one array task a task of the data set; finished tasks of an earlier try do nothing."""
+    job = config.job
+    options = [f"--array=0-{dataset.num_tasks - 1}%{config.max_running}", f"--output={job.log_folder}/%x-%A_%a.log"]
+    options += ["--open-mode=append", "--requeue"]
+    finish = shlex.join(finish_command(job, dataset, "JOB"))
+    about = f"Packing of {config.pack_config} in {dataset.num_tasks} tasks; JOB below is this job's number:\n#   {finish}"
+    command = f'exec mose-data pack --config {shlex.quote(config.pack_config)} --task "$SLURM_ARRAY_TASK_ID"\n'
+    return _script(about, job, options, command)
+
+
+def finish_command(job: AllocationConfig, dataset: DatasetFacts, job_id: str) -> list[str]:
+    """The command that queues the merge after a packing job; it is dropped if one of the tasks fails."""
+    steps = [*job.setup, f"mose-data finish {shlex.quote(dataset.output)}"]
+    options = [f"--dependency=afterok:{job_id}", "--kill-on-invalid-dep=yes", f"--output={job.log_folder}/%x-%j.log"]
+    options += _asked_for(job, f"{job.name}-finish")
+    return ["sbatch", "--parsable", *options, f"--wrap={shlex.join(['bash', '-euc', ' && '.join(steps)])}"]
+
+
+def _asked_for(job: AllocationConfig, name: str) -> list[str]:
+    options = [f"--job-name={name}", f"--time={job.time_limit}", f"--cpus-per-task={job.cpus_per_task}"]
+    options += [f"--{key}={value}" for key, value in (("account", job.account), ("partition", job.partition)) if value]
+    return [*options, *job.sbatch_options]
+
+
+def _script(about: str, job: AllocationConfig, options: list[str], body: str) -> str:
+    head = ["#!/usr/bin/env bash", f"# {about}", f"# The folder {job.log_folder} must be there before sbatch is called."]
+    head += [f"#SBATCH {option}" for option in [*_asked_for(job, job.name), *options]]
+    setup = [*job.setup, ""] if job.setup else []
+    return "\n".join([*head, "set -euo pipefail", "", *setup, body])

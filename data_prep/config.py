@@ -1,0 +1,107 @@
+"""The config of `mose-data pack`: what goes into a data set, and how its rows are built."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from data_prep.filters import FiltersConfig
+from data_prep.sources.source import SourcesConfig
+from mose.config import fingerprint, require, to_plain
+from mose.tokenizer import Tokenizer
+
+MIN_SEQUENCE_LENGTH = 16
+# A record's `.json` member has six digits for `num_tokens`.
+MAX_SEQUENCE_LENGTH = 1 << 19
+# These say where a data set lies and how fast it is made, not what is in it; the tokenizer counts by its content.
+FREE_FIELDS = ("output", "num_workers", "tokenizer")
+
+
+@dataclass(frozen=True)
+class PackingConfig:
+    """How files become rows `<sep> s1 <sep> s2 ... <cls>`."""
+
+    mode: Literal["dense", "faithful", "nsp"] = "dense"
+    """dense: files cut into pieces, nothing lost, rows nearly full. faithful: the paper's Figure 2 as printed, which loses
+    files that do not fit. nsp: two segments a row, a text and its continuation or a text of another repository."""
+    sequence_length: int = 2048
+    """Token slots of a row."""
+    piece_tokens: int = 0
+    """Cut files into pieces of at most this many tokens, at line ends; 0 means the most of which two fit in a row."""
+    look_ahead: int = 32
+    """How many pieces of a repository are tried, in their random order, to fill the rest of a row (dense)."""
+    mixed_share: float = 0.5
+    """Share of rows in which two repositories alternate."""
+    pool_tokens: int = 16_000_000
+    """Rows are built from this many tokens at a time, up to twice as many at the end. Twice a pool is held in memory, and only
+    repositories in it at the same time can share a row: it should be several times the largest repository."""
+
+    def __post_init__(self) -> None:
+        length = self.sequence_length
+        require(
+            MIN_SEQUENCE_LENGTH <= length <= MAX_SEQUENCE_LENGTH,
+            f"packing.sequence_length: is {length}, expected {MIN_SEQUENCE_LENGTH} to {MAX_SEQUENCE_LENGTH}",
+        )
+        require(
+            0 <= self.piece_tokens <= largest_piece(length),
+            f"packing.piece_tokens: is {self.piece_tokens}, expected at most {largest_piece(length)}, so that two pieces, "
+            f"two <sep> and <cls> fit in {length}; or 0 for that",
+        )
+        require(self.look_ahead > 0, f"packing.look_ahead: is {self.look_ahead}, expected 1 or more")
+        require(0 <= self.mixed_share <= 1, f"packing.mixed_share: is {self.mixed_share}, expected a share from 0 to 1")
+        require(self.pool_tokens >= length, f"packing.pool_tokens: is {self.pool_tokens}, expected at least a row, {length}")
+
+    def resolve(self) -> "PackingConfig":
+        """The same with `piece_tokens` filled in."""
+        return replace(self, piece_tokens=self.piece_tokens or largest_piece(self.sequence_length))
+
+
+def largest_piece(sequence_length: int) -> int:
+    """The most tokens of a piece such that two of them, their two `<sep>` and `<cls>` fit in a row: 1,022 for 2,048."""
+    return (sequence_length - 3) // 2
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Everything that decides the bytes of a data set, and three fields that do not: output, num_workers, tokenizer's path."""
+
+    output: str
+    """Folder of the data set; a folder that holds part of the same data set is completed."""
+    tokenizer: str
+    """tokenizer.model or tokenizer.json, or a folder that holds one."""
+    sources: SourcesConfig = field(default_factory=SourcesConfig)
+    """Where the repositories are."""
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
+    """Which files are kept."""
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    """How files become rows."""
+    num_tasks: int = 8
+    """Parts that are packed independently, each into at most one shard a split. Where repositories are few, some stay
+    empty: a part of few repositories cannot mix them evenly."""
+    num_workers: int = 1
+    """Processes that work on tasks at the same time; the bytes of the data set do not depend on it."""
+    held_out_fraction: float = 0.02
+    """Share of repositories, by name, whose rows go to the split held_out."""
+    seed: int = 0
+    """Decides the held-out repositories, the order of repositories and pieces, and the labels."""
+
+    def __post_init__(self) -> None:
+        require(self.output != "", "output: is empty, expected a folder")
+        require(self.tokenizer != "", "tokenizer: is empty, expected a tokenizer.model or tokenizer.json")
+        require(1 <= self.num_tasks <= 1_000_000, f"num_tasks: is {self.num_tasks}, expected 1 to 1000000")
+        require(self.num_workers > 0, f"num_workers: is {self.num_workers}, expected 1 or more")
+        require(
+            0 <= self.held_out_fraction < 1, f"held_out_fraction: is {self.held_out_fraction}, expected 0 or more and below 1"
+        )
+
+    def resolve(self) -> "PackConfig":
+        """The same with every derived value filled in."""
+        return replace(self, packing=self.packing.resolve())
+
+
+def content_fields(config: PackConfig) -> dict[str, Any]:
+    """The fields that decide the bytes of a data set, as plain values."""
+    return {name: value for name, value in to_plain(config.resolve()).items() if name not in FREE_FIELDS}
+
+
+def content_fingerprint(config: PackConfig, tokenizer: Tokenizer) -> str:
+    """Changes when the data set that this config makes with this tokenizer would hold other bytes."""
+    return fingerprint({**content_fields(config), "tokenizer": tokenizer.fingerprint()})

@@ -1,0 +1,50 @@
+"""Counts of all tasks as one: what `manifest.json` says under `statistics`."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from data_prep.config import PackingConfig
+from data_prep.filters import FilterCounts
+from data_prep.packed_rows import RowCounts
+from data_prep.task import TaskResult
+from mose.manifest import SPLITS
+
+_EXAMPLES = 20
+
+
+def merge_statistics(results: Sequence[TaskResult], config: PackingConfig) -> dict[str, Any]:
+    """Packing mode, counts and shares by split, filter counts, and repositories without a usable file."""
+    examples = sorted(name for result in results for name in result.unusable_examples)
+    return {
+        "mode": config.mode,
+        "wanted_mixed_share": config.mixed_share,
+        "splits": {split: _split_statistics([result.rows[split] for result in results], config) for split in SPLITS},
+        "filters": FilterCounts.merge([result.filters for result in results]).to_plain(),
+        "repositories": sum(result.repositories for result in results),
+        "unusable_repositories": sum(result.unusable_repositories for result in results),
+        "unusable_examples": examples[:_EXAMPLES],
+    }
+
+
+def _split_statistics(rows: Sequence[dict[str, Any]], config: PackingConfig) -> dict[str, Any]:
+    """Sums over tasks, and shares of them; a share of nothing is None."""
+    names = [*RowCounts.__dataclass_fields__, "repositories"]
+    total: dict[str, Any] = {name: sum(task[name] for task in rows) for name in names}
+    languages: Counter[str] = Counter()
+    for task in rows:
+        languages.update(task["tokens_by_language"])
+    count, unmixed = total["rows"], total["rows"] - total["mixed_rows"]
+    return {
+        **total,
+        "tokens_by_language": dict(languages),
+        "fill": _share(total["tokens"], count * config.sequence_length),
+        "mixed_share": _share(total["mixed_rows"], count),
+        "single_snippet_share": _share(total["single_snippet_rows"], count),
+        "single_file_share_of_unmixed": _share(total["single_file_rows"], unmixed),
+        "kept_token_share": _share(total["text_tokens"] - total["dropped_tokens"], total["text_tokens"]),
+    }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

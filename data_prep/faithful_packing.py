@@ -1,0 +1,77 @@
+"""The paper's packing, Figure 2 as printed: whole files, a misfit ends the row and is lost, nothing is cut into pieces.
+
+The printed loop appends `<sep>` before it knows whether the next snippet fits, so a row may end `<sep> <cls>`; and it compares
+the length without `<cls>`, so a row may have one token too many. Both are cut here, and counted.
+"""
+
+import numpy as np
+
+from data_prep.config import PackingConfig
+from data_prep.packed_rows import LabelBalance, PackedRow, Packing, PieceTable
+from mose.packed_sequence import packed_length
+
+
+def pack_faithful(table: PieceTable, random: np.random.Generator, config: PackingConfig, balance: LabelBalance) -> Packing:
+    """Call the paper's loop until no snippet is left; the figure does not say how repositories are chosen: by snippets left."""
+    loop = _Loop(table, config.sequence_length)
+    # The repositories of the snippets in random order are the repositories to begin rows with.
+    order = random.permutation(len(table.lengths)).tolist()
+    for snippet in order:
+        loop.snippets_of.setdefault(table.repository_ids[snippet], []).append(snippet)
+    rows = []
+    for snippet in order:
+        repository = table.repository_ids[snippet]
+        if loop.snippets_of[repository]:
+            is_negative = balance.draw(random)
+            row = loop.build_concatenation(repository, _other(loop.snippets_of, repository, random) if is_negative else None)
+            if row:
+                balance.add(row)
+                rows.append(row)
+    return Packing(rows, loop.dropped, loop.trailing_separators)
+
+
+def _other(snippets_of: dict[int, list[int]], repository: int, random: np.random.Generator) -> int | None:
+    others = [name for name, snippets in snippets_of.items() if snippets and name != repository]
+    return others[random.integers(len(others))] if others else None
+
+
+class _Loop:
+    """The figure's `build_concatenation`, and what it loses."""
+
+    def __init__(self, table: PieceTable, max_length: int):
+        self.snippets_of: dict[int, list[int]] = {}
+        self.dropped: list[int] = []
+        self.trailing_separators = 0
+        self._lengths = table.lengths
+        self._repository_ids = table.repository_ids
+        self._max_length = max_length
+
+    def build_concatenation(self, repository_a: int, repository_b: int | None) -> PackedRow | None:
+        """One row; None if its first snippet was longer than a row."""
+        row: list[int] = []
+        fits = False
+        while self.snippets_of[repository_a]:
+            fits = self._append(row, repository_a)
+            if fits and repository_b is not None and self.snippets_of[repository_b]:
+                fits = self._append(row, repository_b)
+            if not fits:
+                break
+        self.trailing_separators += bool(row) and not fits
+        return self._finish(row) if row else None
+
+    def _append(self, row: list[int], repository: int) -> bool:
+        """Append `<sep>` and a snippet if they fit; the snippet is lost if not."""
+        snippet = self.snippets_of[repository].pop()
+        fits = self._length([*row, snippet]) - 1 <= self._max_length
+        (row if fits else self.dropped).append(snippet)
+        return fits
+
+    def _length(self, row: list[int]) -> int:
+        return packed_length([self._lengths[snippet] for snippet in row])
+
+    def _finish(self, row: list[int]) -> PackedRow:
+        too_long = max(0, self._length(row) - self._max_length)
+        if too_long and self._lengths[row[-1]] == too_long:
+            self.dropped.append(row.pop())
+            too_long = 0
+        return PackedRow(tuple(row), int(len({self._repository_ids[snippet] for snippet in row}) > 1), too_long)

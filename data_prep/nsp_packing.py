@@ -1,0 +1,58 @@
+"""Rows of two segments for the ablation against next-sentence prediction: a text and its continuation, or two repositories."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_prep.config import PackingConfig
+from data_prep.packed_rows import LabelBalance, PackedRow, Packing, PieceTable
+
+
+def pack_nsp(table: PieceTable, random: np.random.Generator, config: PackingConfig, balance: LabelBalance) -> Packing:
+    """Rows of two pieces: next to each other in one file (label 0), or of two repositories (label 1).
+
+    A file's odd piece can only stand in a row of label 1; where no other repository has one left, it is dropped.
+    """
+    pairs, singles = _pairs_and_singles(table.file_ids)
+    rows, dropped = _across(singles, table.repository_ids, random)
+    wanted = config.mixed_share * (len(pairs) + len(rows)) - len(rows)
+    num_exchanged = min(len(pairs), max(0, round(wanted)))
+    pairs = [pairs[i] for i in random.permutation(len(pairs))]
+    firsts, unmatched = _across([a for a, _ in pairs[:num_exchanged]], table.repository_ids, random)
+    follower = dict(pairs)
+    exchanged = [(a, follower[b]) for row in firsts for a, b in (row, row[::-1])]
+    rows += exchanged
+    plain = [(a, follower[a]) for a in unmatched] + pairs[num_exchanged:]
+    packed = [PackedRow(row, 1) for row in rows] + [PackedRow(row, 0) for row in plain]
+    packed = [packed[i] for i in random.permutation(len(packed))]
+    for row in packed:
+        balance.add(row)
+    return Packing(packed, dropped)
+
+
+def _pairs_and_singles(file_ids: Sequence[int]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Neighbouring pieces of one file, two by two; the last piece of an odd number is single."""
+    pieces_of: dict[int, list[int]] = defaultdict(list)
+    for piece, file in enumerate(file_ids):
+        pieces_of[file].append(piece)
+    pairs = [pair for pieces in pieces_of.values() for pair in zip(pieces[::2], pieces[1::2], strict=False)]
+    return pairs, [pieces[-1] for pieces in pieces_of.values() if len(pieces) % 2]
+
+
+def _across(
+    pieces: list[int], repository_ids: Sequence[int], random: np.random.Generator
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Pairs of pieces of two repositories, and the pieces that found no partner.
+
+    Sorted by repository, the i-th piece of the first half meets the i-th of the second: as many pairs as there can be, unless
+    one repository has more than half of all pieces.
+    """
+    shuffled = [pieces[i] for i in random.permutation(len(pieces))]
+    ordered = sorted(shuffled, key=lambda piece: repository_ids[piece])
+    half = len(ordered) // 2
+    met = list(zip(ordered[:half], ordered[half:], strict=False))
+    apart = [pair for pair in met if repository_ids[pair[0]] != repository_ids[pair[1]]]
+    paired = {piece for pair in apart for piece in pair}
+    swapped = [pair[::-1] if random.random() < 0.5 else pair for pair in apart]
+    return [(a, b) for a, b in swapped], [piece for piece in ordered if piece not in paired]

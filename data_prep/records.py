@@ -1,0 +1,54 @@
+"""What flows through data preparation: a repository that was listed, a file that was read, a text that passed."""
+
+import hashlib
+from dataclasses import dataclass
+
+# No source reads more of one file than this (64 MiB), so that a disk image in a repository cannot fill the memory;
+# `FiltersConfig.max_bytes` is never larger, so what was cut here is always dropped as too large.
+READ_LIMIT_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class RepositoryRef:
+    """A repository that was listed but not read; small, so that millions fit in memory. Sorts by name."""
+
+    name: str
+    """Unique among the listed repositories: a second one of the same name carries `#2`."""
+    kind: str
+    """Which reader opens it: `directory`, `git`, `installed_package` or `stack_v2`."""
+    location: str
+    """Folder, git work tree, distribution or parquet file."""
+    index: int = 0
+    """Row number in a parquet file; 0 elsewhere."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a repository as it was found: bytes, with what The Stack v2 says of a file."""
+
+    repository: str
+    path: str
+    """Inside the repository, with a leading `/` as in The Stack."""
+    content: bytes
+    language: str
+    licences: tuple[str, ...]
+    licence_type: str
+    """`permissive`, `no_license` or `unknown`."""
+    blob_id: str
+    """SHA-1 of the content in hexadecimal, as in The Stack."""
+    encoding: str = "UTF-8"
+    is_vendored: bool = False
+    is_generated: bool = False
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file that passed the filters, decoded."""
+
+    source: SourceFile
+    text: str
+
+
+def content_sha1(content: bytes) -> str:
+    """SHA-1 of the bytes, as hexadecimal: the identity of a file whose source does not give one."""
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()

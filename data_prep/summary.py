@@ -1,0 +1,88 @@
+"""`mose-data stats`: what a data set holds, as tables for people."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mose.manifest import SPLITS, Manifest
+
+_ROWS = (
+    ("rows", "rows"),
+    ("repositories", "repositories"),
+    ("text tokens", "text_tokens"),
+    ("text tokens kept", "kept_token_share"),
+    ("filled slots", "fill"),
+    ("mixed rows", "mixed_share"),
+    ("rows of one snippet", "single_snippet_share"),
+    ("unmixed rows of one file", "single_file_share_of_unmixed"),
+)
+_LANGUAGES = 10
+# How far the share of mixed rows may be from the wanted one before it is worth a word.
+_MIXED_TOLERANCE = 0.02
+
+
+def print_summary(manifest: Manifest) -> None:
+    """Print the counts of each split, what the filters did, the most frequent languages, and what to be careful of."""
+    console = Console(highlight=False)
+    statistics = manifest.statistics
+    for table in (_split_table(statistics), _filter_table(statistics["filters"]), _language_table(statistics["splits"])):
+        console.print(table)
+    for line in cautions(statistics):
+        console.print(line, style="yellow", soft_wrap=True)
+
+
+def cautions(statistics: dict[str, Any]) -> list[str]:
+    """What a reader of the figures should not miss."""
+    lines = []
+    for split, counts in statistics["splits"].items():
+        share = counts["mixed_share"]
+        if share is not None and abs(share - statistics["wanted_mixed_share"]) > _MIXED_TOLERANCE:
+            lines.append(f"{split}: {share:.1%} of rows are mixed, from {counts['repositories']} repositories in use")
+    if statistics["unusable_repositories"]:
+        names = ", ".join(statistics["unusable_examples"][:3])
+        lines.append(f"{statistics['unusable_repositories']} repositories have no usable file, among them {names}")
+    return lines
+
+
+def _split_table(statistics: dict[str, Any]) -> Table:
+    table = Table("", *SPLITS, title=f"packed {statistics['mode']}", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for title, name in _ROWS:
+        table.add_row(title, *(_text(statistics["splits"][split][name]) for split in SPLITS))
+    return table
+
+
+def _filter_table(filters: dict[str, Any]) -> Table:
+    table = Table("files", "number", "bytes", title="filters", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, tally in filters["reasons"].items():
+        if tally["files"]:
+            table.add_row(name, f"{tally['files']:,}", f"{tally['bytes']:,}")
+    table.add_section()
+    table.add_row("bytes kept of UTF-8, own, permissive files", "", _text(filters["eligible_bytes_kept_share"]))
+    return table
+
+
+def _language_table(splits: dict[str, Any]) -> Table:
+    totals = {split: splits[split]["tokens_by_language"] for split in SPLITS}
+    names = sorted(
+        {name for counts in totals.values() for name in counts}, key=lambda name: (-totals[SPLITS[0]].get(name, 0), name)
+    )
+    table = Table("text tokens", *SPLITS, title="languages", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in names[:_LANGUAGES]:
+        table.add_row(name, *(_text(totals[split].get(name, 0)) for split in SPLITS))
+    if names[_LANGUAGES:]:
+        rest = [sum(totals[split].get(name, 0) for name in names[_LANGUAGES:]) for split in SPLITS]
+        table.add_row(f"{len(names) - _LANGUAGES} others", *map(_text, rest))
+    return table
+
+
+def _text(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1%}"

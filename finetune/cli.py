@@ -1,0 +1,57 @@
+"""The command `mose-finetune`: train a retrieval model, score every exit, and report."""
+
+import sys
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from finetune.config import EvaluationConfig, ReportConfig, RetrievalConfig
+from mose.command import Command, add_config, read_config, run_command
+from mose.config import document_fields
+
+
+def main() -> None:
+    """Run `mose-finetune` with the process's arguments."""
+    document_fields()
+    sys.exit(run_command("mose-finetune", "Fine-tune and score a pre-trained multi-exit encoder.", commands()))
+
+
+def commands() -> dict[str, Command]:
+    """The subcommands by name."""
+    return {
+        "retrieval": Command(
+            "Fine-tune a converted checkpoint for text-to-code and code-to-code search.", _takes(RetrievalConfig), _retrieval
+        ),
+        "evaluate": Command(
+            "Score every exit against distractors, beside a TF-IDF baseline.", _takes(EvaluationConfig), _evaluate
+        ),
+        "report": Command(
+            "Join a pre-training run and its retrieval scores in one table and picture.", _takes(ReportConfig), _report
+        ),
+    }
+
+
+def _takes(config_class: type[Any]) -> Any:
+    def add_arguments(parser: ArgumentParser) -> None:
+        add_config(parser, config_class)
+
+    return add_arguments
+
+
+# Each stage is imported when it runs, so that `--help` does not wait for torch, scikit-learn and matplotlib.
+def _retrieval(parsed: Namespace) -> None:
+    from finetune.retrieval.train import train
+
+    train(read_config(parsed, RetrievalConfig))
+
+
+def _evaluate(parsed: Namespace) -> None:
+    from finetune.evaluation.evaluate import evaluate
+
+    evaluate(read_config(parsed, EvaluationConfig))
+
+
+def _report(parsed: Namespace) -> None:
+    from finetune.evaluation.report import report
+
+    report(read_config(parsed, ReportConfig))

@@ -1,0 +1,140 @@
+"""The configs of `mose-finetune`: each class documents its fields and checks its own values."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mose.config import require
+from mose.manifest import SPLITS
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Contrastive fine-tuning of a converted pre-training checkpoint; defaults are the paper's (section 4.1)."""
+
+    checkpoint: str
+    """Folder of a converted checkpoint (`mose-pretrain export`)."""
+    pairs: tuple[str, ...] | str
+    """Parquet file of pairs, or several as [a.parquet,b.parquet]; their train split is used."""
+    output: str
+    """Run directory to create; the fine-tuned checkpoint appears in its folder `checkpoint`."""
+    steps: int = 20_000
+    """Optimiser steps (released model card)."""
+    batch_pairs: int = 2048
+    """Pairs of a batch, over all ranks; half are code-code where the files give a second snippet (paper section 4.1)."""
+    chunk_pairs: int = 64
+    """Pairs a rank runs through the model at once; it bounds memory and does not change the gradient."""
+    learning_rate: float = 1e-5
+    """Constant (paper section 4.1)."""
+    weight_decay: float = 0.01
+    """AdamW's, on matrices only; the paper gives none for fine-tuning, this is torch's default."""
+    logit_scale: float = 10.0
+    """Similarities are multiplied by it before the softmax (the paper's temperature, section 4.1)."""
+    augment_share: float = 0.3
+    """Share of code snippets whose frequent words become random strings (paper section 4.1)."""
+    max_length: int = 0
+    """Longest prompt in tokens, `<cls>` included; 0 takes the model's longest row."""
+    from_random: bool = False
+    """Start from random weights of the same shape instead of the checkpoint's: the control."""
+    seed: int = 0
+    """Decides heads, order, augmentation and dropout."""
+    log_every_steps: int = 50
+    """Steps of one line in metrics.jsonl, TensorBoard and on the console; values are means over them."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    bf16: bool = True
+    """On a GPU, run the model in bfloat16 autocast; weights and optimiser stay float32."""
+
+    def __post_init__(self) -> None:
+        _require_pairs(self.pairs)
+        for name in ("steps", "chunk_pairs", "log_every_steps"):
+            require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")
+        require(self.batch_pairs >= 2, f"batch_pairs: {self.batch_pairs}, expected 2 or more (the others are the negatives)")
+        for name in ("learning_rate", "logit_scale"):
+            require(getattr(self, name) > 0, f"{name}: {getattr(self, name)}, expected a number above 0")
+        require(self.weight_decay >= 0, f"weight_decay: {self.weight_decay}, expected 0 or more")
+        require(0 <= self.augment_share <= 1, f"augment_share: {self.augment_share}, expected a share in [0, 1]")
+        require(self.max_length >= 0, f"max_length: {self.max_length}, expected 0 or more")
+
+    @property
+    def pair_files(self) -> tuple[Path, ...]:
+        """The files of `pairs`."""
+        return _paths(self.pairs)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Text-to-code retrieval at every exit: each query against its own code and distractors (paper section 6.1)."""
+
+    checkpoint: str
+    """Folder of a converted retrieval checkpoint (`mose-finetune retrieval`)."""
+    pairs: tuple[str, ...] | str
+    """Parquet file of pairs, or several as [a.parquet,b.parquet]."""
+    output: str
+    """Folder to write evaluation.json and evaluation.txt into."""
+    split: str = "held_out"
+    """Split of the pairs to score: held_out or train."""
+    distractors: int = 999
+    """Other codes each query is ranked against; all of them where the split holds fewer (paper section 6.1)."""
+    max_queries: int = 0
+    """Score only this many queries, drawn with the seed; 0 scores all. The corpus stays whole."""
+    max_length: int = 0
+    """Longest prompt in tokens, `<cls>` included; 0 takes the model's longest row."""
+    flops_tokens: int = 0
+    """Row length in tokens that GFLOPs are given for; 0 takes the mean length of the code prompts scored here."""
+    compare: tuple[str, ...] | str = ()
+    """NAME=evaluation.json of another run to show beside, or several as [A=a.json,B=b.json]."""
+    chunk_tokens: int = 16_384
+    """Tokens run through the model at once; it bounds memory."""
+    seed: int = 0
+    """Decides distractors, drawn queries and bootstrap."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    bf16: bool = True
+    """On a GPU, run the model in bfloat16 autocast."""
+
+    def __post_init__(self) -> None:
+        _require_pairs(self.pairs)
+        require(self.split in SPLITS, f"split: {self.split!r}, expected one of {', '.join(SPLITS)}")
+        for name in ("distractors", "chunk_tokens"):
+            require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")
+        for name in ("max_queries", "max_length", "flops_tokens"):
+            require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}, expected 0 or more")
+        for word in _words(self.compare):
+            name, _, path = word.partition("=")
+            require(bool(name and path), f"compare: {word!r}, expected NAME=evaluation.json")
+
+    @property
+    def pair_files(self) -> tuple[Path, ...]:
+        """The files of `pairs`."""
+        return _paths(self.pairs)
+
+    @property
+    def compared(self) -> dict[str, Path]:
+        """Name -> evaluation.json of each run to show beside."""
+        return {name: Path(path) for name, _, path in (word.partition("=") for word in _words(self.compare))}
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """One table and one picture of a pre-training run and the retrieval scores of what came of it."""
+
+    pretrain: str
+    """Run directory of the pre-training run."""
+    evaluation: str
+    """Folder that `mose-finetune evaluate` wrote for the model that came of it."""
+    output: str
+    """Folder to write report.txt and report.png into."""
+    control: str | None = None
+    """Folder that `mose-finetune evaluate` wrote for the same fine-tuning from random weights."""
+
+
+def _require_pairs(pairs: tuple[str, ...] | str) -> None:
+    require(bool(pairs) and all(_words(pairs)), "pairs: no file given, expected one parquet file or more")
+
+
+def _words(value: tuple[str, ...] | str) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _paths(value: tuple[str, ...] | str) -> tuple[Path, ...]:
+    return tuple(Path(word) for word in _words(value))

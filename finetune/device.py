@@ -1,0 +1,33 @@
+"""Where fine-tuning and evaluation run, and in which precision."""
+
+import contextlib
+import os
+
+import torch
+
+from mose.errors import MoseError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is this process's GPU where there is one, else the CPU; any other name is torch's.
+
+    Raises:
+        MoseError: torch does not know the name, or has no such device here.
+    """
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MoseError(
+            f"device: {name!r} cannot be used here ({str(error).splitlines()[0]}); expected auto, cpu or cuda"
+        ) from None
+    return device
+
+
+def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[None]:
+    """bfloat16 autocast on a GPU if asked for, otherwise plain float32; weights stay float32 either way."""
+    if device.type != "cuda" or not bf16:
+        return contextlib.nullcontext()
+    return torch.autocast("cuda", dtype=torch.bfloat16)

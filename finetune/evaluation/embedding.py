@@ -1,0 +1,51 @@
+"""Embeddings of many texts at every exit in one pass over them.
+
+Letters: R rows (texts), D width, E exits.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+
+from finetune.batches import chunks_by_length, pack_rows
+from finetune.device import precision
+from mose.model.modeling_mose import ModularStarEncoderForRetrieval
+from mose.packed_sequence import TOKENS
+
+_LINE_EVERY_SECONDS = 30.0
+Item = TypeVar("Item")
+
+
+def embed_rows(
+    model: ModularStarEncoderForRetrieval, rows: Sequence[TOKENS], chunk_tokens: int, device: torch.device, bf16: bool
+) -> list[NDArray[np.float32]]:
+    """E tables [R, D] of normalised embeddings of token rows: one forward pass, rows of alike length together."""
+    model.to(device).eval()
+    tables = [np.empty((len(rows), model.config.hidden_size), dtype=np.float32) for _ in model.config.matryoshka_layers]
+    chunks = chunks_by_length([len(row) for row in rows], max_rows=len(rows), max_tokens=chunk_tokens)
+    with torch.inference_mode(), precision(device, bf16):
+        for chunk in with_progress(chunks, len(chunks), "embedding"):
+            batch = pack_rows([rows[index] for index in chunk]).to(device)
+            outputs = model.embed(batch.input_ids_N, batch.positions_N, batch.cu_seqlens, batch.max_length)
+            for table, embeddings_BD in zip(tables, outputs, strict=True):
+                table[chunk] = embeddings_BD.float().cpu().numpy()
+    return tables
+
+
+def with_progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+    """Pass the items on, showing a bar on a terminal, and otherwise one line every 30 seconds."""
+    if sys.stderr.isatty():
+        yield from track(items, description=label, total=total, transient=True)
+        return
+    last = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - last > _LINE_EVERY_SECONDS:
+            print(f"{label}: {done} of {total} chunks", file=sys.stderr, flush=True)
+            last = time.monotonic()
+        yield item

@@ -1,0 +1,94 @@
+"""The picture of the report: losses of every exit over the steps, and retrieval quality against compute."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from finetune.evaluation.results import Evaluation
+from mose.atomic_file import atomic_write
+
+# One hue from light to dark: exits are ordered by depth, and so are the lines.
+_SHALLOW, _DEEP = 0.85, 0.15
+_COLOR_MAP = "viridis"
+
+
+def draw_report(
+    metrics: list[dict[str, Any]],
+    unigram: float | None,
+    evaluation: Evaluation,
+    control: Evaluation | None,
+    path: Path,
+) -> None:
+    """Write the PNG atomically; `metrics` are the lines of the pre-training run's metrics.jsonl."""
+    figure = Figure(figsize=(13, 5), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_losses(left, metrics, unigram)
+    draw_quality(right, evaluation, control)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
+
+
+def exit_series(metrics: list[dict[str, Any]], prefix: str, suffix: str) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of `{prefix}{exit}{suffix}` for each exit, shallowest first."""
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for line in metrics:
+        for key, value in line.items():
+            if key.startswith(prefix) and key.endswith(suffix) and isinstance(value, int | float):
+                steps, values = series.setdefault(key[len(prefix) : -len(suffix)], ([], []))
+                steps.append(int(line["step"]))
+                values.append(float(value))
+    return dict(sorted(series.items()))
+
+
+def draw_losses(axes: Axes, metrics: list[dict[str, Any]], unigram: float | None) -> None:
+    """MLM loss of each exit over the steps: training as lines, validation as dots."""
+    training = exit_series(metrics, "loss/exit_", "/mlm")
+    validation = exit_series(metrics, "validation/loss/exit_", "/mlm")
+    names = sorted(training.keys() | validation.keys())
+    for index, name in enumerate(names):
+        color = _color(index, len(names))
+        if name in training:
+            axes.plot(*training[name], color=color, linewidth=1.3, label=f"exit {name}")
+        if name in validation:
+            axes.plot(*validation[name], "o", color=color, markersize=4, markeredgecolor="white", label=f"exit {name}, held out")
+    if unigram is not None:
+        axes.axhline(unigram, color="0.4", linestyle="--", linewidth=1, label="unigram cross-entropy, held out")
+    axes.set(title="Pre-training: masked-token loss of each exit", xlabel="optimiser step", ylabel="cross-entropy (nats a token)")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=7, ncols=2)
+
+
+def draw_quality(axes: Axes, evaluation: Evaluation, control: Evaluation | None) -> None:
+    """MRR of each exit with its interval against GFLOPs a row; TF-IDF and chance as lines."""
+    _draw_exits(axes, evaluation, "pre-trained, then fine-tuned", "tab:blue", "o-")
+    if control is not None:
+        _draw_exits(axes, control, "random weights, then fine-tuned", "tab:gray", "s--")
+    axes.axhline(evaluation.tfidf_mrr.value, color="tab:orange", linewidth=1.2, label="TF-IDF")
+    axes.axhspan(*evaluation.tfidf_mrr.interval, color="tab:orange", alpha=0.12, linewidth=0)
+    axes.axhline(evaluation.chance_mrr, color="0.4", linestyle=":", linewidth=1.2, label=f"chance ({evaluation.chance_mrr:.4f})")
+    for name, scores in evaluation.exits.items():
+        axes.annotate(f"exit {name}", (scores.gflops_per_row, scores.mrr.value), (5, 6), textcoords="offset points", fontsize=8)
+    title = f"Retrieval: quality against compute ({evaluation.candidates:,} candidates)"
+    axes.set(title=title, xlabel=f"GFLOPs a row of {evaluation.flops_tokens} tokens (forward)", ylabel="MRR, 95 % interval")
+    axes.margins(x=0.1)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+
+
+def _draw_exits(axes: Axes, evaluation: Evaluation, label: str, color: str, style: str) -> None:
+    exits = list(evaluation.exits.values())
+    values = [scores.mrr.value for scores in exits]
+    below = [scores.mrr.value - scores.mrr.interval[0] for scores in exits]
+    above = [scores.mrr.interval[1] - scores.mrr.value for scores in exits]
+    gflops = [scores.gflops_per_row for scores in exits]
+    axes.errorbar(gflops, values, yerr=[below, above], fmt=style, color=color, capsize=3, label=label)
+
+
+def _color(index: int, count: int) -> tuple[float, float, float, float]:
+    share = index / max(1, count - 1)
+    red, green, blue, alpha = colormaps[_COLOR_MAP](_SHALLOW + share * (_DEEP - _SHALLOW))
+    return red, green, blue, alpha

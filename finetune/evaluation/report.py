@@ -1,0 +1,164 @@
+"""The last page of a run: one table and one picture of what pre-training and fine-tuning reached at every exit."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from finetune.config import ReportConfig
+from finetune.evaluation.picture import draw_report, exit_series
+from finetune.evaluation.results import Evaluation, read_evaluation
+from finetune.evaluation.table import MISSING, as_text, gflops_cell, parameters_cell, score_cell
+from mose.atomic_file import write_text
+from mose.errors import MoseError
+from mose.run_directory import RunDirectory
+
+HELD_OUT_NAME = "held_out.json"
+REPORT_TEXT = "report.txt"
+REPORT_PICTURE = "report.png"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out scores of the pre-training run: by exit name, and for all exits alike."""
+
+    exits: dict[str, dict[str, Any]]
+    unigram_cross_entropy: float | None = None
+    icc_majority_rate: float | None = None
+    rows: int | None = None
+
+
+def report(config: ReportConfig) -> None:
+    """Print the table and the TensorBoard command; write `report.txt` and `report.png`.
+
+    Raises:
+        MoseError: the run directory or an evaluation is missing or cannot be read.
+    """
+    metrics = read_run_metrics(Path(config.pretrain))
+    evaluation = read_evaluation(Path(config.evaluation))
+    control = read_evaluation(Path(config.control)) if config.control else None
+    held_out = read_held_out(Path(config.pretrain), metrics)
+    table = as_text(report_table(held_out, evaluation, control))
+    lines = "\n".join(notes(held_out, evaluation, control)) + "\n"
+    output = Path(config.output)
+    write_text(output / REPORT_TEXT, table + lines)
+    draw_report(metrics, held_out.unigram_cross_entropy, evaluation, control, output / REPORT_PICTURE)
+    print(table + lines, end="")
+    print(f"picture: {output / REPORT_PICTURE}")
+    print(f"plots: tensorboard --logdir {config.pretrain}")
+
+
+def read_run_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, in order.
+
+    Raises:
+        MoseError: there is no such run, or it has not written a line.
+    """
+    if not folder.is_dir():
+        raise MoseError(f"{folder}: no such run directory; expected one written by `mose-pretrain train`")
+    lines: list[dict[str, Any]] = RunDirectory(folder).read_metrics()
+    if not lines:
+        raise MoseError(f"{folder / 'metrics.jsonl'}: no line, expected one an interval of training")
+    return lines
+
+
+def read_held_out(folder: Path, metrics: list[dict[str, Any]]) -> HeldOut:
+    """`held_out.json` of a run; without it the last validation that the run itself wrote down.
+
+    Raises:
+        MoseError: the file is there but is not one of these.
+    """
+    path = folder / HELD_OUT_NAME
+    if not path.is_file():
+        return HeldOut(_last_validation(metrics))
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        known = {name: values.get(name) for name in ("unigram_cross_entropy", "icc_majority_rate", "rows")}
+        return HeldOut({name: dict(row) for name, row in values["exits"].items()}, **known)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MoseError(f"{path}: not a held-out result: {error!r}; expected one written by `mose-pretrain evaluate`") from None
+
+
+def _last_validation(metrics: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    exits: dict[str, dict[str, Any]] = {}
+    measures = {"mlm": ("validation/loss/exit_", "/mlm"), "icc_accuracy": ("validation/accuracy/exit_", "/icc")}
+    for measure, (prefix, suffix) in measures.items():
+        for name, (_, values) in exit_series(metrics, prefix, suffix).items():
+            exits.setdefault(name, {})[measure] = values[-1]
+    return exits
+
+
+def report_table(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None) -> Table:
+    """Exit x parameters, GFLOPs a row, held-out MLM loss and ICC accuracy, MRR and recall@1; the control's MRR beside."""
+    table = Table(title="Every exit, on held-out repositories (95 % intervals)", title_justify="left")
+    table.add_column("exit")
+    names = ["parameters (M)", "GFLOPs a row", "MLM loss", "unigram", "ICC accuracy", "ICC majority", "MRR", "recall@1"]
+    for name in names + (["MRR, random weights"] if control else []):
+        table.add_column(name, justify="right")
+    for name, scores in evaluation.exits.items():
+        cells = [parameters_cell(scores.parameters), gflops_cell(scores.gflops_per_row), *_pretraining_cells(held_out, name)]
+        cells += [score_cell(scores.mrr), score_cell(scores.recall_at_1)]
+        table.add_row(name, *cells, *_control_cells(control, name))
+    table.add_section()
+    blanks = [MISSING] * 6
+    lexical = [score_cell(evaluation.tfidf_mrr), score_cell(evaluation.tfidf_recall_at_1)]
+    table.add_row("TF-IDF", *blanks, *lexical, *([MISSING] if control else []))
+    chance = [f"{evaluation.chance_mrr:.4f}", f"{1 / evaluation.candidates:.4f}"]
+    table.add_row("chance", *blanks, *chance, *([MISSING] if control else []))
+    return table
+
+
+def _pretraining_cells(held_out: HeldOut, name: str) -> list[str]:
+    row = held_out.exits.get(name, {})
+    accuracy = MISSING
+    if row.get("icc_accuracy") is not None:
+        accuracy = f"{row['icc_accuracy']:.3f}"
+        if row.get("icc_interval"):
+            accuracy += " [{:.3f}, {:.3f}]".format(*row["icc_interval"])
+    return [
+        _number(row.get("mlm")),
+        _number(held_out.unigram_cross_entropy),
+        accuracy,
+        _number(held_out.icc_majority_rate),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3f}"
+
+
+def _control_cells(control: Evaluation | None, name: str) -> list[str]:
+    if control is None:
+        return []
+    return [score_cell(control.exits[name].mrr) if name in control.exits else MISSING]
+
+
+def notes(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None) -> list[str]:
+    """What the figures were measured on, and which exits fall short of what they should beat."""
+    lines = [
+        f"retrieval: {evaluation.queries:,} queries, {evaluation.candidates:,} candidates each, split {evaluation.split}; "
+        f"GFLOPs for a row of {evaluation.flops_tokens} tokens",
+    ]
+    if held_out.rows is not None:
+        lines.append(f"MLM and ICC: {held_out.rows:,} held-out rows")
+    for name in evaluation.exits:
+        lines += [f"falls short: exit {name}: {text}" for text in shortfalls(name, held_out, evaluation, control)]
+    return lines
+
+
+def shortfalls(name: str, held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None) -> list[str]:
+    """What one exit should beat and does not: unigram, majority rate, chance, random weights."""
+    row, mrr = held_out.exits.get(name, {}), evaluation.exits[name].mrr
+    unigram, majority = held_out.unigram_cross_entropy, held_out.icc_majority_rate
+    found = []
+    if unigram is not None and row.get("mlm") is not None and row["mlm"] >= unigram:
+        found.append(f"MLM loss {row['mlm']:.3f} is not below the unigram cross-entropy {unigram:.3f}")
+    if majority is not None and row.get("icc_interval") and row["icc_interval"][0] <= majority:
+        found.append(f"the ICC accuracy's interval does not lie above the majority rate {majority:.3f}")
+    if mrr.interval[0] <= evaluation.chance_mrr:
+        found.append(f"the MRR interval does not lie above chance ({evaluation.chance_mrr:.4f})")
+    if control and name in control.exits and mrr.value <= control.exits[name].mrr.value:
+        found.append("MRR is not above that of random weights")
+    return found

@@ -1,0 +1,84 @@
+"""`evaluation.json`: the scores of one evaluation, written by `evaluate` and read by `--compare` and the report."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.evaluation.metrics import Score
+from mose.atomic_file import write_json
+from mose.errors import MoseError
+
+EVALUATION_NAME = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class ExitScores:
+    """One exit: its layer, parameters of the encoder that ends there, 10^9 forward operations a row, and its scores."""
+
+    layer: int
+    parameters: int
+    gflops_per_row: float
+    mrr: Score
+    recall_at_1: Score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of every exit, the lexical baseline on the same candidates, and what they were measured on."""
+
+    checkpoint: str
+    pairs: tuple[str, ...]
+    split: str
+    seed: int
+    queries: int
+    corpus: int
+    candidates: int
+    flops_tokens: int
+    chance_mrr: float
+    exits: dict[str, ExitScores]
+    tfidf_mrr: Score
+    tfidf_recall_at_1: Score
+
+
+def exit_name(layer: int) -> str:
+    """The name of an exit in results: `04` for layer 4."""
+    return f"{layer:02d}"
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write `folder/evaluation.json`, atomically."""
+    write_json(folder / EVALUATION_NAME, dataclasses.asdict(evaluation))
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read an evaluation.json, or the one in a folder.
+
+    Raises:
+        MoseError: it is missing, is not JSON, or lacks a field.
+    """
+    path = path if path.suffix == ".json" else path / EVALUATION_NAME
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise MoseError(f"{path}: no such file; expected one written by `mose-finetune evaluate`") from None
+    except ValueError as error:
+        raise MoseError(f"{path}: not JSON: {error}") from None
+    try:
+        return _from_plain(values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MoseError(f"{path}: not an evaluation of this version: {error}") from None
+
+
+def _from_plain(values: dict[str, Any]) -> Evaluation:
+    exits = {
+        name: ExitScores(**{**row, "mrr": _score(row["mrr"]), "recall_at_1": _score(row["recall_at_1"])})
+        for name, row in values["exits"].items()
+    }
+    tfidf = {name: _score(values[name]) for name in ("tfidf_mrr", "tfidf_recall_at_1")}
+    return Evaluation(**{**values, **tfidf, "pairs": tuple(values["pairs"]), "exits": exits})
+
+
+def _score(plain: dict[str, Any]) -> Score:
+    return Score(plain["value"], (plain["interval"][0], plain["interval"][1]))

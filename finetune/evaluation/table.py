@@ -1,0 +1,66 @@
+"""How scores are written for people: cells, the table of one evaluation, and a table as plain text."""
+
+import io
+
+from rich.console import Console
+from rich.table import Table
+
+from finetune.evaluation.metrics import Score
+from finetune.evaluation.results import Evaluation
+
+MISSING = "-"
+# Wide enough for every column of the report, so that a pipe or a log file never folds a row.
+_TEXT_WIDTH = 220
+
+
+def score_cell(score: Score) -> str:
+    """`.412 [.381, .440]`: the value and its 95 % interval."""
+    return f"{_short(score.value)} [{_short(score.interval[0])}, {_short(score.interval[1])}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.2f}"
+
+
+def parameters_cell(parameters: int) -> str:
+    """Parameters in millions, with three significant digits at least."""
+    return _three_digits(parameters / 1e6)
+
+
+def gflops_cell(gflops: float) -> str:
+    """10^9 operations with three significant digits at least."""
+    return _three_digits(gflops)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"
+
+
+def evaluation_table(evaluation: Evaluation, compared: dict[str, Evaluation]) -> Table:
+    """Exit x parameters, GFLOPs a row, MRR, recall@1; TF-IDF, chance and the compared runs below."""
+    title = f"{evaluation.queries:,} queries, each among {evaluation.candidates:,} candidates; 95 % intervals over queries"
+    table = Table(title=title, title_justify="left")
+    table.add_column("exit")
+    for name in ("parameters (M)", f"GFLOPs a row ({evaluation.flops_tokens} tokens)", "MRR", "recall@1"):
+        table.add_column(name, justify="right")
+    _add_exits(table, "", evaluation)
+    table.add_section()
+    table.add_row("TF-IDF", MISSING, MISSING, score_cell(evaluation.tfidf_mrr), score_cell(evaluation.tfidf_recall_at_1))
+    table.add_row("chance", MISSING, MISSING, f"{evaluation.chance_mrr:.4f}", f"{1 / evaluation.candidates:.4f}")
+    for name, other in compared.items():
+        table.add_section()
+        _add_exits(table, f"{name}, ", other)
+    return table
+
+
+def _add_exits(table: Table, prefix: str, evaluation: Evaluation) -> None:
+    for name, scores in evaluation.exits.items():
+        cells = (parameters_cell(scores.parameters), gflops_cell(scores.gflops_per_row))
+        table.add_row(f"{prefix}exit {name}", *cells, score_cell(scores.mrr), score_cell(scores.recall_at_1))
+
+
+def as_text(table: Table) -> str:
+    """A table as plain text, no line longer than its columns ask for."""
+    file = io.StringIO()
+    Console(file=file, width=_TEXT_WIDTH, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"

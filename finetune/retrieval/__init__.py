@@ -1,0 +1,1 @@
+"""Contrastive fine-tuning for text-to-code and code-to-code search."""

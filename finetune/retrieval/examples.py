@@ -1,0 +1,60 @@
+"""The texts of one contrastive batch: what is asked, what is to be found, and which texts are the same.
+
+Letters: P pairs of a batch.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.batches import BatchOrder
+from finetune.retrieval.augmentation import augment
+from finetune.retrieval.prompts import Prompt, code_prompt, text_prompt
+from mose.pairs import Pair
+from mose.seeding import generator
+
+
+@dataclass(frozen=True)
+class Example:
+    """One query and its target, with a key of each text as it was mined (before augmentation)."""
+
+    query: Prompt
+    target: Prompt
+    query_key: int
+    target_key: int
+
+
+def text_key(text: str) -> int:
+    """A signed 64-bit hash of a text; equal texts have equal keys, whatever their instruction."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True)
+
+
+class Examples:
+    """The examples of each step: a pure function of the pairs, the seed and the step."""
+
+    def __init__(self, pairs: Sequence[Pair], batch_pairs: int, augment_share: float, seed: int):
+        """Plan batches of `batch_pairs` over `pairs`; errors as in `BatchOrder`."""
+        self._pairs = pairs
+        self._order = BatchOrder([bool(pair.code_b) for pair in pairs], batch_pairs, seed)
+        self._augment_share, self._seed = augment_share, seed
+
+    def at(self, step: int) -> list[Example]:
+        """The P examples of batch `step`, counted from 0: text-code, then code-code."""
+        items = self._order.at(step)
+        text_code = [self._example(int(index), False, step) for index in items.text_code]
+        return text_code + [self._example(int(index), True, step) for index in items.code_code]
+
+    def _example(self, index: int, code_code: bool, step: int) -> Example:
+        pair = self._pairs[index]
+        draw = generator(self._seed, "retrieval example", step, index)
+        first, second = (pair.code_a, pair.lang_a), (pair.code_b, pair.lang_b)
+        if code_code:
+            return Example(self._code(first, draw), self._code(second, draw), text_key(first[0]), text_key(second[0]))
+        target = second if pair.code_b and draw.random() < 0.5 else first
+        return Example(text_prompt(pair.nl), self._code(target, draw), text_key(pair.nl), text_key(target[0]))
+
+    def _code(self, snippet: tuple[str, str], draw: np.random.Generator) -> Prompt:
+        code, language = snippet
+        return code_prompt(augment(code, self._augment_share, draw), language)

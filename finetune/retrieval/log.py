@@ -1,0 +1,97 @@
+"""What a retrieval run leaves behind while it trains: metrics.jsonl, TensorBoard and one console line an interval."""
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.progress import Progress, TaskID
+from torch.utils.tensorboard import SummaryWriter
+
+from finetune.config import RetrievalConfig
+from finetune.retrieval.loss import MultiExitLoss
+from mose.config import save_config
+from mose.run_directory import RunDirectory, exit_scalar
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimiser step measured: losses, gradient norm, pairs of the whole batch, seconds."""
+
+    loss: MultiExitLoss
+    gradient_norm: float
+    pairs: int
+    seconds: float
+
+
+@dataclass
+class TrainingLog:
+    """Collects the first rank's steps and writes their means every `log_every_steps`, and after the last step."""
+
+    config: RetrievalConfig
+    exit_layers: Sequence[int]
+    run: RunDirectory
+    writer: SummaryWriter
+    progress: Progress
+    task: TaskID
+    last: dict[str, float] = field(default_factory=dict)
+    reports: list[StepReport] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, config: RetrievalConfig, exit_layers: Sequence[int]) -> "TrainingLog":
+        """Create the run directory with its config.yaml and versions.json.
+
+        Raises:
+            MoseError: the folder already holds a run.
+        """
+        run = RunDirectory(Path(config.output))
+        run.create()
+        save_config(config, run.config)
+        run.write_versions()
+        progress = Progress(transient=True, disable=not sys.stderr.isatty())
+        progress.start()
+        task = progress.add_task("retrieval", total=config.steps)
+        return cls(config, exit_layers, run, SummaryWriter(str(run.tensorboard)), progress, task)
+
+    def add(self, step: int, report: StepReport) -> None:
+        """Take in the step that made the model's step count `step`."""
+        self.reports.append(report)
+        self.progress.advance(self.task)
+        if step % self.config.log_every_steps == 0 or step == self.config.steps:
+            self._write(step)
+            self.reports.clear()
+
+    def _write(self, step: int) -> None:
+        scalars = self.means()
+        self.last = {"step": step, **scalars}
+        self.run.append_metrics(self.last)
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, step)
+        self.progress.console.print(console_line(step, self.config.steps, scalars), highlight=False, soft_wrap=True)
+
+    def means(self) -> dict[str, float]:
+        """Means over the steps since the last line, by scalar name."""
+        scalars = {"loss/total": statistics.fmean(report.loss.total.item() for report in self.reports)}
+        for index, layer in enumerate(self.exit_layers):
+            losses = [float(report.loss.losses_E[index]) for report in self.reports]
+            accuracies = [float(report.loss.accuracies_E[index]) for report in self.reports]
+            scalars[exit_scalar("loss", layer, "clip")] = statistics.fmean(losses)
+            scalars[exit_scalar("accuracy", layer, "in_batch")] = statistics.fmean(accuracies)
+        scalars["optimizer/learning_rate"] = self.config.learning_rate
+        scalars["optimizer/gradient_norm"] = statistics.fmean(report.gradient_norm for report in self.reports)
+        seconds = sum(report.seconds for report in self.reports)
+        scalars["throughput/pairs_per_second"] = sum(report.pairs for report in self.reports) / seconds
+        return scalars
+
+    def close(self) -> None:
+        """Flush TensorBoard and take the progress bar away."""
+        self.progress.stop()
+        self.writer.close()
+
+
+def console_line(step: int, steps: int, scalars: dict[str, float]) -> str:
+    """One interval for the console: total loss, the loss of each exit, gradient norm, speed."""
+    exits = " ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in scalars.items() if name.startswith("loss/exit_"))
+    norm, speed = scalars["optimizer/gradient_norm"], scalars["throughput/pairs_per_second"]
+    return f"step {step}/{steps} loss {scalars['loss/total']:.3f} {exits} norm {norm:.3f} pairs/s {speed:,.1f}"

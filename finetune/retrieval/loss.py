@@ -1,0 +1,66 @@
+"""The contrastive loss: CLIP's, at every exit, deeper exits weighing more.
+
+Letters: P pairs of the whole batch (all ranks), D width, E exits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MultiExitLoss:
+    """The weighted total (with gradient), and each exit's loss and share of queries that rank their target first (without)."""
+
+    total: Tensor
+    losses_E: Tensor
+    accuracies_E: Tensor
+
+
+def exit_weights(exit_layers: Sequence[int], num_layers: int) -> list[float]:
+    """Weight i / L of each exit, as in pre-training (paper section 2.2)."""
+    return [layer / num_layers for layer in exit_layers]
+
+
+def false_negatives(query_keys_P: Tensor, target_keys_P: Tensor) -> Tensor:
+    """Cells [P, P] off the diagonal that must not count as negatives, from keys (hashes) of the texts as they were mined.
+
+    Pair j is no negative of pair i when their queries are equal, their targets are equal, or the query of one is the
+    target of the other: the same text would be pulled and pushed at once.
+    """
+    crossed = query_keys_P[:, None] == target_keys_P[None, :]
+    equal = (query_keys_P[:, None] == query_keys_P[None, :]) | (target_keys_P[:, None] == target_keys_P[None, :])
+    excluded_PP = equal | crossed | crossed.T
+    return excluded_PP.fill_diagonal_(False)
+
+
+def clip_logits(queries_PD: Tensor, targets_PD: Tensor, logit_scale: float, excluded_PP: Tensor) -> Tensor:
+    """Scaled similarities [P, P] in float32; excluded cells are -inf. Embeddings are normalised."""
+    logits_PP = logit_scale * queries_PD.float() @ targets_PD.float().T
+    return logits_PP.masked_fill(excluded_PP, float("-inf"))
+
+
+def clip_loss(logits_PP: Tensor) -> Tensor:
+    """Mean of the row-wise and the column-wise cross-entropy against the diagonal (Radford et al. 2021)."""
+    diagonal_P = torch.arange(len(logits_PP), device=logits_PP.device)
+    return (F.cross_entropy(logits_PP, diagonal_P) + F.cross_entropy(logits_PP.T, diagonal_P)) / 2
+
+
+def multi_exit_loss(
+    queries: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float], logit_scale: float, excluded_PP: Tensor
+) -> MultiExitLoss:
+    """Sum over exits of weight x CLIP loss; `queries` and `targets` are E tensors [P, D] of normalised embeddings.
+
+    The similarity is *multiplied* by `logit_scale`: the paper's "temperature 10.0" is open_clip's logit scale.
+    """
+    losses, accuracies = [], []
+    for queries_PD, targets_PD in zip(queries, targets, strict=True):
+        logits_PP = clip_logits(queries_PD, targets_PD, logit_scale, excluded_PP)
+        losses.append(clip_loss(logits_PP))
+        first_P = logits_PP.detach().argmax(dim=1) == torch.arange(len(logits_PP), device=logits_PP.device)
+        accuracies.append(first_P.float().mean())
+    total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
+    return MultiExitLoss(total, torch.stack(losses).detach(), torch.stack(accuracies))

@@ -1,0 +1,178 @@
+"""The retrieval stage: from a converted pre-training checkpoint to one with a projection head at every exit.
+
+Letters: P pairs of the whole batch, R rows (texts) of this rank, D width, E exits.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finetune.batches import INDICES, PackedBatch, chunks_by_length, pack_rows
+from finetune.config import RetrievalConfig
+from finetune.device import pick_device, precision
+from finetune.distributed import World, gather_rows, process_group, sum_gradients
+from finetune.pair_files import read_pair_files
+from finetune.retrieval.examples import Example, Examples
+from finetune.retrieval.gradient_cache import Chunk, backward
+from finetune.retrieval.log import StepReport, TrainingLog
+from finetune.retrieval.loss import MultiExitLoss, exit_weights, false_negatives, multi_exit_loss
+from finetune.retrieval.prompts import Prompt, encode_prompts
+from mose.converted_checkpoint import load_pretrained, random_like, retrieval_from_pretrained, write_checkpoint
+from mose.errors import MoseError
+from mose.model.attention_mose import TORCH_VARLEN, choose_backend
+from mose.model.modeling_mose import ModularStarEncoderForRetrieval
+from mose.packed_sequence import TOKENS
+from mose.seeding import derive_key
+from mose.tokenizer import Tokenizer, load_tokenizer
+
+CHECKPOINT_NAME = "checkpoint"
+
+
+def train(config: RetrievalConfig) -> None:
+    """Fine-tune, and write the run directory `config.output` with its `checkpoint`.
+
+    Under torchrun every rank embeds its share of each batch; the loss is that of the whole batch.
+
+    Raises:
+        MoseError: the checkpoint, the pairs or the output cannot be used, or a value does not fit the others.
+    """
+    device = pick_device(config.device)
+    with process_group(device) as world:
+        if config.batch_pairs % world.size:
+            raise MoseError(f"batch_pairs: {config.batch_pairs}, expected a multiple of the {world.size} ranks")
+        pairs = read_pair_files(config.pair_files, "train")
+        examples = Examples(pairs, config.batch_pairs, config.augment_share, config.seed)
+        trainer = Trainer.build(config, device, world)
+        log = TrainingLog.open(config, trainer.exit_layers) if world.is_first else None
+        for step in range(config.steps):
+            report = trainer.step(examples.at(step), step)
+            if log is not None:
+                log.add(step + 1, report)
+        if log is not None:
+            finish(config, trainer, log)
+
+
+def finish(config: RetrievalConfig, trainer: "Trainer", log: TrainingLog) -> None:
+    """Write the converted checkpoint and say where it is."""
+    facts = {
+        "stage": "retrieval",
+        "steps": config.steps,
+        "batch_pairs": config.batch_pairs,
+        "seed": config.seed,
+        "from_random": config.from_random,
+        "pairs": [str(path) for path in config.pair_files],
+        "last_metrics": log.last,
+    }
+    log.close()
+    folder = Path(config.output) / CHECKPOINT_NAME
+    write_checkpoint(folder, trainer.model, Path(config.checkpoint), facts)
+    print(f"checkpoint: {folder}")
+
+
+def build_model(config: RetrievalConfig) -> ModularStarEncoderForRetrieval:
+    """The checkpoint's trunk, or a random one of its shape, under new projection heads."""
+    source = load_pretrained(Path(config.checkpoint))
+    if config.from_random:
+        source = random_like(source.config, config.seed)
+    return retrieval_from_pretrained(source, config.seed)
+
+
+def build_optimizer(model: torch.nn.Module, config: RetrievalConfig) -> torch.optim.AdamW:
+    """AdamW with a constant learning rate; biases and LayerNorms do not decay."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+@dataclass
+class Trainer:
+    """One rank's model, optimiser and tokenizer, and the optimiser step."""
+
+    config: RetrievalConfig
+    model: ModularStarEncoderForRetrieval
+    optimizer: torch.optim.AdamW
+    tokenizer: Tokenizer
+    device: torch.device
+    world: World
+
+    @classmethod
+    def build(cls, config: RetrievalConfig, device: torch.device, world: World) -> "Trainer":
+        """Load the checkpoint onto `device`.
+
+        Raises:
+            MoseError: the checkpoint cannot be used, or its attention dropout not with this device's kernels.
+        """
+        tokenizer = load_tokenizer(Path(config.checkpoint))
+        model = build_model(config).to(device).train()
+        _check_attention_dropout(model, device, config.bf16)
+        return cls(config, model, build_optimizer(model, config), tokenizer, device, world)
+
+    @property
+    def exit_layers(self) -> list[int]:
+        """Layers of the model's exits."""
+        return list(self.model.config.matryoshka_layers)
+
+    @property
+    def max_length(self) -> int:
+        """Longest prompt in tokens."""
+        return self.config.max_length or int(self.model.config.max_position_embeddings)
+
+    def step(self, examples: Sequence[Example], step: int) -> StepReport:
+        """One optimiser step over the P examples of the whole batch, of which this rank embeds its share."""
+        started = time.perf_counter()
+        chunks = self._chunks(examples, step)
+        excluded_PP = _false_negatives(examples).to(self.device)
+
+        def loss(embeddings: list[Tensor]) -> tuple[Tensor, MultiExitLoss]:
+            report = self._loss(embeddings, excluded_PP)
+            return report.total, report
+
+        report = backward(self._embed, chunks, loss)
+        sum_gradients(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepReport(report, float(norm), len(examples), time.perf_counter() - started)
+
+    def _chunks(self, examples: Sequence[Example], step: int) -> list[Chunk]:
+        share = len(examples) // self.world.size
+        own = examples[self.world.rank * share : (self.world.rank + 1) * share]
+        prompts: list[Prompt] = [example.query for example in own] + [example.target for example in own]
+        rows = encode_prompts(self.tokenizer, prompts, self.max_length)
+        places = chunks_by_length([len(row) for row in rows], max_rows=2 * self.config.chunk_pairs)
+        return [self._chunk(rows, places_B, step, number) for number, places_B in enumerate(places)]
+
+    def _chunk(self, rows: Sequence[TOKENS], places_B: INDICES, step: int, number: int) -> Chunk:
+        seed = derive_key(self.config.seed, "dropout", step, number, self.world.rank) >> 1
+        return Chunk(torch.from_numpy(places_B), pack_rows([rows[place] for place in places_B]).to(self.device), seed)
+
+    def _embed(self, batch: PackedBatch) -> list[Tensor]:
+        with precision(self.device, self.config.bf16):
+            return self.model.embed(batch.input_ids_N, batch.positions_N, batch.cu_seqlens, batch.max_length)
+
+    def _loss(self, embeddings: list[Tensor], excluded_PP: Tensor) -> MultiExitLoss:
+        share = len(embeddings[0]) // 2
+        queries = [gather_rows(table_RD[:share]) for table_RD in embeddings]
+        targets = [gather_rows(table_RD[share:]) for table_RD in embeddings]
+        weights = exit_weights(self.exit_layers, self.model.config.num_hidden_layers)
+        return multi_exit_loss(queries, targets, weights, self.config.logit_scale, excluded_PP)
+
+
+def _false_negatives(examples: Sequence[Example]) -> Tensor:
+    query_keys_P = torch.tensor([example.query_key for example in examples])
+    return false_negatives(query_keys_P, torch.tensor([example.target_key for example in examples]))
+
+
+def _check_attention_dropout(model: ModularStarEncoderForRetrieval, device: torch.device, bf16: bool) -> None:
+    dtype = torch.bfloat16 if bf16 and device.type == "cuda" else torch.float32
+    dropout = model.config.attention_dropout
+    if dropout and choose_backend(device, dtype) == TORCH_VARLEN:
+        raise MoseError(
+            f"config.json: attention_dropout: {dropout} needs flash-attn in bfloat16 on a GPU; install it, pass --bf16 false, "
+            "or set it to 0"
+        )

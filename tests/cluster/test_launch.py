@@ -1,0 +1,132 @@
+"""`mose-cluster launch`: printing, submitting through a stand-in for sbatch, and each bad input as a user would meet it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import commands
+from mose.command import run_command
+
+ROOT = Path(__file__).parents[2]
+RUN = "max_steps: 30\nmodel: {num_layers: 4}\n"
+TRAIN = ("--run_config", "run.yaml", "--output", "runs/one")
+SBATCH = f"""#!{sys.executable}
+import json, sys
+from pathlib import Path
+calls = Path("calls")
+lines = calls.read_text().splitlines() if calls.exists() else []
+calls.write_text("\\n".join([*lines, json.dumps(sys.argv[1:])]))
+print(f"{{41 + len(lines)}};somecluster")
+"""
+
+
+def launch(*words: str) -> int:
+    return run_command("mose-cluster", "Jobs.", commands(), ["launch", *words])
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "tools"))
+    (tmp_path / "run.yaml").write_text(RUN)
+    (tmp_path / "pack.yaml").write_text("output: data/one\nnum_tasks: 3\n")
+    return tmp_path
+
+
+def install_sbatch(folder: Path, text: str = SBATCH) -> None:
+    (folder / "tools").mkdir()
+    (folder / "tools/sbatch").write_text(text)
+    (folder / "tools/sbatch").chmod(0o755)
+
+
+def test_print_only_prints_and_leaves_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(folder.rglob("*"))
+    assert launch("pretrain", *TRAIN, "--nodes", "4", "--job.account", "abc", "--print-only") == 0
+    pretrain = capsys.readouterr().out
+    assert pretrain.startswith("#!/usr/bin/env bash\n")
+    assert "#SBATCH --nodes=4\n" in pretrain
+    assert "#SBATCH --account=abc\n" in pretrain
+    assert "last_checkpoint=runs/one/checkpoints/step-000030/manifest.json\n" in pretrain
+    assert launch("pack", "--pack_config", "pack.yaml", "--print-only") == 0
+    assert "#SBATCH --array=0-2%64\n" in capsys.readouterr().out
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_job_file_is_read_and_overridden(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "job.yaml").write_text(
+        "run_config: run.yaml\noutput: runs/one\nnodes: 2\njob: {name: mine, setup: [module load cuda]}\n"
+    )
+    assert launch("pretrain", "--config", "job.yaml", "--nodes", "3", "--print-only") == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --job-name=mine\n" in script
+    assert "#SBATCH --nodes=3\n" in script
+    assert "\nmodule load cuda\n" in script
+
+
+def test_launch_submits_the_script_it_wrote(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_sbatch(folder)
+    assert launch("pretrain", *TRAIN, "--job.name", "mine") == 0
+    assert capsys.readouterr().out == "submitted job 41\n"
+    assert (folder / "calls").read_text() == '["--parsable", "logs/mine.sbatch"]'
+    assert (folder / "logs/mine.sbatch").read_text().startswith("#!/usr/bin/env bash\n# Pre-training of run.yaml on 1 x 8 ranks")
+
+
+def test_launch_pack_submits_the_merge_behind_the_array(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_sbatch(folder)
+    assert launch("pack", "--pack_config", "pack.yaml") == 0
+    assert capsys.readouterr().out == "submitted job 41 (tasks) and job 42 (merge, when every task is done)\n"
+    array, finish = (folder / "calls").read_text().splitlines()
+    assert array == '["--parsable", "logs/mose.sbatch"]'
+    assert "--dependency=afterok:41" in finish
+    assert "mose-data finish data/one" in finish
+
+
+def test_no_sbatch_on_this_machine(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("pretrain", *TRAIN) == 2
+    assert capsys.readouterr().err.startswith(
+        "mose-cluster: error: sbatch: not found on this machine; expected a SLURM login node"
+    )
+    assert not (folder / "logs").exists()
+
+
+def test_sbatch_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_sbatch(folder, "#!/bin/sh\necho 'sbatch: error: invalid account' >&2\nexit 1\n")
+    assert launch("pretrain", *TRAIN) == 2
+    assert capsys.readouterr().err == "mose-cluster: error: sbatch: sbatch: error: invalid account\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pretrain"], "run_config: not given, expected the config file of a pre-training run"),
+        (["pretrain", *TRAIN, "--run_config", "none.yaml"], "none.yaml: no such file, expected the config of the run to launch"),
+        (["pretrain", *TRAIN, "--run_config", "pack.yaml"], "pack.yaml: max_steps: None, expected a positive whole number"),
+        (["pretrain", *TRAIN, "--run_config", "list.yaml"], "list.yaml: expected a YAML mapping of config keys, found list"),
+        (["pretrain", *TRAIN, "--run_config", "broken.yaml"], "broken.yaml: not readable YAML"),
+        (["pretrain", "--run_config", "run.yaml"], "output: not given, expected the run directory"),
+        (["pack", "--pack_config", "untold.yaml"], "untold.yaml: num_tasks: None, expected a positive whole number"),
+        (["pretrain", "--nodez", "3"], "unknown key 'nodez'; expected one of: nodes"),
+        (["pretrain", "--nodes", "three"], "nodes: Expected a int. Got value: three"),
+        (["pack", "--pack_config", "unnamed.yaml"], "unnamed.yaml: output: None, expected a path"),
+        (["nothing"], "invalid choice: 'nothing' (choose from"),
+    ],
+)
+def test_bad_input_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    (folder / "list.yaml").write_text("- 1\n")
+    (folder / "broken.yaml").write_text("a: [1\n")
+    (folder / "unnamed.yaml").write_text("num_tasks: 3\n")
+    (folder / "untold.yaml").write_text("output: data/one\n")
+    assert launch(*words, "--print-only") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/cluster").glob("*_job.yaml")), ids=lambda path: path.stem)
+def test_shipped_job_files_render(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first word of the file's name is the kind of job."""
+    monkeypatch.chdir(ROOT)
+    assert launch(path.stem.partition("_")[0], "--config", str(path), "--print-only") == 0
+    assert capsys.readouterr().out.startswith("#!/usr/bin/env bash\n")

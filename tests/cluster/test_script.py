@@ -1,0 +1,172 @@
+"""sbatch scripts: every line against golden text, bash's own parser, and what a script does when srun ends in each way.
+
+Where a script changes on purpose, delete its golden file: the failing test then shows the text to put there.
+"""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cluster.config import AllocationConfig, PackJobConfig, PretrainJobConfig
+from cluster.script import DatasetFacts, finish_command, pack_script, pretrain_script
+
+GOLDEN = Path(__file__).parent / "golden"
+JOB = AllocationConfig(
+    name="mose-1b",
+    cpus_per_task=32,
+    account="abc123",
+    partition="boost",
+    setup=("source .venv/bin/activate",),
+    sbatch_options=("--qos=long",),
+)
+SCRIPTS = {
+    "pretrain_gpu": pretrain_script(
+        PretrainJobConfig("configs/mose_1b.yaml", "runs/mose_1b", ("--data.dataset=data/stack_v2",), 128, 4, job=JOB), 245000
+    ),
+    "pretrain_cpu": pretrain_script(
+        PretrainJobConfig(
+            "my run.yaml", "my run", ("--data.dataset=my data",), gpus_per_node=0, ranks_per_node=2, max_restarts=3
+        ),
+        30,
+    ),
+    "pack": pack_script(PackJobConfig("configs/pack.yaml", max_running=16, job=JOB), DatasetFacts("data/stack_v2", 64)),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_is_the_golden_one(name: str) -> None:
+    golden = GOLDEN / f"{name}.sbatch"
+    assert golden.exists(), f"{golden.name} is missing; the script is:\n{SCRIPTS[name]}"
+    assert SCRIPTS[name] == golden.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_bash_can_parse_it(name: str) -> None:
+    result = subprocess.run(["bash", "-n"], input=SCRIPTS[name], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_options_come_before_the_first_command(name: str) -> None:
+    """sbatch stops reading options at the first command."""
+    lines = SCRIPTS[name].splitlines()
+    last_option = max(i for i, line in enumerate(lines) if line.startswith("#SBATCH"))
+    assert all(line.startswith("#") for line in lines[:last_option])
+
+
+def test_finish_waits_for_every_task_and_is_dropped_when_one_fails() -> None:
+    command = finish_command(JOB, DatasetFacts("my data", 3), "17")
+    assert command[:4] == ["sbatch", "--parsable", "--dependency=afterok:17", "--kill-on-invalid-dep=yes"]
+    wrapped = shlex.split(command[-1].removeprefix("--wrap="))
+    # A wrapped line is run by /bin/sh, which need not know `source`.
+    assert wrapped == ["bash", "-euc", "source .venv/bin/activate && mose-data finish 'my data'"]
+
+
+def write_tool(folder: Path, name: str, body: str) -> None:
+    """A stand-in for one of SLURM's commands."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+    (folder / name).chmod(0o755)
+
+
+def play(tmp_path: Path, srun: str, restarts: int | None = None) -> tuple[int, str, str]:
+    """Run the CPU script with stand-ins; returns its exit code, its output, and the `scontrol` calls it made."""
+    tools = tmp_path / "tools"
+    write_tool(tools, "srun", srun)
+    write_tool(tools, "scontrol", 'echo "$*" >> calls; [[ $1 == show ]] && printf "n1\\nn2\\n"')
+    (tmp_path / "logs").mkdir(exist_ok=True)
+    slurm = {"SLURM_JOB_ID": "30017", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_PER_TASK": "8", "SLURM_NODEID": "0"}
+    if restarts is not None:
+        slurm["SLURM_RESTART_COUNT"] = str(restarts)
+    environment = {**os.environ, **slurm, "PATH": f"{tools}:{os.environ['PATH']}"}
+    command = ["bash", "-c", SCRIPTS["pretrain_cpu"]]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    calls = tmp_path / "calls"
+    return result.returncode, result.stdout + result.stderr, calls.read_text() if calls.exists() else ""
+
+
+SAVE_10 = "mkdir -p 'my run/checkpoints/step-000010'"
+SAVE_LAST = "mkdir -p 'my run/checkpoints/step-000030' && touch 'my run/checkpoints/step-000030/manifest.json'"
+
+
+def test_a_finished_run_is_not_started(tmp_path: Path) -> None:
+    (tmp_path / "my run/checkpoints/step-000030").mkdir(parents=True)
+    (tmp_path / "my run/checkpoints/step-000030/manifest.json").touch()
+    code, output, calls = play(tmp_path, "echo srun was called")
+    assert (code, calls) == (0, "")
+    assert "my run is finished" in output
+    assert "srun was called" not in output
+
+
+def test_a_run_that_finishes_ends_well(tmp_path: Path) -> None:
+    code, output, calls = play(tmp_path, SAVE_LAST)
+    assert (code, calls) == (0, "show hostnames n[1-2]\n")
+    assert "my run is finished" in output
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_a_run_that_finishes_is_done_whatever_srun_says(tmp_path: Path) -> None:
+    assert play(tmp_path, f"{SAVE_LAST}; exit 143")[0] == 0
+
+
+def test_the_launcher_gets_every_node_and_the_port_of_the_job(tmp_path: Path) -> None:
+    """Pain of users: a host file that is not found, and a job that silently runs on one node."""
+    write_tool(tmp_path / "tools", "deepspeed", f'cat "$2"; printf "<%s> " "$@"; {SAVE_LAST}')
+    code, output, _ = play(tmp_path, 'shift 2; exec "$@"')
+    assert code == 0
+    assert "n1 slots=2\nn2 slots=2\n" in output
+    flags = "<--no_ssh> <--node_rank> <0> <--master_addr> <n1> <--master_port> <20017> <--no_local_rank>"
+    train = "<train> <--config> <my run.yaml> <--output> <my run> <--data.dataset=my data>"
+    assert f"<--hostfile> <logs/hostfile-30017> {flags} <--module> <pretrain.cli> {train}" in output
+
+
+def test_a_node_that_does_not_see_the_host_file_says_so(tmp_path: Path) -> None:
+    code, output, _ = play(tmp_path, 'shift 2; rm logs/hostfile*; exec "$@"')
+    assert code == 2
+    assert "hostfile-30017: not seen on this node" in output
+
+
+def test_a_failure_before_a_checkpoint_stops_the_job(tmp_path: Path) -> None:
+    code, output, calls = play(tmp_path, "exit 2")
+    assert code == 2
+    assert "stopped with code 2 before a new checkpoint" in output
+    assert "requeue" not in calls
+
+
+def test_exit_code_0_without_the_last_checkpoint_is_a_failure(tmp_path: Path) -> None:
+    """Seen: srun ends with 0 after a node has died and the rank on the other one had finished."""
+    assert play(tmp_path, "exit 0")[0] == 1
+
+
+def test_an_old_checkpoint_is_no_progress(tmp_path: Path) -> None:
+    (tmp_path / "my run/checkpoints/step-000010").mkdir(parents=True)
+    assert play(tmp_path, "exit 9")[0] == 9
+
+
+def test_a_failure_after_a_checkpoint_queues_the_job_again(tmp_path: Path) -> None:
+    write_tool(tmp_path / "tools", "sleep", "exit 0")
+    code, output, calls = play(tmp_path, f"{SAVE_10}; exit 9", restarts=2)
+    assert code == 75
+    assert "queued again after 2 restarts" in output
+    assert calls.endswith("requeue 30017\n")
+
+
+def test_the_time_limit_queues_the_job_again(tmp_path: Path) -> None:
+    """The warning comes while the script waits; it passes a TERM on, waits for srun's end, and asks to be queued."""
+    write_tool(tmp_path / "tools", "sleep", "exit 0")
+    wait_for_term = "for i in {1..500}; do read -rt .01 < <(:) || true; done"
+    srun = f"trap 'echo ranks stopped; exit 143' TERM; kill -USR1 $PPID; {wait_for_term}; exit 1"
+    code, output, calls = play(tmp_path, srun)
+    assert code == 75
+    assert "ranks stopped" in output
+    assert calls.endswith("requeue 30017\n")
+
+
+def test_restarts_are_capped(tmp_path: Path) -> None:
+    code, output, calls = play(tmp_path, f"{SAVE_10}; exit 9", restarts=3)
+    assert code == 1
+    assert "not started again: 3 restarts, max_restarts is 3" in output
+    assert "requeue" not in calls

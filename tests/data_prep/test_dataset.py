@@ -1,0 +1,226 @@
+"""A data set: the same bytes for any number of workers and interruptions, and a clear line for what does not belong to it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from data_prep.config import PackConfig, PackingConfig
+from data_prep.dataset import finish, pack_dataset
+from data_prep.records import RepositoryRef
+from data_prep.verify import verify_dataset
+from mose.config import load_config, save_config
+from mose.errors import MoseError
+from mose.manifest import SPLITS, read_manifest
+from mose.shard_format import ShardReader
+from tests.data_prep.repositories import checksums, make_byte_level_tokenizer, make_config
+from tests.datasets import make_tokenizer
+
+MANY = 40
+
+
+def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:
+    found = []
+    for workers in (1, 2):
+        config = make_config(tmp_path, MANY, output=str(tmp_path / f"workers-{workers}"), num_workers=workers)
+        pack_dataset(config)
+        found.append(checksums(Path(config.output)))
+    assert found[0] == found[1]
+    assert "manifest.json" in found[0]
+    assert sum(name.startswith("train/shard") for name in found[0]) > 1
+
+
+def test_a_complete_data_set_is_not_touched_again(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    pack_dataset(config)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "dataset").rglob("shard-*")}
+    sums = checksums(tmp_path / "dataset")
+    pack_dataset(replace(config, num_workers=2))
+    assert checksums(tmp_path / "dataset") == sums
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_missing_and_truncated_shards_are_made_again(tmp_path: Path) -> None:
+    config = make_config(tmp_path, MANY)
+    pack_dataset(config)
+    sums = checksums(tmp_path / "dataset")
+    shards = sorted((tmp_path / "dataset" / "train").glob("shard-*"))
+    shards[0].unlink()
+    os.truncate(shards[1], 1000)
+    with pytest.raises(MoseError, match=r"shard-000000.tar: missing, or of another size"):
+        finish(tmp_path / "dataset")
+    pack_dataset(config)
+    assert checksums(tmp_path / "dataset") == sums
+
+
+def test_tasks_one_by_one_then_finish_give_the_same(tmp_path: Path) -> None:
+    config = make_config(tmp_path, MANY)
+    pack_dataset(config)
+    parts = replace(config, output=str(tmp_path / "parts"))
+    for task in (2, 0):
+        assert pack_dataset(parts, task) is None
+    with pytest.raises(MoseError, match=r"parts: tasks: 1 of 3 have not finished \(1\); run them first"):
+        finish(tmp_path / "parts")
+    assert not (tmp_path / "parts" / "manifest.json").exists()
+    pack_dataset(parts, 1)
+    finish(tmp_path / "parts")
+    assert checksums(tmp_path / "parts") == checksums(tmp_path / "dataset")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(tmp_path: Path, workers: int) -> None:
+    config = make_config(tmp_path, MANY, num_tasks=4, num_workers=workers, held_out_fraction=0.0)
+    pack_dataset(replace(config, output=str(tmp_path / "whole")))
+    save_config(config, tmp_path / "pack.yaml")
+    command = [sys.executable, "-m", "data_prep.cli", "pack", "--config", str(tmp_path / "pack.yaml")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    markers = tmp_path / "dataset" / "tasks"
+    while process.poll() is None and not any(markers.glob("task-*.json")):
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    _wait_for_end_of_group(process.pid)
+    assert not (tmp_path / "dataset" / "manifest.json").exists(), "the run ended before it could be killed"
+    leftover = tmp_path / "dataset" / "train" / ".shard-000003.tar.1.partial"
+    leftover.parent.mkdir(exist_ok=True)
+    leftover.write_bytes(b"half")
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    assert checksums(tmp_path / "dataset") == checksums(tmp_path / "whole")
+
+
+def _wait_for_end_of_group(group: int) -> None:
+    """Workers end by themselves when the command that started them was killed."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)
+    raise AssertionError("a worker outlived its parent")
+
+
+def test_webdataset_reads_the_same_tokens_and_labels_as_our_reader(tmp_path: Path) -> None:
+    pack_dataset(make_config(tmp_path))
+    manifest = read_manifest(tmp_path / "dataset")
+    for split in SPLITS:
+        for entry in manifest.shards(split):
+            path = tmp_path / "dataset" / entry.path
+            reader = ShardReader(path, manifest.layout(), entry.rows)
+            rows = np.arange(entry.rows)
+            tokens, labels = reader.tokens(rows), reader.labels(rows)
+            samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode())
+            assert len(samples) == entry.rows
+            for row, sample in enumerate(samples):
+                assert sample["npy"].dtype == np.uint16
+                np.testing.assert_array_equal(sample["npy"], tokens[row])
+                expected = {name: int(getattr(labels, name)[row]) for name in ("mixed", "num_tokens", "num_snippets")}
+                assert sample["json"] == expected
+
+
+def test_the_manifest_counts_what_the_shards_hold(tmp_path: Path) -> None:
+    packing = PackingConfig(sequence_length=512, pool_tokens=100_000)
+    manifest = pack_dataset(make_config(tmp_path, MANY, packing=packing))
+    assert manifest is not None
+    assert verify_dataset(tmp_path / "dataset") == []
+    for split in SPLITS:
+        counts = manifest.statistics["splits"][split]
+        assert counts["rows"] == manifest.rows(split)
+        assert counts["fill"] == pytest.approx(manifest.tokens(split) / (manifest.rows(split) * 512))
+        assert counts["kept_token_share"] == 1
+        assert sum(counts["tokens_by_language"].values()) == counts["text_tokens"]
+    train = manifest.statistics["splits"]["train"]
+    assert train["fill"] > 0.9
+    assert 0.45 < train["mixed_share"] < 0.55
+    assert train["single_snippet_share"] < 0.03
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"seed": 7}, r"config.yaml: seed: is 0 in this data set, 7 was asked for"),
+        ({"num_tasks": 4}, r"config.yaml: num_tasks: is 3 in this data set, 4 was asked for"),
+        ({"packing": PackingConfig(sequence_length=64, pool_tokens=4000)}, r"packing.sequence_length: is 128 .* 64 was asked"),
+    ],
+)
+def test_a_folder_begun_with_another_config_is_refused(tmp_path: Path, changes: dict[str, object], expected: str) -> None:
+    pack_dataset(make_config(tmp_path), task=0)
+    sums = checksums(tmp_path / "dataset", without=())
+    with pytest.raises(MoseError, match=expected):
+        pack_dataset(make_config(tmp_path, **changes))
+    assert checksums(tmp_path / "dataset", without=()) == sums
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    pack_dataset(config, task=0)
+    make_tokenizer(tmp_path / "other", 620)
+    with pytest.raises(MoseError, match=r"tokenizer: has fingerprint \w+, but .* was begun with \w+"):
+        pack_dataset(replace(config, tokenizer=str(tmp_path / "other")))
+
+
+def test_a_run_that_finished_no_task_binds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.dataset.run_task", lambda *arguments: (_ for _ in ()).throw(MoseError("not readable")))
+        with pytest.raises(MoseError, match="not readable"):
+            pack_dataset(make_config(tmp_path, seed=5))
+    make_byte_level_tokenizer(tmp_path / "byte-level")
+    config = make_config(tmp_path, tokenizer=str(tmp_path / "byte-level"))
+    pack_dataset(config)
+    assert load_config(PackConfig, tmp_path / "dataset" / "config.yaml") == config.resolve()
+    assert not (tmp_path / "dataset" / "tokenizer.model").exists()
+    assert verify_dataset(tmp_path / "dataset") == []
+
+
+def test_sources_that_changed_between_two_runs_are_refused(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    pack_dataset(config, task=0)
+    new = tmp_path / "repositories" / "new"
+    new.mkdir()
+    (new / "a.py").write_text("x = 1\n")
+    with pytest.raises(MoseError, match=r"task-000000.json: was written when the sources held other repositories"):
+        pack_dataset(config)
+
+
+def test_a_folder_that_is_not_a_data_set_is_refused_and_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("important")
+    with pytest.raises(MoseError, match=r"dataset: output: holds files but no config.yaml"):
+        pack_dataset(make_config(tmp_path))
+    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
+    with pytest.raises(MoseError, match=r"thesis.txt: output: is a file"):
+        pack_dataset(make_config(tmp_path, output=str(folder / "thesis.txt")))
+
+
+def test_a_task_number_out_of_range_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MoseError, match=r"task: is 3, expected 0 to 2"):
+        pack_dataset(make_config(tmp_path), task=3)
+
+
+def test_no_usable_file_anywhere_leaves_no_folder(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    for path in (tmp_path / "repositories").rglob("*.py"):
+        path.write_bytes(b"\0")
+    with pytest.raises(MoseError, match=r"sources: none of 24 repositories gave a row; .* dropped were: binary \d+"):
+        pack_dataset(config)
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_a_repository_that_cannot_be_read_fails_in_a_worker_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = RepositoryRef("gone", "directory", str(tmp_path / "gone"))
+    refs = [*[RepositoryRef(f"g{i}", "directory", str(tmp_path / "gone")) for i in range(30)], gone]
+    monkeypatch.setattr("data_prep.dataset.list_repositories", lambda sources: refs)
+    with pytest.raises(MoseError, match="gone"):
+        pack_dataset(make_config(tmp_path, num_workers=2))
+    assert not list((tmp_path / "dataset").rglob("*.tar"))

@@ -1,0 +1,241 @@
+"""Packing as a pure function: every piece at most once, rows fit, labels say what rows hold, equal seeds give equal rows."""
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.config import PackingConfig, largest_piece
+from data_prep.packed_rows import LabelBalance, Packing, PieceTable, RowCounts
+from data_prep.packing import pack, piece_limit
+from mose.errors import MoseError
+from mose.packed_sequence import packed_length
+from mose.seeding import generator
+
+LENGTH = 64
+MODES = ("dense", "faithful", "nsp")
+
+
+def config_of(mode: str, **changes: int) -> PackingConfig:
+    return PackingConfig(**{"mode": mode, "sequence_length": LENGTH, "pool_tokens": LENGTH, **changes}).resolve()  # type: ignore[arg-type]
+
+
+@st.composite
+def tables(draw: st.DrawFn, mode: str) -> PieceTable:
+    """Files of some repositories, cut as the mode cuts them (anywhere: packing does not see line ends)."""
+    sizes = draw(st.lists(st.tuples(st.integers(1, 150), st.integers(0, 5)), max_size=40))
+    return cut_table(sizes, config_of(mode))
+
+
+def cut_table(files: list[tuple[int, int]], config: PackingConfig) -> PieceTable:
+    lengths: list[int] = []
+    file_ids: list[int] = []
+    repository_ids: list[int] = []
+    for number, (size, repository) in enumerate(files):
+        limit = piece_limit(size, config)
+        pieces = [min(limit, size - start) for start in range(0, size, limit)]
+        lengths += pieces
+        file_ids += [number] * len(pieces)
+        repository_ids += [repository] * len(pieces)
+    return PieceTable(lengths, file_ids, repository_ids)
+
+
+def check(table: PieceTable, packing: Packing, config: PackingConfig) -> None:
+    """What holds in every mode."""
+    used = Counter(piece for row in packing.rows for piece in row.pieces)
+    used.update(packing.dropped_pieces)
+    assert used == Counter(range(len(table.lengths)))
+    for row in packing.rows:
+        assert row.pieces
+        assert 3 <= packed_length([table.lengths[piece] for piece in row.pieces]) - row.cut_tokens <= config.sequence_length
+        assert row.mixed == (len({table.repository_ids[piece] for piece in row.pieces}) == 2)
+        assert len({table.repository_ids[piece] for piece in row.pieces}) <= 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_piece_once_rows_fit_and_labels_say_what_they_hold(mode: str) -> None:
+    @given(tables(mode), st.integers(0, 3))
+    def holds(table: PieceTable, seed: int) -> None:
+        config = config_of(mode)
+        packing = pack(table, seed, config)
+        check(table, packing, config)
+        assert pack(table, seed, config) == packing
+
+    holds()
+
+
+@given(tables("dense"), st.integers(0, 3))
+def test_dense_drops_nothing_and_alternates_strictly(table: PieceTable, seed: int) -> None:
+    packing = pack(table, seed, config_of("dense"))
+    assert not packing.dropped_pieces
+    for row in packing.rows:
+        repositories = [table.repository_ids[piece] for piece in row.pieces]
+        assert row.cut_tokens == 0
+        if row.mixed:
+            assert repositories[0] != repositories[1]
+            assert repositories[2:] == repositories[:-2]
+
+
+@given(tables("dense"), st.integers(0, 3))
+def test_dense_leaves_an_unmixed_row_of_one_piece_only_when_its_repository_has_no_other(table: PieceTable, seed: int) -> None:
+    unused = Counter(table.repository_ids)
+    for row in pack(table, seed, config_of("dense")).rows:
+        for piece in row.pieces:
+            unused[table.repository_ids[piece]] -= 1
+        if len(row.pieces) == 1:
+            assert unused[table.repository_ids[row.pieces[0]]] == 0
+
+
+@given(tables("nsp"), st.integers(0, 3))
+def test_nsp_rows_are_a_text_with_its_continuation_or_two_repositories(table: PieceTable, seed: int) -> None:
+    for row in pack(table, seed, config_of("nsp")).rows:
+        first, second = row.pieces
+        if not row.mixed:
+            assert second == first + 1
+            assert table.file_ids[first] == table.file_ids[second]
+
+
+@given(tables("faithful"), st.integers(0, 3))
+def test_faithful_cuts_no_more_than_the_token_too_many(table: PieceTable, seed: int) -> None:
+    packing = pack(table, seed, config_of("faithful"))
+    for row in packing.rows:
+        whole = packed_length([table.lengths[piece] for piece in row.pieces])
+        assert row.cut_tokens == max(0, whole - LENGTH) <= 1
+    longer = {piece for piece, length in enumerate(table.lengths) if length + 1 > LENGTH}
+    assert longer <= set(packing.dropped_pieces)
+    assert packing.trailing_separators <= len(packing.rows)
+
+
+def test_faithful_is_the_printed_loop() -> None:
+    # One repository, so the row is filled until the first misfit: 20 + 20 fit with their <sep>, the third of 30 is lost.
+    table = PieceTable([30, 30, 30], [0, 1, 2], [0, 0, 0])
+    packing = pack(table, 0, config_of("faithful"))
+    assert [len(row.pieces) for row in packing.rows] == [2]
+    assert len(packing.dropped_pieces) == 1
+    assert packing.trailing_separators == 1
+    # <sep> 31 <sep> 31 is 64 tokens: the loop takes it, and <cls> would be the 65th.
+    packing = pack(PieceTable([31, 31], [0, 1], [0, 0]), 0, config_of("faithful"))
+    assert [(len(row.pieces), row.cut_tokens) for row in packing.rows] == [(2, 1)]
+    assert packing.trailing_separators == 0
+    # A last snippet of the one token that is cut leaves nothing of itself.
+    packing = pack(PieceTable([61, 1], [0, 1], [0, 0]), 1, config_of("faithful"))
+    assert sorted(row.cut_tokens for row in packing.rows) in ([0], [1])
+    check(PieceTable([61, 1], [0, 1], [0, 0]), packing, config_of("faithful"))
+
+
+def uneven(repositories: int = 23, seed: int = 0, scale: int = 3000) -> PieceTable:
+    """Repositories of very different sizes (the largest a quarter of all), most tokens in long files, as real ones."""
+    random = generator(seed, "uneven")
+    config = PackingConfig().resolve()
+    files = []
+    for repository in range(repositories):
+        budget = int(scale * 1000 / (repository + 1))
+        while budget > 0:
+            size = int(min(random.lognormal(6.5, 1.6) + 1, 60_000))
+            files.append((size, repository))
+            budget -= size
+    return cut_table(files, config)
+
+
+def counts_of(table: PieceTable, packing: Packing) -> RowCounts:
+    counts = RowCounts()
+    counts.add(packing, table)
+    return counts
+
+
+def test_dense_figures_on_repositories_of_very_different_sizes() -> None:
+    table = uneven()
+    config = PackingConfig().resolve()
+    packing = pack(table, 5, config)
+    counts = counts_of(table, packing)
+    assert counts.rows > 3000
+    assert counts.tokens / counts.rows / 2048 >= 0.95
+    assert 0.48 <= counts.mixed_rows / counts.rows <= 0.52
+    assert counts.single_snippet_rows / counts.rows <= 0.01
+    assert counts.single_file_rows / (counts.rows - counts.mixed_rows) <= 0.05
+    # The labels stay balanced to the end, when few repositories are left.
+    tail = [row.mixed for row in packing.rows[-counts.rows // 10 :]]
+    assert 0.4 <= np.mean(tail) <= 0.6
+
+
+def test_looking_ahead_fills_rows() -> None:
+    table = uneven(scale=300)
+    fills = []
+    for look_ahead in (1, 32):
+        counts = counts_of(table, pack(table, 0, PackingConfig(look_ahead=look_ahead).resolve()))
+        fills.append(counts.tokens / counts.rows / 2048)
+    assert fills[0] < 0.93 < fills[1]
+
+
+def test_one_repository_gives_unmixed_rows_only() -> None:
+    table = cut_table([(500, 0)] * 20, config_of("dense"))
+    assert not any(row.mixed for row in pack(table, 0, config_of("dense")).rows)
+
+
+def test_another_seed_gives_other_rows() -> None:
+    table = uneven(scale=20)
+    assert pack(table, 0, PackingConfig().resolve()) != pack(table, 1, PackingConfig().resolve())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_mixed_share_is_what_was_asked(share: float) -> None:
+    config = PackingConfig(mixed_share=share).resolve()
+    table = cut_table([(2000, repository) for repository in range(8) for _ in range(100)], config)
+    rows = pack(table, 0, config).rows
+    assert abs(np.mean([row.mixed for row in rows]) - share) <= 0.02
+
+
+def test_a_balance_makes_up_for_earlier_pools() -> None:
+    config = config_of("dense")
+    balance = LabelBalance(0.5)
+    alone = pack(cut_table([(500, 0)] * 20, config), 0, config, balance)
+    together = pack(cut_table([(500, i % 4) for i in range(40)], config), 1, config, balance)
+    rows = alone.rows + together.rows
+    assert not any(row.mixed for row in alone.rows)
+    assert abs(np.mean([row.mixed for row in rows]) - 0.5) <= 0.03
+
+
+def test_counts_say_what_rows_hold() -> None:
+    table = PieceTable([5, 6, 7, 200], [0, 0, 1, 2], [0, 0, 1, 1])
+    packing = pack(table, 0, config_of("faithful"))
+    counts = counts_of(table, packing)
+    kept = [piece for row in packing.rows for piece in row.pieces]
+    assert counts.text_tokens == 218
+    assert counts.text_tokens - counts.dropped_tokens == sum(table.lengths[piece] for piece in kept)
+    assert counts.tokens == sum(table.lengths[piece] for piece in kept) + len(kept) + len(packing.rows)
+
+
+def test_a_hundred_thousand_pieces_take_seconds() -> None:
+    random = generator(0, "speed")
+    lengths = random.integers(1, 1023, size=100_000).tolist()
+    files = np.sort(random.integers(0, 30_000, size=100_000))
+    repositories = (files // 100).tolist()
+    start = time.process_time()
+    rows = pack(PieceTable(lengths, files.tolist(), repositories), 0, PackingConfig().resolve()).rows
+    assert time.process_time() - start < 10
+    assert sum(len(row.pieces) for row in rows) == 100_000
+
+
+def test_two_of_the_largest_pieces_fit() -> None:
+    assert largest_piece(2048) == 1022
+    for length in range(16, 100):
+        piece = largest_piece(length)
+        assert packed_length([piece, piece]) <= length < packed_length([piece + 1, piece + 1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sequence_length": 8}, "packing.sequence_length: is 8, expected 16"),
+        ({"piece_tokens": 1023}, "packing.piece_tokens: is 1023, expected at most 1022"),
+        ({"look_ahead": 0}, "packing.look_ahead: is 0"),
+        ({"mixed_share": 1.5}, "packing.mixed_share: is 1.5"),
+        ({"pool_tokens": 10}, "packing.pool_tokens: is 10"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(changes: dict[str, int], expected: str) -> None:
+    with pytest.raises(MoseError, match=expected):
+        PackingConfig(**changes)

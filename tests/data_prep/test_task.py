@@ -1,0 +1,149 @@
+"""One task: which repositories it takes, what its shard and lineage say, and that it appears whole or not at all."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep import task as task_module
+from data_prep.config import PackingConfig
+from data_prep.pieces import cut
+from data_prep.records import RepositoryRef
+from data_prep.sources.source import list_repositories
+from data_prep.split import split_of
+from data_prep.task import MIN_REPOSITORIES_PER_TASK, TaskResult, deal_repositories, marker_path, read_marker, run_task
+from mose.errors import MoseError
+from mose.manifest import SPLITS
+from mose.packed_sequence import snippet_bounds
+from mose.shard_format import RecordLayout, ShardReader
+from mose.tokenizer import load_tokenizer
+from tests.data_prep.repositories import SEQUENCE_LENGTH, make_config
+
+
+def run_only_task(folder: Path, **changes: object) -> tuple[Path, TaskResult]:
+    config = make_config(folder, num_tasks=1, **changes).resolve()
+    return Path(config.output), run_task(config, 0, list_repositories(config.sources), "listing")
+
+
+def test_every_repository_is_dealt_once_whatever_the_number_of_tasks(tmp_path: Path) -> None:
+    refs = [RepositoryRef(f"repository-{i}", "directory", "") for i in range(100)]
+    for num_tasks in (1, 3, 200):
+        config = make_config(tmp_path, num_tasks=num_tasks)
+        dealt = deal_repositories(refs, config)
+        assert len(dealt) == num_tasks
+        assert sorted(ref for part in dealt for ref in part) == sorted(refs)
+        assert dealt == deal_repositories(refs[::-1], config)
+
+
+def test_no_task_gets_too_few_repositories_of_a_split_to_mix(tmp_path: Path) -> None:
+    refs = [RepositoryRef(f"repository-{i}", "directory", "") for i in range(60)]
+    config = make_config(tmp_path, num_tasks=50)
+    for part in deal_repositories(refs, config):
+        for split in SPLITS:
+            members = [ref for ref in part if split_of(ref.name, config.seed, config.held_out_fraction) == split]
+            assert not members or len(members) >= MIN_REPOSITORIES_PER_TASK
+
+
+def test_a_task_writes_shards_lineage_and_marker(tmp_path: Path) -> None:
+    dataset, result = run_only_task(tmp_path)
+    assert read_marker(marker_path(dataset, 0)) == result
+    for split in SPLITS:
+        entry = result.shards[split]
+        assert (dataset / entry.path).stat().st_size == entry.num_bytes
+        assert entry.rows == result.rows[split]["rows"] > 0
+        assert entry.tokens == result.rows[split]["tokens"]
+
+
+def test_lineage_leads_back_to_the_bytes_of_each_snippet(tmp_path: Path) -> None:
+    dataset, result = run_only_task(tmp_path)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    for entry in result.shards.values():
+        reader = ShardReader(dataset / entry.path, RecordLayout(SEQUENCE_LENGTH, tokenizer.dtype), entry.rows)
+        rows = range(entry.rows)
+        labels, tokens = reader.labels(list(rows)), reader.tokens(list(rows))  # type: ignore[arg-type]
+        lines = iter(pq.read_table(dataset / entry.lineage_path).to_pylist())
+        for row in rows:
+            bounds = snippet_bounds(tokens[row], int(labels.num_tokens[row]), tokenizer.special)
+            for snippet, (start, end) in enumerate(bounds):
+                line = next(lines)
+                assert (line["row"], line["snippet"], line["num_tokens"]) == (row, snippet, end - start)
+                content = (tmp_path / "repositories" / line["repository"] / line["path"].lstrip("/")).read_bytes()
+                text = content[line["start_byte"] : line["end_byte"]].decode()
+                assert tokenizer.decode(tokens[row][start:end]) == text
+        assert next(lines, None) is None
+
+
+def test_all_text_is_in_the_rows_and_the_splits_share_no_repository(tmp_path: Path) -> None:
+    dataset, result = run_only_task(tmp_path)
+    covered: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    repositories = []
+    for entry in result.shards.values():
+        lines = pq.read_table(dataset / entry.lineage_path).to_pylist()
+        repositories.append({line["repository"] for line in lines})
+        for line in lines:
+            covered.setdefault((line["repository"], line["path"]), []).append((line["start_byte"], line["end_byte"]))
+    files = list((tmp_path / "repositories").rglob("*.py"))
+    assert len(covered) == len(files) == result.filters["reasons"]["kept"]["files"]
+    for (repository, path), spans in covered.items():
+        size = (tmp_path / "repositories" / repository / path.lstrip("/")).stat().st_size
+        ends = sorted(spans)
+        assert [start for start, _ in ends] == [0, *(end for _, end in ends[:-1])]
+        assert ends[-1][1] == size
+    assert not repositories[0] & repositories[1]
+
+
+@pytest.mark.parametrize("mode", ["faithful", "nsp"])
+def test_the_other_modes_write_rows_too(tmp_path: Path, mode: str) -> None:
+    packing = PackingConfig(mode=mode, sequence_length=512)  # type: ignore[arg-type]
+    _, result = run_only_task(tmp_path, packing=packing)
+    counts = result.rows["train"]
+    assert counts["rows"] > 0
+    assert counts["mixed_rows"] > 0
+    if mode == "nsp":
+        assert counts["snippets"] == 2 * counts["rows"]
+        assert counts["single_file_rows"] == counts["rows"] - counts["mixed_rows"]
+
+
+def test_a_split_without_rows_has_no_shard(tmp_path: Path) -> None:
+    dataset, result = run_only_task(tmp_path, held_out_fraction=0.0)
+    assert list(result.shards) == ["train"]
+    assert not (dataset / "held_out").exists()
+
+
+def test_an_error_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def cut_once_too_often(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > 60:
+            raise MoseError("a file went away")
+        return cut(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(task_module, "cut", cut_once_too_often)
+    with pytest.raises(MoseError, match="a file went away"):
+        run_only_task(tmp_path, packing=PackingConfig(sequence_length=64, pool_tokens=64))
+    assert [path for path in (tmp_path / "dataset").rglob("*") if path.is_file()] == []
+
+
+def test_repositories_without_a_usable_file_are_named(tmp_path: Path) -> None:
+    make_config(tmp_path)
+    for name, content in (("empty", b" \n"), ("binary", b"a\0b" * 9), ("other", b"\xff\xfe\xfd caf\xe9\n" * 9)):
+        repository = tmp_path / "repositories" / name
+        repository.mkdir()
+        (repository / "file.py").write_bytes(content)
+    (tmp_path / "repositories" / "nothing").mkdir()
+    _, result = run_only_task(tmp_path)
+    assert result.unusable_repositories == 4
+    assert sorted(result.unusable_examples) == ["binary", "empty", "nothing", "other"]
+    reasons = result.filters["reasons"]
+    assert [reasons[name]["files"] for name in ("empty", "binary", "undecodable")] == [1, 1, 1]
+
+
+def test_a_marker_that_is_no_marker_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "task-000000.json"
+    assert read_marker(path) is None
+    for text in ("{", "[]", '{"shards": {}}'):
+        path.write_text(text)
+        with pytest.raises(MoseError, match="task-000000.json: not a completion marker"):
+            read_marker(path)

@@ -1,0 +1,256 @@
+"""verify: an untouched data set passes, and each kind of damage is told with the file and the row it is in."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.config import PackingConfig
+from data_prep.dataset import pack_dataset
+from data_prep.split_writer import LINEAGE_SCHEMA
+from data_prep.verify import verify_dataset
+from mose.atomic_file import file_sha256
+from mose.errors import MoseError
+from mose.manifest import ShardEntry, read_manifest, write_manifest
+from mose.shard_format import RecordLayout
+from mose.tokenizer import load_tokenizer
+from tests.data_prep.repositories import SEQUENCE_LENGTH, make_config
+from tests.datasets import make_tokenizer
+
+SHARD = "train/shard-000000.tar"
+LINEAGE = "train/lineage-000000.parquet"
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    pack_dataset(make_config(folder))
+    return folder / "dataset"
+
+
+@pytest.fixture
+def dataset(packed: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(packed, tmp_path / "dataset"))
+
+
+def renew_checksums(dataset: Path) -> None:
+    """Let the manifest agree with changed files, so that only the rows themselves are wrong."""
+    manifest = read_manifest(dataset)
+    splits = {split: tuple(_renewed(dataset, entry) for entry in entries) for split, entries in manifest.splits.items()}
+    write_manifest(dataset, replace(manifest, splits=splits))
+
+
+def _renewed(dataset: Path, entry: ShardEntry) -> ShardEntry:
+    sums = [file_sha256(dataset / path) for path in (entry.path, entry.lineage_path)]
+    return replace(entry, sha256=sums[0], lineage_sha256=sums[1])
+
+
+def change_tokens(dataset: Path, row: int, change: Callable[[np.ndarray, Any], None]) -> None:
+    """Change the tokens [T] of one row of the first training shard in place."""
+    manifest = read_manifest(dataset)
+    layout: RecordLayout = manifest.layout()
+    with (dataset / SHARD).open("r+b") as file:
+        at = row * layout.stride + layout.token_offset
+        file.seek(at)
+        tokens = np.frombuffer(file.read(SEQUENCE_LENGTH * layout.dtype.itemsize), layout.dtype).copy()
+        change(tokens, load_tokenizer(dataset).special)
+        file.seek(at)
+        file.write(tokens.tobytes())
+    renew_checksums(dataset)
+
+
+def change_lineage(dataset: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    lines = pq.read_table(dataset / LINEAGE).to_pylist()
+    change(lines)
+    pq.write_table(pa.Table.from_pylist(lines, schema=LINEAGE_SCHEMA), dataset / LINEAGE)
+    renew_checksums(dataset)
+
+
+def only_problem(dataset: Path) -> str:
+    problems = verify_dataset(dataset)
+    assert len(problems) == 1, problems
+    assert "\n" not in problems[0]
+    return problems[0]
+
+
+def test_an_untouched_data_set_passes(packed: Path) -> None:
+    assert verify_dataset(packed) == []
+
+
+@pytest.mark.parametrize("mode", ["faithful", "nsp"])
+def test_the_other_modes_pass(tmp_path: Path, mode: str) -> None:
+    packing = PackingConfig(mode=mode, sequence_length=512)  # type: ignore[arg-type]
+    pack_dataset(make_config(tmp_path, packing=packing))
+    assert verify_dataset(tmp_path / "dataset") == []
+
+
+def test_renewed_checksums_of_an_untouched_data_set_pass(dataset: Path) -> None:
+    change_lineage(dataset, lambda lines: None)
+    change_tokens(dataset, 0, lambda tokens, special: None)
+    assert verify_dataset(dataset) == []
+
+
+def test_a_missing_shard(dataset: Path) -> None:
+    (dataset / SHARD).unlink()
+    assert only_problem(dataset) == f"{dataset / SHARD}: no such shard, but the manifest lists it"
+
+
+def test_a_missing_lineage_table(dataset: Path) -> None:
+    (dataset / LINEAGE).unlink()
+    assert only_problem(dataset) == f"{dataset / LINEAGE}: no such file, but manifest.json lists it"
+
+
+def test_a_truncated_shard(dataset: Path) -> None:
+    size = (dataset / SHARD).stat().st_size
+    os.truncate(dataset / SHARD, size - 512)
+    assert only_problem(dataset).startswith(f"{dataset / SHARD}: {size - 512} bytes, its manifest says {size}")
+
+
+def test_a_flipped_bit(dataset: Path) -> None:
+    content = bytearray((dataset / SHARD).read_bytes())
+    content[5000] ^= 1
+    (dataset / SHARD).write_bytes(content)
+    assert only_problem(dataset).startswith(f"{dataset / SHARD}: SHA-256 is")
+
+
+def test_every_damaged_shard_is_told(dataset: Path) -> None:
+    for path in (dataset / SHARD, dataset / "held_out" / "shard-000000.tar"):
+        os.truncate(path, 512)
+    assert len(verify_dataset(dataset)) == 2
+
+
+def test_another_tokenizer(dataset: Path, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path / "other", 620)
+    shutil.copy(tmp_path / "other" / "tokenizer.model", dataset)
+    assert "not the tokenizer of these shards" in only_problem(dataset)
+
+
+def _set(slot: int, value: Callable[[Any], int]) -> Callable[[np.ndarray, Any], None]:
+    def change(tokens: np.ndarray, special: Any) -> None:
+        tokens[slot] = value(special)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (_set(-1, lambda special: 300), "row 2: last slot is 300, expected <cls>"),
+        (_set(-2, lambda special: special.sep), r"row 2: \d+ snippets, num_snippets says \d+"),
+        (_set(-2, lambda special: special.mask), "row 2: a <pad>, <cls> or <mask> stands among the text"),
+        (_set(-2, lambda special: special.cls), "row 2: a <pad>, <cls> or <mask> stands among the text"),
+        (_set(-2, lambda special: special.pad), "row 2: a <pad>, <cls> or <mask> stands among the text"),
+        (_set(-2, lambda special: 600), "row 2: token 600, the vocabulary has 600"),
+        (lambda tokens, special: tokens.fill(special.cls), "row 2: slots before|row 2: slot 0 is"),
+    ],
+)
+def test_a_damaged_row(dataset: Path, change: Callable[[np.ndarray, Any], None], expected: str) -> None:
+    change_tokens(dataset, 2, change)
+    problem = only_problem(dataset)
+    assert problem.startswith(f"{dataset / SHARD}: ")
+    assert re.search(expected, problem), problem
+
+
+def first_row(dataset: Path, *, mixed: bool, snippets: int) -> int:
+    """A row with at least so many snippets, of one or two repositories."""
+    rows: dict[int, list[str]] = {}
+    for line in pq.read_table(dataset / LINEAGE).to_pylist():
+        rows.setdefault(line["row"], []).append(line["repository"])
+    return next(row for row, names in rows.items() if len(names) >= snippets and (len(set(names)) == 2) == mixed)
+
+
+def rename(row: int, snippet: int, name: str) -> Callable[[list[dict[str, Any]]], None]:
+    def change(lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            if (line["row"], line["snippet"]) == (row, snippet):
+                line["repository"] = name
+
+    return change
+
+
+def test_an_unmixed_row_of_two_repositories(dataset: Path) -> None:
+    row = first_row(dataset, mixed=False, snippets=2)
+    change_lineage(dataset, rename(row, 1, "elsewhere"))
+    assert only_problem(dataset) == f"{dataset / LINEAGE}: row {row} has a label `mixed` that its repositories do not bear out"
+
+
+def test_a_mixed_row_of_three_repositories(dataset: Path) -> None:
+    row = first_row(dataset, mixed=True, snippets=3)
+    change_lineage(dataset, rename(row, 2, "elsewhere"))
+    assert only_problem(dataset) == f"{dataset / LINEAGE}: row {row} holds more than two repositories"
+
+
+def test_a_mixed_row_that_does_not_alternate(dataset: Path) -> None:
+    row = first_row(dataset, mixed=True, snippets=3)
+    lines = [line for line in pq.read_table(dataset / LINEAGE).to_pylist() if line["row"] == row]
+    change_lineage(dataset, rename(row, 2, lines[1]["repository"]))
+    assert only_problem(dataset) == f"{dataset / LINEAGE}: row {row} does not alternate its two repositories"
+
+
+def test_a_snippet_of_another_length(dataset: Path) -> None:
+    def shorten(lines: list[dict[str, Any]]) -> None:
+        lines[4]["num_tokens"] -= 1
+
+    row = pq.read_table(dataset / LINEAGE).to_pylist()[4]["row"]
+    change_lineage(dataset, shorten)
+    assert only_problem(dataset) == f"{dataset / LINEAGE}: row {row} has a snippet of another length than its shard"
+
+
+def test_a_row_without_its_line(dataset: Path) -> None:
+    row = pq.read_table(dataset / LINEAGE).to_pylist()[4]["row"]
+    change_lineage(dataset, lambda lines: lines.pop(4) and None)
+    assert only_problem(dataset) == f"{dataset / LINEAGE}: row {row} has another number of snippets than its shard says"
+
+
+def test_a_repository_in_both_splits(dataset: Path) -> None:
+    name = pq.read_table(dataset / "held_out" / "lineage-000000.parquet").to_pylist()[0]["repository"]
+    old = pq.read_table(dataset / LINEAGE).to_pylist()[0]["repository"]
+
+    def move(lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            line["repository"] = name if line["repository"] == old else line["repository"]
+
+    change_lineage(dataset, move)
+    assert only_problem(dataset) == f"{dataset}: repository {name} is in held_out and in train; expected one split only"
+
+
+def test_a_lineage_table_that_is_another_table(dataset: Path) -> None:
+    pq.write_table(pa.table({"row": [0]}), dataset / LINEAGE)
+    renew_checksums(dataset)
+    assert f"{dataset / LINEAGE}: columns are ['row'], expected" in only_problem(dataset)
+    (dataset / LINEAGE).write_bytes(b"PAR1")
+    renew_checksums(dataset)
+    assert f"{dataset / LINEAGE}: not a readable parquet file" in only_problem(dataset)
+
+
+def test_counts_that_do_not_add_up(dataset: Path) -> None:
+    manifest = read_manifest(dataset)
+    entry = manifest.shards("train")[0]
+    wrong = (replace(entry, tokens=entry.tokens + 1), *manifest.shards("train")[1:])
+    write_manifest(dataset, replace(manifest, splits={**manifest.splits, "train": wrong}))
+    problems = verify_dataset(dataset)
+    assert problems[0] == f"{dataset / SHARD}: holds {entry.tokens} tokens, manifest.json says {entry.tokens + 1}"
+    assert "statistics.splits.train.tokens" in problems[1]
+
+
+def test_the_manifest_of_another_sequence_length(dataset: Path) -> None:
+    write_manifest(dataset, replace(read_manifest(dataset), sequence_length=64))
+    assert len(verify_dataset(dataset)) == sum(map(len, read_manifest(dataset).splits.values()))
+
+
+def test_no_manifest_and_no_tokenizer(dataset: Path) -> None:
+    (dataset / "tokenizer.model").unlink()
+    with pytest.raises(MoseError, match="holds neither tokenizer.model nor tokenizer.json"):
+        verify_dataset(dataset)
+    (dataset / "manifest.json").unlink()
+    with pytest.raises(MoseError, match=r"manifest.json: no such file; expected a data set that `mose-data pack` has finished"):
+        verify_dataset(dataset)

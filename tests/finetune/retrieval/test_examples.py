@@ -1,0 +1,44 @@
+"""Examples of a batch: half and half, augmented on the code side only, equal texts recognised, a pure function of the step."""
+
+from dataclasses import replace
+
+from finetune.retrieval.examples import Examples, text_key
+from finetune.retrieval.prompts import TEXT_INSTRUCTION
+from tests.finetune.conftest import make_pairs
+
+
+def test_half_text_code_half_code_code_and_language_of_each_side():
+    examples = Examples(make_pairs(40, second=True), 16, augment_share=0.0, seed=1).at(3)
+    texts = [example for example in examples if example.query.instruction == TEXT_INSTRUCTION]
+    assert len(examples) == 16 and len(texts) == 8
+    assert {example.target.instruction for example in texts} == {
+        "Represent this python code snippet for retrieval:",
+        "Represent this javascript code snippet for retrieval:",
+    }
+    for example in examples[8:]:
+        assert "python" in example.query.instruction and "javascript" in example.target.instruction
+
+
+def test_augmentation_leaves_texts_and_keys_alone():
+    pairs = make_pairs(40, second=True)
+    plain = Examples(pairs, 16, augment_share=0.0, seed=1).at(5)
+    changed = Examples(pairs, 16, augment_share=1.0, seed=1).at(5)
+    for before, after in zip(plain, changed, strict=True):
+        assert (before.query_key, before.target_key) == (after.query_key, after.target_key)
+        assert before.query == after.query or before.query.instruction != TEXT_INSTRUCTION
+    assert any(before.target != after.target for before, after in zip(plain, changed, strict=True))
+
+
+def test_a_step_is_a_pure_function_and_steps_differ():
+    pairs = make_pairs(40)
+    examples = Examples(pairs, 8, 0.5, seed=2)
+    assert examples.at(1) == Examples(pairs, 8, 0.5, seed=2).at(1)
+    assert examples.at(1) != examples.at(2) and examples.at(1) != Examples(pairs, 8, 0.5, seed=3).at(1)
+
+
+def test_equal_texts_have_equal_keys_and_others_do_not():
+    pair = make_pairs(1)[0]
+    examples = Examples([pair, replace(pair, code_a="other")], 2, 0.0, seed=0).at(0)
+    assert examples[0].query_key == examples[1].query_key == text_key(pair.nl)
+    assert examples[0].target_key != examples[1].target_key
+    assert -(2**63) <= text_key("") < 2**63

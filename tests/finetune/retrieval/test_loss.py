@@ -1,0 +1,77 @@
+"""The contrastive loss against numpy and sentence-transformers, its weights, and which cells are no negatives."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finetune.retrieval.loss import clip_logits, clip_loss, exit_weights, false_negatives, multi_exit_loss
+
+NONE_4 = torch.zeros(4, 4, dtype=torch.bool)
+
+
+def embeddings(seed: int, count: int = 4) -> torch.Tensor:
+    return F.normalize(torch.randn(count, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def numpy_clip(queries: np.ndarray, targets: np.ndarray, scale: float) -> float:
+    logits = scale * queries.astype(np.float64) @ targets.astype(np.float64).T
+    probabilities = np.exp(logits)
+    rows = -np.log(np.diag(probabilities / probabilities.sum(axis=1, keepdims=True)))
+    columns = -np.log(np.diag(probabilities / probabilities.sum(axis=0, keepdims=True)))
+    return float((rows.mean() + columns.mean()) / 2)
+
+
+def test_equals_the_formula_in_numpy():
+    queries, targets = embeddings(1), embeddings(2)
+    ours = clip_loss(clip_logits(queries, targets, 10.0, NONE_4))
+    assert ours.item() == pytest.approx(numpy_clip(queries.numpy(), targets.numpy(), 10.0), rel=1e-6)
+
+
+def test_equals_sentence_transformers_symmetric_loss():
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    theirs = losses.MultipleNegativesSymmetricRankingLoss(model=torch.nn.Identity(), scale=10.0)
+    queries, targets = embeddings(3), embeddings(4)
+    expected = theirs.compute_loss_from_embeddings([queries, targets], labels=None)
+    ours = clip_loss(clip_logits(queries, targets, 10.0, NONE_4))
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_exits_are_weighted_by_their_depth_and_summed():
+    assert exit_weights([4, 9, 18, 27, 36], 36) == [4 / 36, 0.25, 0.5, 0.75, 1.0]
+    queries, targets = [embeddings(5), embeddings(6)], [embeddings(7), embeddings(8)]
+    report = multi_exit_loss(queries, targets, [0.25, 1.0], 10.0, NONE_4)
+    singles = [numpy_clip(q.numpy(), t.numpy(), 10.0) for q, t in zip(queries, targets, strict=True)]
+    assert report.losses_E.tolist() == pytest.approx(singles, rel=1e-6)
+    assert report.total.item() == pytest.approx(0.25 * singles[0] + singles[1], rel=1e-6)
+
+
+def test_accuracy_is_the_share_of_queries_that_rank_their_target_first():
+    eye = torch.eye(4)
+    swapped = eye[[1, 0, 2, 3]]
+    assert multi_exit_loss([eye], [swapped], [1.0], 10.0, NONE_4).accuracies_E.tolist() == [0.5]
+
+
+def test_cells_of_equal_texts_are_no_negatives():
+    # Pairs 0 and 1 share the query; 1 and 2 the target; the query of 3 is the target of 0.
+    excluded = false_negatives(torch.tensor([10, 10, 12, 20]), torch.tensor([20, 21, 21, 23]))
+    expected = torch.zeros(4, 4, dtype=torch.bool)
+    for i, j in ((0, 1), (1, 2), (0, 3)):
+        expected[i, j] = expected[j, i] = True
+    assert torch.equal(excluded, expected)
+
+
+def test_an_excluded_cell_takes_no_part():
+    queries, targets = embeddings(9), embeddings(10)
+    excluded = false_negatives(torch.tensor([1, 1, 3, 4]), torch.tensor([11, 12, 13, 14]))
+    queries.requires_grad_()
+    targets.requires_grad_()
+    loss = clip_loss(clip_logits(queries, targets, 10.0, excluded))
+    logits = 10 * queries.detach() @ targets.detach().T
+    kept = [torch.cat((row[:i][~excluded[i, :i]], row[i + 1 :][~excluded[i, i + 1 :]])) for i, row in enumerate(logits)]
+    rows = [torch.logsumexp(torch.cat((logits[i, i : i + 1], kept[i])), 0) - logits[i, i] for i in range(4)]
+    kept = [torch.cat((c[:i][~excluded[:i, i]], c[i + 1 :][~excluded[i + 1 :, i]])) for i, c in enumerate(logits.T)]
+    columns = [torch.logsumexp(torch.cat((logits[i, i : i + 1], kept[i])), 0) - logits[i, i] for i in range(4)]
+    assert loss.item() == pytest.approx(((sum(rows) + sum(columns)) / 8).item(), rel=1e-6)
+    loss.backward()
+    assert torch.isfinite(queries.grad).all() and torch.isfinite(targets.grad).all()

@@ -1,0 +1,85 @@
+"""Atomic files and folders: whole or not at all, and nothing temporary stays after an error."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mose.atomic_file import TEMPORARY_MARK, atomic_folder, atomic_write, file_sha256, temporary_path, write_json, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    with atomic_write(path) as file:
+        file.write(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    assert names(path.parent) == ["file"]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_killed_writer_leaves_only_a_file_that_is_marked_temporary(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from mose.atomic_file import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1])) as file:\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], check=False)
+    assert process.returncode == -signal.SIGKILL
+    (left,) = names(tmp_path)
+    assert left.startswith(".file.")
+    assert left.endswith(TEMPORARY_MARK)
+
+
+def test_a_temporary_name_stays_in_the_folder(tmp_path: Path) -> None:
+    path = temporary_path(tmp_path / "file")
+    assert path.parent == tmp_path
+    assert path.name == f".file.{os.getpid()}{TEMPORARY_MARK}"
+
+
+def test_equal_values_give_equal_json_bytes(tmp_path: Path) -> None:
+    write_json(tmp_path / "a", {"x": 1, "y": [2, 3]})
+    write_json(tmp_path / "b", {"y": [2, 3], "x": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_folder_appears_with_all_its_files(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "file").write_text("x")
+        assert not (tmp_path / "folder").exists()
+    assert (tmp_path / "folder" / "inner" / "file").read_text() == "x"
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_is_not_left_half_written_and_never_overwritten(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").write_text("half")
+        raise RuntimeError
+    assert names(tmp_path) == []
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileExistsError), atomic_folder(tmp_path / "folder"):
+        pass
+
+
+def test_the_checksum_is_sha256(tmp_path: Path) -> None:
+    content = os.urandom((1 << 20) + 17)
+    (tmp_path / "file").write_bytes(content)
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()

@@ -1,0 +1,68 @@
+"""The manifest: written and read back equal, counted, and refused with one line when it is not one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mose.errors import MoseError
+from mose.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest, write_manifest
+
+ENTRIES = tuple(ShardEntry(f"train/shard-{i:06d}.tar", 10 + i, 100 + i, 512, "a" * 64, "l", "b" * 64) for i in range(2))
+MANIFEST = Manifest("t" * 16, "c" * 16, 49_152, 2048, {"train": ENTRIES, "held_out": ()}, {"fill": 0.97})
+
+
+def test_it_comes_back_equal_and_with_equal_bytes(tmp_path: Path) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    first = (tmp_path / MANIFEST_NAME).read_bytes()
+    assert read_manifest(tmp_path) == MANIFEST
+    write_manifest(tmp_path, read_manifest(tmp_path))
+    assert (tmp_path / MANIFEST_NAME).read_bytes() == first
+
+
+def test_counts_and_layout() -> None:
+    assert (MANIFEST.rows("train"), MANIFEST.tokens("train")) == (21, 201)
+    assert (MANIFEST.rows("held_out"), MANIFEST.rows("test")) == (0, 0)
+    assert MANIFEST.layout().dtype == np.uint16
+    assert MANIFEST.layout().sequence_length == 2048
+    assert MANIFEST.shards("train") == ENTRIES
+
+
+@pytest.mark.parametrize("split", ["held_out", "test"])
+def test_a_split_without_rows_is_named(split: str) -> None:
+    with pytest.raises(MoseError, match=rf"split '{split}' has no rows; expected one of \['held_out', 'train'\]"):
+        MANIFEST.shards(split)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "not a readable JSON file"),
+        ("\xff", "not a readable JSON file"),
+        ("[]", "schema_version is None, expected 1"),
+        ('{"schema_version": 2}', "schema_version is 2, expected 1"),
+        ('{"schema_version": 1}', "not a manifest of this version"),
+        ('{"schema_version": 1, "splits": {}}', "not a manifest of this version"),
+        ('{"schema_version": 1, "splits": {"train": [{"rows": 1}]}}', "not a manifest of this version"),
+    ],
+)
+def test_what_is_not_a_manifest_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_bytes(text.encode("latin-1"))
+    with pytest.raises(MoseError, match=expected) as raised:
+        read_manifest(tmp_path)
+    assert str(tmp_path / MANIFEST_NAME) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_manifest_says_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(MoseError, match="no such file; expected a data set that `mose-data pack` has finished"):
+        read_manifest(tmp_path)
+
+
+def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    values = json.loads((tmp_path / MANIFEST_NAME).read_text())
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps({**values, "colour": "red"}))
+    with pytest.raises(MoseError, match="colour"):
+        read_manifest(tmp_path)

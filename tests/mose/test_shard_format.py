@@ -1,0 +1,133 @@
+"""Shards: read back by tarfile, numpy and webdataset as by our own reader, and refused when they are damaged."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mose.errors import MoseError
+from mose.shard_format import RecordLayout, ShardReader, ShardWriter, row_key
+
+LENGTH = 40
+ROWS = st.lists(
+    st.tuples(st.lists(st.integers(0, 65_535), min_size=LENGTH, max_size=LENGTH), st.integers(0, 1), st.integers(0, 999_999)),
+    min_size=1,
+    max_size=5,
+)
+
+
+def layout_of(dtype: type[np.unsignedinteger] = np.uint16) -> RecordLayout:
+    return RecordLayout(LENGTH, np.dtype(dtype))
+
+
+def made_rows(count: int, dtype: type[np.unsignedinteger] = np.uint16) -> list[tuple[np.ndarray, int, int, int]]:
+    random = np.random.default_rng(0)
+    highest = np.iinfo(dtype).max
+    return [(random.integers(0, highest, LENGTH).astype(dtype), i % 2, i + 3, i + 1) for i in range(count)]
+
+
+def write_shard(path: Path, rows: list[tuple[np.ndarray, int, int, int]], layout: RecordLayout) -> bytes:
+    seen = bytearray()
+    with path.open("wb") as file:
+        writer = ShardWriter(file, layout, 7, seen.extend)
+        for row in rows:
+            writer.write(*row)
+        writer.close()
+    assert bytes(seen) == path.read_bytes()
+    return bytes(seen)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_tarfile_and_numpy_read_every_record(tmp_path: Path, dtype: type[np.unsignedinteger]) -> None:
+    rows = made_rows(6, dtype)
+    write_shard(tmp_path / "shard.tar", rows, layout_of(dtype))
+    with tarfile.open(tmp_path / "shard.tar") as tar:
+        members = tar.getmembers()
+        assert [member.name for member in members] == [f"{row_key(7, i)}.{kind}" for i in range(6) for kind in ("npy", "json")]
+        assert {(member.mtime, member.mode, member.uid, member.isfile()) for member in members} == {(0, 0o644, 0, True)}
+        contents = [tar.extractfile(member).read() for member in members]  # type: ignore[union-attr]
+    for i, (tokens, mixed, num_tokens, num_snippets) in enumerate(rows):
+        read = np.load(io.BytesIO(contents[2 * i]), allow_pickle=False)
+        assert read.dtype == dtype
+        np.testing.assert_array_equal(read, tokens)
+        assert json.loads(contents[2 * i + 1]) == {"mixed": mixed, "num_tokens": num_tokens, "num_snippets": num_snippets}
+
+
+def test_webdataset_and_our_reader_agree(tmp_path: Path) -> None:
+    rows = made_rows(5)
+    write_shard(tmp_path / "shard.tar", rows, layout_of())
+    reader = ShardReader(tmp_path / "shard.tar", layout_of(), 5)
+    order = np.array([3, 0, 4, 1, 2])
+    tokens, labels = reader.tokens(order), reader.labels(order)
+    samples = list(webdataset.WebDataset(str(tmp_path / "shard.tar"), shardshuffle=False).decode())
+    for place, row in enumerate(order):
+        np.testing.assert_array_equal(samples[row]["npy"], tokens[place])
+        found = {name: int(getattr(labels, name)[place]) for name in ("mixed", "num_tokens", "num_snippets")}
+        assert samples[row]["json"] == found
+    reader.close()
+
+
+@given(ROWS)
+@settings(max_examples=30)
+def test_rows_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[list[int], int, int]]) -> None:
+    path = tmp_path_factory.mktemp("shard") / "shard.tar"
+    written = [(np.array(tokens, dtype=np.uint16), mixed, number, number) for tokens, mixed, number in rows]
+    content = write_shard(path, written, layout_of())
+    assert len(content) == layout_of().file_size(len(rows))
+    assert write_shard(path, written, layout_of()) == content
+    reader = ShardReader(path, layout_of(), len(rows))
+    every = np.arange(len(rows))
+    assert reader.tokens(every).tolist() == [tokens for tokens, _, _ in rows]
+    labels = reader.labels(every)
+    assert labels.mixed.tolist() == [mixed for _, mixed, _ in rows]
+    assert labels.num_tokens.tolist() == labels.num_snippets.tolist() == [number for _, _, number in rows]
+
+
+def test_every_record_has_the_same_stride(tmp_path: Path) -> None:
+    layout = layout_of()
+    content = write_shard(tmp_path / "shard.tar", made_rows(4), layout)
+    for row in range(4):
+        assert content[row * layout.stride :].startswith(row_key(7, row).encode())
+
+
+def test_a_copy_is_returned_not_the_map(tmp_path: Path) -> None:
+    write_shard(tmp_path / "shard.tar", made_rows(2), layout_of())
+    reader = ShardReader(tmp_path / "shard.tar", layout_of(), 2)
+    tokens = reader.tokens(np.array([0]))
+    tokens[:] = 0
+    assert reader.tokens(np.array([0])).any()
+
+
+def test_missing_truncated_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "shard.tar"
+    with pytest.raises(MoseError, match="shard.tar: no such shard, but the manifest lists it"):
+        ShardReader(path, layout_of(), 3)
+    content = write_shard(path, made_rows(3), layout_of())
+    with pytest.raises(MoseError, match=rf"{len(content)} bytes, its manifest says .* \(4 rows\)"):
+        ShardReader(path, layout_of(), 4)
+    path.write_bytes(bytes(len(content)))
+    with pytest.raises(MoseError, match="first record is not an array of 40 uint16"):
+        ShardReader(path, layout_of(), 3)
+    path.write_bytes(content)
+    os.truncate(path, len(content) - 1)
+    with pytest.raises(MoseError, match="truncated or not this data set's"):
+        ShardReader(path, layout_of(), 3)
+
+
+def test_a_damaged_label_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "shard.tar"
+    layout = layout_of()
+    content = bytearray(write_shard(path, made_rows(3), layout))
+    content[layout.stride + layout.json_offset + 2] ^= 255
+    path.write_bytes(content)
+    reader = ShardReader(path, layout, 3)
+    reader.labels(np.array([0, 2]))
+    with pytest.raises(MoseError, match="json member is damaged"):
+        reader.labels(np.array([1]))

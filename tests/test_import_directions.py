@@ -1,0 +1,346 @@
+"""Who may import whom, and what no module may do: read from the syntax trees of our packages, and tried on made-up sources."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("data_prep", "pretrain", "finetune", "cluster")
+PACKAGES = ("mose", *STAGES)
+PARALLEL = "pretrain.parallel."
+
+# What a package may not import, at any depth of its code; the part before the first dot of the imported name decides.
+FORBIDDEN = {
+    "mose": {*STAGES, "deepspeed", "megatron", "webdataset"},
+    "data_prep": {"pretrain", "finetune", "cluster", "torch", "webdataset", "transformers"},
+    "pretrain": {"data_prep", "finetune", "cluster", "webdataset"},
+    "finetune": {"data_prep", "pretrain", "cluster", "deepspeed", "megatron", "webdataset"},
+    "cluster": {"data_prep", "pretrain", "finetune", "torch", "numpy", "deepspeed", "megatron"},
+}
+CLUSTER_USES = {"mose.config", "mose.command", "mose.run_directory", "mose.errors", "mose.atomic_file"}
+
+# What each package must not bring into memory when all of its modules are imported.
+NEVER_LOADED = {
+    "data_prep": ("torch", "webdataset", "transformers"),
+    "finetune": ("deepspeed", "megatron"),
+    "cluster": ("torch", "deepspeed", "megatron"),
+}
+
+# The model file is copied into every exported folder with its siblings, so these are all that it may need there.
+MODEL_FILE = "mose.model.modeling_mose"
+MODEL_NEEDS = {"torch", "transformers", "flash_attn"}
+
+Modules = dict[str, ast.Module]
+
+
+def read_modules() -> Modules:
+    """Every module of our packages, by its dotted name."""
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    return {dotted_name(path.relative_to(ROOT)): ast.parse(path.read_text("utf-8"), str(path)) for path in paths}
+
+
+def dotted_name(path: Path) -> str:
+    """`mose/model/size.py` -> `mose.model.size`; an `__init__.py` keeps its name, so that it can be told from a module."""
+    return ".".join(path.with_suffix("").parts)
+
+
+def top(name: str) -> str:
+    """The package that a dotted name begins with."""
+    return name.partition(".")[0]
+
+
+def imported_names(module: str, node: ast.Import | ast.ImportFrom) -> list[str]:
+    """Absolute dotted names that one statement imports; `from a import b` gives `a.b`."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    folder = module.split(".")[: -node.level] if node.level else []
+    base = [*folder, *([node.module] if node.module else [])]
+    return [".".join([*base, alias.name]) for alias in node.names]
+
+
+def all_imports(module: str, tree: ast.Module) -> list[str]:
+    """Names imported anywhere in a module, inside functions too."""
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
+    return [name for node in nodes for name in imported_names(module, node)]
+
+
+def nodes_at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """Nodes that run when a module is imported: not the bodies of functions, not what only a type checker reads."""
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
+            yield from nodes_at_import(statement.orelse)
+            continue
+        yield statement
+        for _, value in ast.iter_fields(statement):
+            if isinstance(value, list) and value and isinstance(value[0], ast.stmt | ast.ExceptHandler):
+                yield from nodes_at_import([node for part in value for node in getattr(part, "body", [part])])
+
+
+def wrong_direction(modules: Modules) -> list[str]:
+    """Imports against the table."""
+    return [
+        f"{module} imports {name}"
+        for module, tree in modules.items()
+        for name in all_imports(module, tree)
+        if is_wrong(module, name)
+    ]
+
+
+def is_wrong(module: str, name: str) -> bool:
+    """Whether the table forbids `module` to import `name`."""
+    package = top(module)
+    if top(name) in FORBIDDEN[package]:
+        return True
+    return package == "cluster" and name.startswith("mose.") and ".".join(name.split(".")[:2]) not in CLUSTER_USES
+
+
+def importers(modules: Modules, library: str) -> list[str]:
+    """Modules that import `library`, anywhere in their code."""
+    return [m for m, tree in modules.items() if any(top(name) == library for name in all_imports(m, tree))]
+
+
+def engine_homes(modules: Modules) -> list[str]:
+    """What is wrong with where DeepSpeed and megatron-core come in: one file of `pretrain/parallel/` each."""
+    homes = {library: importers(modules, library) for library in ("deepspeed", "megatron")}
+    found = [
+        f"{library} is imported in {names}, expected one module of {PARALLEL}"
+        for library, names in homes.items()
+        if len(names) != 1 or not names[0].startswith(PARALLEL)
+    ]
+    return found or (["deepspeed and megatron share one module"] if homes["deepspeed"] == homes["megatron"] else [])
+
+
+def import_graph(modules: Modules) -> dict[str, set[str]]:
+    """Which of our modules each one imports when it is itself imported."""
+    graph: dict[str, set[str]] = {}
+    for module, tree in modules.items():
+        nodes = (node for node in nodes_at_import(tree.body) if isinstance(node, ast.Import | ast.ImportFrom))
+        names = {name for node in nodes for name in imported_names(module, node)}
+        graph[module] = {part for name in names for part in (name, name.rpartition(".")[0]) if part in modules}
+    return graph
+
+
+def cycles(graph: dict[str, set[str]]) -> list[str]:
+    """Each module that can reach itself; modules that no cycle runs through are peeled off first."""
+    left = {module: set(targets) for module, targets in graph.items()}
+    while True:
+        pointed_at = {target for targets in left.values() for target in targets}
+        loose = {module for module, targets in left.items() if not targets or module not in pointed_at}
+        if not loose:
+            return [f"import cycle through {module}" for module in sorted(left)]
+        left = {module: targets - loose for module, targets in left.items() if module not in loose}
+
+
+def habits(module: str, tree: ast.Module) -> Iterator[str]:
+    """What one module does that none may."""
+    if not ast.get_docstring(tree):
+        yield "does not open with a docstring"
+    if module.endswith(".__init__") and len(tree.body) > 1:
+        yield "holds more than its docstring"
+    if module.rpartition(".")[2] == "utils":
+        yield "is called utils"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            yield "has a global statement"
+        elif isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+            yield "has a star import"
+        elif isinstance(node, ast.ImportFrom) and node.level and not module.startswith("mose.model."):
+            yield "has a relative import"
+        elif edits_search_path(node):
+            yield "edits sys.path"
+    for statement in tree.body:
+        if runs_at_import(statement):
+            yield f"does work when it is imported (line {statement.lineno})"
+
+
+def edits_search_path(node: ast.AST) -> bool:
+    """Whether a node changes where Python looks for modules."""
+    if isinstance(node, ast.Call):
+        return ast.unparse(node.func).startswith(("sys.path.", "site.addsitedir"))
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+    return any(ast.unparse(target).startswith("sys.path") and "hooks" not in ast.unparse(target) for target in targets)
+
+
+def runs_at_import(statement: ast.stmt) -> bool:
+    """A call, loop or block at module level; imports whose warnings are silenced are no work."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Call)
+    if isinstance(statement, ast.With):
+        return not all(
+            isinstance(n, ast.Import | ast.ImportFrom) or ast.unparse(n).startswith("warnings.") for n in statement.body
+        )
+    return isinstance(statement, ast.For | ast.While)
+
+
+def shipped_with_model(modules: Modules) -> set[str]:
+    """The model file and the siblings it reaches by relative imports: what an exported folder carries."""
+    shipped, waiting = set[str](), {MODEL_FILE} & set(modules)
+    while waiting:
+        module = waiting.pop()
+        shipped.add(module)
+        nodes = (node for node in ast.walk(modules[module]) if isinstance(node, ast.ImportFrom) and node.level)
+        names = {name for node in nodes for name in imported_names(module, node)}
+        waiting |= {part for name in names for part in (name, name.rpartition(".")[0]) if part in modules} - shipped
+    return shipped
+
+
+def foreign_to_model(modules: Modules) -> list[str]:
+    """Imports of the shipped model files that a process without our packages could not satisfy."""
+    allowed = MODEL_NEEDS | sys.stdlib_module_names
+    shipped = shipped_with_model(modules)
+    statements = (
+        (module, node)
+        for module in sorted(shipped)
+        for node in ast.walk(modules[module])
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    )
+    found = []
+    for module, node in statements:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            if node.level > 1:
+                found.append(f"{module} imports from outside its folder")
+            continue
+        found += [f"{module} imports {name}" for name in imported_names(module, node) if top(name) not in allowed]
+    return found
+
+
+@pytest.fixture(scope="module")
+def modules() -> Modules:
+    return read_modules()
+
+
+def test_imports_follow_the_table(modules: Modules) -> None:
+    assert wrong_direction(modules) == []
+
+
+def test_each_engine_has_one_home(modules: Modules) -> None:
+    assert engine_homes(modules) == []
+
+
+def test_no_import_cycles(modules: Modules) -> None:
+    assert cycles(import_graph(modules)) == []
+
+
+def test_no_module_has_a_bad_habit(modules: Modules) -> None:
+    assert [f"{module} {habit}" for module, tree in modules.items() for habit in habits(module, tree)] == []
+
+
+def test_model_files_stand_alone(modules: Modules) -> None:
+    assert MODEL_FILE in modules
+    assert foreign_to_model(modules) == []
+
+
+def test_every_folder_is_a_package(modules: Modules) -> None:
+    """A folder without `__init__.py` would not be installed."""
+    folders = {module.rpartition(".")[0] for module in modules}
+    assert {folder for folder in folders if f"{folder}.__init__" not in modules} == set()
+
+
+@pytest.mark.parametrize("package", sorted(NEVER_LOADED))
+def test_package_does_not_load(package: str, modules: Modules) -> None:
+    names = [name.removesuffix(".__init__") for name in modules if top(name) == package]
+    lines = [
+        "import importlib, json, sys",
+        f"for name in {names!r}: importlib.import_module(name)",
+        "print(json.dumps(list(sys.modules)))",
+    ]
+    result = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    loaded = {name.strip(' "[]').split(".")[0] for name in result.stdout.splitlines()[-1].split(",")}
+    assert loaded >= {package}
+    assert loaded & set(NEVER_LOADED[package]) == set()
+
+
+def made_up(**sources: str) -> Modules:
+    """Modules from sources; a double underscore in a name stands for a dot."""
+    return {name.replace("__", "."): ast.parse('"""One sentence."""\n' + textwrap.dedent(text)) for name, text in sources.items()}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("mose__tokenizer", "import pretrain.step"),
+        ("pretrain__step", "from finetune.retrieval import loss"),
+        ("data_prep__task", "def run():\n    import torch.nn as nn\n    return nn"),
+        ("finetune__train", "from megatron.core import tensor_parallel"),
+        ("cluster__script", "from mose.tokenizer import load_tokenizer"),
+    ],
+)
+def test_a_wrong_direction_is_seen(module: str, source: str) -> None:
+    assert len(wrong_direction(made_up(**{module: source}))) == 1
+
+
+def test_allowed_directions_pass() -> None:
+    tree = made_up(pretrain__step="from mose.model import size\nimport torch", cluster__cli="from mose.errors import MoseError")
+    assert wrong_direction(tree) == []
+
+
+def test_a_second_home_of_an_engine_is_seen() -> None:
+    tidy = {
+        "pretrain__parallel__engine": "import deepspeed",
+        "pretrain__parallel__tensor": "from megatron.core import parallel_state",
+    }
+    assert engine_homes(made_up(**tidy)) == []
+    assert len(engine_homes(made_up(**tidy, pretrain__train="def f():\n    import deepspeed"))) == 1
+    assert len(engine_homes(made_up(pretrain__parallel__engine="import deepspeed\nimport megatron.core"))) == 1
+    assert len(engine_homes(made_up(pretrain__parallel__engine="import deepspeed"))) == 1
+
+
+def test_a_cycle_is_seen_and_a_late_or_typing_import_is_none() -> None:
+    one = "from mose.b import thing"
+    assert (
+        len(cycles(import_graph(made_up(mose__a=one, mose__b="import mose.c", mose__c="from mose import a", mose__d=one)))) == 3
+    )
+    assert cycles(import_graph(made_up(mose__a=one, mose__b="def f():\n    import mose.a"))) == []
+    typing = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import mose.a"
+    assert cycles(import_graph(made_up(mose__a=one, mose__b=typing))) == []
+    guarded = "try:\n    import mose.a\nexcept ImportError:\n    a = None"
+    assert len(cycles(import_graph(made_up(mose__a=one, mose__b=guarded)))) == 2
+    assert len(cycles(import_graph(made_up(mose__model__a="from .b import x", mose__model__b="from . import a")))) == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "habit"),
+    [
+        ("mose.seeding", "x = 1", "does not open with a docstring"),
+        ("mose.__init__", '"""One sentence."""\nx = 1', "holds more than its docstring"),
+        ("mose.utils", '"""One sentence."""', "is called utils"),
+        ("mose.seeding", '"""One."""\ndef f():\n    global x\n    x = 1', "has a global statement"),
+        ("mose.seeding", '"""One."""\nfrom os import *', "has a star import"),
+        ("mose.seeding", '"""One."""\nfrom .errors import MoseError', "has a relative import"),
+        ("mose.seeding", '"""One."""\nimport sys\ndef f():\n    sys.path.insert(0, "x")', "edits sys.path"),
+        ("mose.seeding", '"""One."""\nimport sys\nsys.path += ["x"]', "edits sys.path"),
+        ("mose.seeding", '"""One."""\nprint("hello")', "does work when it is imported (line 2)"),
+        ("mose.seeding", '"""One."""\nwith open("x") as file:\n    x = file.read()', "does work when it is imported (line 2)"),
+    ],
+)
+def test_a_bad_habit_is_seen(module: str, source: str, habit: str) -> None:
+    assert list(habits(module, ast.parse(source))) == [habit]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("mose.model.modeling_mose", "from .attention_mose import attend"),
+        (
+            "pretrain.parallel.tensor",
+            'with warnings.catch_warnings():\n    warnings.simplefilter("ignore")\n    import megatron.core',
+        ),
+    ],
+)
+def test_a_good_habit_passes(module: str, source: str) -> None:
+    assert list(habits(module, ast.parse('"""One."""\n' + source))) == []
+
+
+def test_an_import_that_the_exported_model_cannot_make_is_seen() -> None:
+    sibling = {"mose__model__modeling_mose": "import math\nimport torch\nfrom .attention_mose import attend"}
+    assert foreign_to_model(made_up(**sibling, mose__model__attention_mose="import torch")) == []
+    assert len(foreign_to_model(made_up(**sibling, mose__model__attention_mose="from mose.errors import MoseError"))) == 1
+    assert foreign_to_model(made_up(**sibling, mose__model__attention_mose="x = 1", mose__model__size="import mose.errors")) == []
