@@ -11,7 +11,7 @@ EXTRAS = {
     "finetune": [*MODEL, *CONFIG, "pyarrow", "scikit-learn", "matplotlib"],
     "cluster": [*CONFIG, "rich"],
     "gpu": ["flash-attn"],
-    "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "webdataset", "ranx", "sentence-transformers>=6,<7"],
+    "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "webdataset", "ir-measures", "sentence-transformers>=6,<7"],
 }
 
 setup(

@@ -76,6 +76,7 @@ def one_line(error: BaseException, words: Sequence[str] = (), commands: dict[str
         return text
     text = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"does not accept option '\1.\2'", text)
     unknown = re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: --([\w.]+)", text)
     if unknown and commands:
         text = _unknown_key(unknown.group(1) or unknown.group(2), words, commands)

@@ -16,7 +16,7 @@ TOKENS = NDArray[np.unsignedinteger]
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The ids that a packed row is built with; the five names of DESIGN section 3."""
+    """The ids that a packed row is built with; the same five names for every tokenizer."""
 
     pad: int
     unk: int
@@ -30,7 +30,15 @@ class SpecialTokens:
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger]:
-    """The narrowest of uint16 and uint32 that holds every id of the vocabulary."""
+    """The narrowest of uint16 and uint32 that holds every id of the vocabulary.
+
+    Raises:
+        MoseError: the vocabulary is larger than either.
+    """
+    if vocabulary_size > 1 << 32:
+        raise MoseError(
+            f"vocabulary_size: {vocabulary_size} ids do not fit the widest token type, uint32 (expected at most {1 << 32})"
+        )
     return np.dtype(np.uint16) if vocabulary_size <= 1 << 16 else np.dtype(np.uint32)
 
 

@@ -96,7 +96,16 @@ class RecordLayout:
         return rows * self.stride + 2 * BLOCK
 
     def record(self, key: str, row: TOKENS, mixed: int, num_tokens: int, num_snippets: int) -> bytes:
-        """The bytes of one record for a row [T]."""
+        """The bytes of one record for a row [T].
+
+        Raises:
+            MoseError: a token id does not fit the type that the data set's vocabulary asked for.
+        """
+        largest = int(row.max(initial=0))
+        if largest > np.iinfo(self.dtype).max:
+            raise MoseError(
+                f"{key}: token id {largest} does not fit {self.dtype}; expected ids below the manifest's vocabulary_size"
+            )
         tokens = self.npy_header + row.astype(self.dtype, copy=False).tobytes()
         labels = _json_member(mixed, num_tokens, num_snippets)
         parts = [_ustar_header(f"{key}.npy", len(tokens)), tokens.ljust(_padded(len(tokens)), b"\0")]

@@ -17,7 +17,7 @@ from mose.packed_sequence import TOKENS, SpecialTokens, token_dtype
 SENTENCEPIECE_NAME = "tokenizer.model"
 HUGGING_FACE_NAME = "tokenizer.json"
 SENTENCEPIECE_SPECIALS = {"pad": "<pad>", "unk": "<unk>", "sep": "<sep>", "cls": "<cls>", "mask": "<mask>"}
-# StarCoder2's file has no padding or unknown token of its own: both are its <|endoftext|> (mose_release.md section 4).
+# StarCoder2's file has no padding or unknown token of its own: both are its <|endoftext|>, as in the released model.
 HUGGING_FACE_SPECIALS = {"pad": "<|endoftext|>", "unk": "<|endoftext|>", "sep": "<sep>", "cls": "<cls>", "mask": "<mask>"}
 
 

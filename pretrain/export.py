@@ -27,7 +27,7 @@ from pretrain.config import PretrainConfig
 
 STATE_TAG = "state"
 PARITY_NAME = "parity.json"
-# fp32 only: sums over tensor-parallel ranks are added in another order than on one device (DESIGN section 5).
+# fp32 only: sums over tensor-parallel ranks are added in another order than on one device (docs/decisions.md).
 FP32_TOLERANCE = 5e-6
 
 
@@ -61,7 +61,7 @@ def find_checkpoint(run: RunDirectory, step: int | None) -> Path:
     """The checkpoint of `step`, or the latest one."""
     checkpoint = run.checkpoints / step_name(step) if step is not None else latest_checkpoint(run.checkpoints)
     if checkpoint is None or not checkpoint.is_dir():
-        wanted = "a checkpoint" if step is None else step_name(step)
+        wanted = "complete checkpoint" if step is None else step_name(step)
         raise MoseError(f"{run.checkpoints}: holds no {wanted}; expected one written by `mose-pretrain train`")
     return checkpoint
 

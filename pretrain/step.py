@@ -42,7 +42,7 @@ class StepResult:
     slots: int
 
     def exit_metrics(self, exit_layers: Sequence[int], prefix: str = "") -> dict[str, float]:
-        """Scalars of each exit under DESIGN's names, e.g. `loss/exit_04/mlm`."""
+        """Scalars of each exit under the run directory's names, e.g. `loss/exit_04/mlm`."""
         return exit_metrics(self.sums, self.denominators, exit_layers, prefix)
 
 

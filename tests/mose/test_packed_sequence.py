@@ -66,3 +66,8 @@ def test_the_token_type_holds_every_id_of_the_vocabulary() -> None:
     assert token_dtype(65_537) == np.uint32
     for size in (2, 65_536, 65_537):
         assert np.array([size - 1]).astype(token_dtype(size))[0] == size - 1
+
+
+def test_a_vocabulary_larger_than_the_token_type_is_refused() -> None:
+    with pytest.raises(MoseError, match="do not fit the widest token type, uint32"):
+        token_dtype((1 << 32) + 1)

@@ -131,3 +131,9 @@ def test_a_damaged_label_is_refused(tmp_path: Path) -> None:
     reader.labels(np.array([0, 2]))
     with pytest.raises(MoseError, match="json member is damaged"):
         reader.labels(np.array([1]))
+
+
+def test_a_token_that_does_not_fit_the_stored_type_is_refused() -> None:
+    layout = RecordLayout(8, np.dtype(np.uint16))
+    with pytest.raises(MoseError, match="token id 65536 does not fit uint16"):
+        layout.record("key", np.array([0, 0, 2, 65536, 7, 7, 7, 3], dtype=np.uint32), 0, 6, 1)

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from mose.config import save_config
 from mose.tokenizer import Tokenizer, load_tokenizer
+from tests.commands import command_line, run_well
 from tests.datasets import make_dataset
+from tests.pretrain.cells import tiny_config
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(dataset: Path) -> Tokenizer:
     """The tokenizer of `dataset`."""
     return load_tokenizer(dataset)
+
+
+@pytest.fixture(scope="session")
+def finished_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run of one process over 6 steps, with checkpoints after 2, 4 and 6; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("finished")
+    save_config(tiny_config(dataset, micro_batch_rows=2), folder / "config.yaml")
+    words = ["train", "--config", folder / "config.yaml", "--output", folder / "run", "--max_steps", 6]
+    run_well(command_line("pretrain", *words, "--intervals.log_every_steps", 1, "--intervals.checkpoint_every_steps", 2))
+    return folder / "run"

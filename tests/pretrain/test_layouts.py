@@ -74,7 +74,7 @@ def plain_loop(config: PretrainConfig) -> dict[str, Any]:
         loss.backward()
         if step == 0:
             outcome["gradients"] = {name: p.grad.numpy().copy() for name, p in model.named_parameters() if p.grad is not None}
-        outcome["losses"].append(float(loss))
+        outcome["losses"].append(loss.item())
         outcome["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clipping)))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.schedule)

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# The whole pipeline on this machine: the packages installed here -> shards -> pre-training -> fine-tuning -> a table of scores.
+# Prints each command before it runs it. Everything it makes lies in ./quickstart, which must not exist yet.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
+
+run() {
+    printf '\n\033[1m$ %s\033[0m\n' "$*"
+    local started=$SECONDS
+    "$@"
+    printf -- '-- %s s (%s s in all)\n' "$((SECONDS - started))" "$SECONDS"
+}
+
+if [ -e quickstart ]; then
+    echo "quickstart.sh: ./quickstart exists; move it away or remove it for a new run" >&2
+    exit 2
+fi
+
+run mose-data train-tokenizer --config configs/quickstart/tokenizer.yaml
+run mose-data pack --config configs/quickstart/pack.yaml
+run mose-data verify quickstart/data
+run mose-data inspect quickstart/data --row 0
+run mose-data pairs --config configs/quickstart/pairs.yaml
+
+# Two ranks that share every layer (tensor parallelism), then a short run with two data ranks and ZeRO-2.
+run mose-pretrain train --config configs/quickstart/pretrain.yaml --dry-run --ranks 2
+run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/pretrain.yaml
+run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml
+
+run mose-pretrain export quickstart/run --output quickstart/pretrained
+run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quickstart/data --max-rows 1024 --output quickstart/run/held_out.json
+
+# The same fine-tuning twice: from the pre-trained weights, and from random ones as the control.
+run mose-finetune retrieval --config configs/quickstart/retrieval.yaml
+run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --from_random true --output quickstart/retrieval_from_random
+run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_random/checkpoint --output quickstart/scores_from_random
+run mose-finetune evaluate --config configs/quickstart/evaluate.yaml
+
+run mose-finetune report --pretrain quickstart/run --evaluation quickstart/scores --control quickstart/scores_from_random --output quickstart/report

@@ -1,0 +1,45 @@
+"""Covers model operations of a step against torch's own counter, and the scalars of an interval."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.modeling_mose import ModularStarEncoder
+from mose.tokenizer import Tokenizer
+from pretrain.data import BatchPlan, GlobalBatchLoader, PackedRows
+from pretrain.loss import Denominators, whole_vocabulary
+from pretrain.step import StepResult
+from pretrain.throughput import Stopwatch, device_peak, step_flops
+from pretrain.training_model import TrainingModel
+from tests.pretrain.cells import tiny_config
+
+
+def test_operations_of_a_step_follow_torchs_counter(dataset: Path, tokenizer: Tokenizer) -> None:
+    shape = ModularStarEncoderConfig(**tiny_config(dataset).model.hugging_face())
+    model = TrainingModel(ModularStarEncoder(shape), whole_vocabulary(tokenizer.vocabulary_size))
+    plan = BatchPlan(1, 8, 8, tokenizer.special, tokenizer.ordinary_ids())
+    (batch,) = GlobalBatchLoader(PackedRows(dataset, "train"), plan).share(0)
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        model(batch, Denominators(1, 1))
+    ours = step_flops(shape, batch.num_masked, batch.num_rows, batch.num_tokens) / 3
+    # Ours leaves out the pooler and the ICC head and counts attention at the mean length: close from below.
+    assert 0.93 * counter.get_total_flops() < ours <= counter.get_total_flops()
+
+
+def test_scalars_of_an_interval(dataset: Path) -> None:
+    shape = ModularStarEncoderConfig(**tiny_config(dataset).model.hugging_face())
+    stopwatch = Stopwatch(shape, torch.device("cpu"), world_size=2)
+    result = StepResult(1.0, torch.zeros(3, 4, dtype=torch.float64), Denominators(10, 8), 0.5, real_tokens=300, slots=400)
+    stopwatch.add(result, wait_seconds=0.0)
+    values = stopwatch.read(result)
+    assert values["data/padding_fraction"] == pytest.approx(0.25)
+    assert values["throughput/data_wait_fraction"] == 0.0
+    assert values["throughput/tokens_per_second_per_device"] > 0
+    assert 0.01 < values["memory/peak_gib"] < 64
+    assert "throughput/model_flops_utilization" not in values
+    assert device_peak(torch.device("cpu")) is None
