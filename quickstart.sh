@@ -31,7 +31,8 @@ run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pr
 run mose-pretrain export quickstart/run --output quickstart/pretrained
 run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quickstart/data --max-rows 1024 --output quickstart/run/held_out.json
 
-# The same fine-tuning twice: from the pre-trained weights, and from random ones as the control.
+# The same fine-tuning twice: from the pre-trained weights, and from random ones as the control. One process each, two threads.
+export OMP_NUM_THREADS=2
 run mose-finetune retrieval --config configs/quickstart/retrieval.yaml
 run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --from_random true --output quickstart/retrieval_from_random
 run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_random/checkpoint --output quickstart/scores_from_random

@@ -120,7 +120,7 @@ def _evaluate(parsed: Namespace) -> None:
         cells = (f"{values['mlm']:.3f}", f"{values['mlm_accuracy']:.3f}", f"{values['icc_accuracy']:.3f}")
         table.add_row(layer, *cells, f"{low:.3f} - {high:.3f}")
     unigram = f"{report['unigram_cross_entropy']:.3f}"
-    table.add_row("token frequencies", unigram, "", f"{report['icc_majority_rate']:.3f} (majority)", "")
+    table.add_row("unigram", unigram, "", f"{report['icc_majority_rate']:.3f} (majority)", "")
     Console().print(table)
 
 

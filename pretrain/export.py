@@ -97,7 +97,10 @@ def build_exported(config: PretrainConfig, read: Callable[[str], Tensor]) -> Mod
     for name, parameter in model.named_parameters():
         tensor = read(name)
         if sharding_of(name) is Sharding.VOCABULARY:
-            tensor = tensor[: config.model.vocabulary_size]
+            # ZeRO 3 stores a parameter flat: its rows are found again from the shape of one.
+            tensor = tensor.reshape(config.model.padded_vocabulary_size, *parameter.shape[1:])[: config.model.vocabulary_size]
+        elif tensor.numel() == parameter.numel():
+            tensor = tensor.reshape(parameter.shape)
         if tensor.shape != parameter.shape:
             raise MoseError(f"checkpoint: {name} is {list(tensor.shape)}, the run's config makes it {list(parameter.shape)}")
         parameter.copy_(tensor)

@@ -109,7 +109,7 @@ def test_evaluate_and_plot(finished_run: Path, dataset: Path, tmp_path: Path, ca
     run_well(command_line("pretrain", "export", finished_run, "--output", tmp_path / "model"))
     words = ["evaluate", "--checkpoint", str(tmp_path / "model"), "--dataset", str(dataset), "--output", str(tmp_path / "h.json")]
     assert run_command("mose-pretrain", "", commands(), words) == 0
-    assert "token frequencies" in capsys.readouterr().out
+    assert "unigram" in capsys.readouterr().out
     assert json.loads((tmp_path / "h.json").read_text())["exits"].keys() == {"01", "02", "04"}
     assert run_command("mose-pretrain", "", commands(), ["plot", str(finished_run), "--output", str(tmp_path / "l.png")]) == 0
     assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")
