@@ -40,7 +40,6 @@ SETTINGS: dict[str, Any] = {
     "add_dummy_prefix": False,
     "allow_whitespace_only_pieces": True,
     "split_digits": True,
-    "character_coverage": 0.9999,
     "max_sentence_length": MAX_SENTENCE_BYTES,
     "bos_id": -1,
     "eos_id": -1,
@@ -66,6 +65,9 @@ class TokenizerTrainingConfig:
     """Texts are cut into chunks of at most this many characters; newlines stay inside, so that pieces may hold them."""
     max_run: int = 256
     """Runs of this many or more equal characters are left out of the training text."""
+    character_coverage: float = 0.9999
+    """Share of the text's characters that get a piece of their own; the rest are written as bytes, so nothing is lost. A
+    small vocabulary wants less, e.g. .999: one file of CJK characters can ask for thousands of pieces."""
     held_out_fraction: float = 0.02
     """Share of repositories that is not trained on; the same value and seed as for pack hold out the same repositories."""
     seed: int = 0
@@ -80,6 +82,7 @@ class TokenizerTrainingConfig:
             0 < self.chunk_characters <= MAX_SENTENCE_BYTES // 4,
             f"chunk_characters: is {self.chunk_characters}, expected 1 to {MAX_SENTENCE_BYTES // 4}",
         )
+        require(0 < self.character_coverage <= 1, f"character_coverage: is {self.character_coverage}, expected a share above 0")
         require(self.max_run > 1, f"max_run: is {self.max_run}, expected 2 or more")
         require(
             0 <= self.held_out_fraction < 1, f"held_out_fraction: is {self.held_out_fraction}, expected 0 or more and below 1"
@@ -156,6 +159,7 @@ def train_model(chunks: Iterable[str], config: TokenizerTrainingConfig) -> bytes
             unk_piece=specials["unk"],
             control_symbols=[specials["sep"], specials["cls"], specials["mask"]],
             **SETTINGS,
+            character_coverage=config.character_coverage,
         )
     except RuntimeError as error:
         raise MoseError(_told(str(error), config.vocabulary_size)) from None
@@ -195,7 +199,7 @@ def _told(message: str, vocabulary_size: int) -> str:
         )
     too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
     if too_small:
-        return f"vocabulary_size: is {vocabulary_size}, expected at least {too_small.group(1)} for the characters of this text"
+        return f"vocabulary_size: is {vocabulary_size}, expected at least {too_small.group(1)} for the characters of this text (or a lower character_coverage)"
     return f"vocabulary_size: sentencepiece cannot train {vocabulary_size} pieces: {message.splitlines()[0]}"
 
 
