@@ -199,7 +199,8 @@ def _told(message: str, vocabulary_size: int) -> str:
         )
     too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
     if too_small:
-        return f"vocabulary_size: is {vocabulary_size}, expected at least {too_small.group(1)} for the characters of this text (or a lower character_coverage)"
+        least = f"expected at least {too_small.group(1)} for the characters of this text, or a lower character_coverage"
+        return f"vocabulary_size: is {vocabulary_size}, {least}"
     return f"vocabulary_size: sentencepiece cannot train {vocabulary_size} pieces: {message.splitlines()[0]}"
 
 

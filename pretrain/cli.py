@@ -2,17 +2,20 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from mose.command import BAD_INPUT, Command, add_config, read_config, run_command
+from mose.command import Command, add_config, read_config, run_command
 from mose.config import document_fields
 from mose.errors import MoseError
 from mose.run_directory import RunDirectory
 from pretrain.config import Layout, PretrainConfig
+
+FIRST_WORD_SECONDS = 15
 
 
 def main() -> None:
@@ -52,16 +55,16 @@ def _train(parsed: Namespace) -> int | None:
         if sentence := mock_step(config):
             print(sentence)
         return None
-    from pretrain.train import check, train
+    from pretrain.train import train
 
     try:
-        check(config)
+        train(config)
     except MoseError:
-        # Every rank finds the same fault in the same files; one of them says so.
+        # Every rank finds the same fault in the same files. Rank 0 says so and the launcher ends the others; one that still
+        # lives after a while has found a fault of its own.
         if os.environ.get("RANK", "0") != "0":
-            return BAD_INPUT
+            time.sleep(FIRST_WORD_SECONDS)
         raise
-    train(config)
     return None
 
 

@@ -12,11 +12,11 @@ from mose.run_directory import RunDirectory
 from mose.schedule import learning_rate
 from mose.tokenizer import Tokenizer, load_tokenizer
 from pretrain.checkpoint import CheckpointStore, Progress, config_values
-from pretrain.config import Layout, PretrainConfig
+from pretrain.config import PretrainConfig
 from pretrain.data import BatchPlan, GlobalBatchLoader, PackedRows, validation_batches
 from pretrain.estimate import shape_of
 from pretrain.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, MetricWriter
-from pretrain.parallel.context import ParallelContext, initialize_parallel, launched_world_size, leave_parallel
+from pretrain.parallel.context import ParallelContext, initialize_parallel, leave_parallel
 from pretrain.parallel.engine import Engine
 from pretrain.prefetch import Prefetcher
 from pretrain.probe import run_probe
@@ -40,19 +40,11 @@ def train(config: PretrainConfig) -> None:
         engine = build_engine(config, context)
         store = CheckpointStore(run.checkpoints, context, identity_of(config, data, context))
         progress = resume(store, engine)
+        if progress.step >= config.max_steps and context.is_main:
+            print(f"{config.output}: already at step {progress.step} of {config.max_steps}")
         loop(Run(config, context, data, run, engine, store), progress)
     finally:
         leave_parallel()
-
-
-def check(config: PretrainConfig) -> None:
-    """Find what is wrong with the config and the data set before any rank joins another.
-
-    Raises:
-        MoseError: as in `train`.
-    """
-    resolved = config.resolve(open_data(config).tokenizer.vocabulary_size)
-    Layout.of(resolved, launched_world_size())
 
 
 @dataclass(frozen=True)

@@ -44,17 +44,33 @@ class ParallelContext:
         dist.barrier()
 
 
+def _started_by_srun() -> bool:
+    """Whether this process is a task of a job step; the batch script itself has SLURM's variables, too, but no step's rank."""
+    return "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ
+
+
 def launched_world_size() -> int:
     """Ranks that the launcher (deepspeed, torchrun, srun) started; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ["SLURM_NTASKS"]) if _started_by_srun() else 1
 
 
 def _complete_environment() -> None:
-    """Set the variables torch wants from SLURM's, or to a process of its own."""
-    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:
+    """Set the variables torch wants from SLURM's, or to a process of its own.
+
+    Raises:
+        MoseError: several ranks were launched, but nothing says where they meet.
+    """
+    if "RANK" not in os.environ and _started_by_srun():
         os.environ.update({name: os.environ[slurm] for name, slurm in SLURM_NAMES.items() if slurm in os.environ})
     if "RANK" not in os.environ:
         os.environ.update(ALONE, MASTER_PORT=str(_free_port()))
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise MoseError(
+                f"{name}: not set, expected where the {os.environ['WORLD_SIZE']} ranks meet (launchers set it; srun does not)"
+            )
 
 
 def choose_accelerator() -> None:
@@ -76,8 +92,8 @@ def initialize_parallel(config: PretrainConfig) -> ParallelContext:
     Raises:
         MoseError: the launched ranks do not fit the config, or bf16 tensor parallelism is asked of an unfit machine.
     """
-    _complete_environment()
     layout = Layout.of(config, launched_world_size())
+    _complete_environment()
     torch.set_num_threads(config.parallel.threads_per_rank)
     from pretrain.parallel.engine import join_process_group
 
