@@ -120,5 +120,9 @@ def read_config(parsed: Namespace, config_class: type[Config]) -> Config:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(config_class, "value", fail_untyped=True)
     names = [action.dest.removeprefix("value.").split(".")[0] for action in parser._actions if action.dest.startswith("value.")]
+    files = [str(path) for path in parsed.get("config") or []]
     values: Namespace = Namespace({f"value.{name}": parsed[name] for name in dict.fromkeys(names)})  # type: ignore[no-untyped-call]
-    return cast(Config, parser.instantiate(values)["value"])
+    try:
+        return cast(Config, parser.instantiate(values)["value"])
+    except MoseError as error:
+        raise MoseError(": ".join([*files, str(error)])) from None

@@ -18,8 +18,9 @@ from pretrain.parallel.engine import Engine
 
 MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest"
-# What may differ between the run that saved and the run that resumes without changing a number.
-FREE_FIELDS = ("output", "max_steps", "intervals", "parallel.collective_timeout_seconds")
+# What may differ between the run that saved and the run that resumes without changing a number. The data set counts by its
+# fingerprint, not by where it lies.
+FREE_FIELDS = ("output", "max_steps", "intervals", "parallel.collective_timeout_seconds", "data.dataset")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def test_config_file_then_overrides(tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         ("shape: {wdth: 4}", "unknown key 'shape.wdth'; expected one of: shape.width"),
         ("shape: {width: wide}", "shape.width: Expected a int. Got value: wide"),
-        ("shape: {width: 3}", "shape.width: 3 is odd, expected an even number"),
+        ("shape: {width: 3}", "a.yaml: shape.width: 3 is odd, expected an even number"),
         ("nme: z", "unknown key 'nme'; expected one of: name"),
     ],
 )

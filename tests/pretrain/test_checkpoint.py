@@ -13,7 +13,7 @@ import torch
 
 from mose.errors import MoseError
 from pretrain.checkpoint import CheckpointStore, config_values, latest_checkpoint, read_checkpoint_manifest, step_of
-from pretrain.config import IntervalConfig, Layout, PretrainConfig
+from pretrain.config import DataConfig, IntervalConfig, Layout, PretrainConfig
 from pretrain.parallel.context import ParallelContext
 from tests.commands import command_line, refused, run_well
 
@@ -86,6 +86,7 @@ def identity(**changes: Any) -> dict[str, Any]:
 
 def test_identity_leaves_out_what_changes_no_number() -> None:
     assert identity() == identity(output="elsewhere", max_steps=7, intervals=IntervalConfig(log_every_steps=3))
+    assert identity() == identity(data=DataConfig(dataset="moved"))
     assert identity() != identity(seed=1)
     assert identity() != config_values(PretrainConfig(), "other data", 1)
     assert identity() != config_values(PretrainConfig(), "data", 2)
