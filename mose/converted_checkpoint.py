@@ -6,6 +6,7 @@ exporter adds `parity.json`, the largest difference to the training model at eac
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from mose.atomic_file import atomic_folder, write_json
 from mose.errors import MoseError
+from mose.fast_tokenizer import write_fast_tokenizer
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import draw_parameter, initialize
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
@@ -144,12 +146,12 @@ def write_checkpoint(folder: Path, model: PreTrainedModel, tokenizer_folder: Pat
         raise MoseError(f"{folder}: already exists; a checkpoint is never overwritten")
     with atomic_folder(folder) as temporary:
         save_model(temporary, model)
-        copy_tokenizer(tokenizer_folder, temporary)
+        copy_tokenizer(tokenizer_folder, temporary, model.config.max_position_embeddings)
         write_json(temporary / FACTS_NAME, facts)
 
 
 def save_model(folder: Path, model: PreTrainedModel) -> None:
-    """Write config.json, weights and the model's source files, so that `AutoModel` opens the folder without this package."""
+    """Write config.json, weights and the model's source files: `AutoModel` and sentence-transformers open the folder alone."""
     ModularStarEncoderConfig.register_for_auto_class()
     type(model).register_for_auto_class("AutoModel")
     shown = transformers.utils.logging.is_progress_bar_enabled()
@@ -159,16 +161,31 @@ def save_model(folder: Path, model: PreTrainedModel) -> None:
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()
+    write_sentence_transformer(folder, model.config.hidden_size)
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy a tokenizer's files from one folder to another.
+def copy_tokenizer(source: Path, folder: Path, max_length: int) -> None:
+    """Copy a tokenizer from one folder to another; a sentencepiece model is also written as a fast tokenizer if they agree.
 
     Raises:
         MoseError: `source` holds no tokenizer.
     """
-    found = [source / name for name in (SENTENCEPIECE_NAME, HUGGING_FACE_NAME) if (source / name).is_file()]
-    if not found:
+    name = next((name for name in (SENTENCEPIECE_NAME, HUGGING_FACE_NAME) if (source / name).is_file()), None)
+    if name is None:
         raise MoseError(f"{source}: holds neither {SENTENCEPIECE_NAME} nor {HUGGING_FACE_NAME}")
-    for path in found:
-        shutil.copyfile(path, folder / path.name)
+    shutil.copyfile(source / name, folder / name)
+    if name == SENTENCEPIECE_NAME and not write_fast_tokenizer(folder, max_length):
+        print(f"{name}: its fast form gives other ids and is left out; AutoTokenizer will not open the folder", file=sys.stderr)
+
+
+def write_sentence_transformer(folder: Path, width: int) -> None:
+    """Describe the folder to sentence-transformers: the model's last hidden state, its last token (`<cls>`), normalised."""
+    steps = ("Transformer", "Pooling", "Normalize")
+    paths = ("", "1_Pooling", "2_Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{step}"}
+        for i, (step, path) in enumerate(zip(steps, paths, strict=True))
+    ]
+    write_json(folder / "modules.json", modules)
+    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
+    write_json(folder / "1_Pooling" / "config.json", pooling)

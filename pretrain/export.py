@@ -51,7 +51,7 @@ def export_run(run_folder: Path, output: Path, step: int | None = None, exit_lay
     facts = {"run": run_folder.name, "progress": manifest["progress"], "identity": manifest["identity"], "exit": exit_layer}
     with atomic_folder(output) as folder:
         save_model(folder, chosen)
-        copy_tokenizer(run.path, folder)
+        copy_tokenizer(run.path, folder, config.model.max_length)
         write_json(folder / FACTS_NAME, facts)
         write_json(folder / PARITY_NAME, parity)
     return parity

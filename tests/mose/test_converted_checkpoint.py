@@ -130,3 +130,22 @@ def test_broken_folders_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{")
     with pytest.raises(MoseError, match=r"config\.json: not JSON"):
         load_pretrained(folder)
+
+
+def test_sentence_transformers_gives_our_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    tokenizer = make_tokenizer(tmp_path / "with_bytes", 420)
+    config = ModularStarEncoderConfig(**{**CONFIG.to_dict(), "vocab_size": 420})
+    retrieval = retrieval_from_pretrained(random_like(config, 1), 2)
+    write_checkpoint(tmp_path / "retrieval", retrieval, tmp_path / "with_bytes", {})
+    texts = ["abc def", "a", "for x in table: print(x)"]
+    theirs = torch.tensor(SentenceTransformer(str(tmp_path / "retrieval"), trust_remote_code=True, device="cpu").encode(texts))
+    model = load_retrieval(tmp_path / "retrieval")
+    for text, embedding in zip(texts, theirs, strict=True):
+        ids_N = torch.tensor([tokenizer.special.sep, *tokenizer.encode(text).tolist(), tokenizer.special.cls])
+        with torch.no_grad():
+            bounds = torch.tensor([0, len(ids_N)], dtype=torch.int32)
+            ours = model.embed(ids_N, torch.arange(len(ids_N)), bounds, len(ids_N))[-1][0]
+        assert (ours - embedding).abs().max() <= 1e-5
