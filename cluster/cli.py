@@ -47,3 +47,7 @@ def main() -> None:
     """Entry point of `mose-cluster`."""
     document_fields()
     sys.exit(run_command("mose-cluster", "Jobs on a SLURM cluster.", commands()))
+
+
+if __name__ == "__main__":
+    main()

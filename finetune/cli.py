@@ -55,3 +55,7 @@ def _report(parsed: Namespace) -> None:
     from finetune.evaluation.report import report
 
     report(read_config(parsed, ReportConfig))
+
+
+if __name__ == "__main__":
+    main()

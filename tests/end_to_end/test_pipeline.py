@@ -40,9 +40,15 @@ def make_repositories(folder: Path, count: int = 24) -> Path:
 
 
 def debug_config(folder: Path, **changes: object) -> Path:
-    """configs/debug_cpu.yaml with shorter rows and fewer steps."""
+    """configs/debug_cpu.yaml with shorter rows, fewer steps and no dropout, whose masks depend on the layout."""
     values = yaml.safe_load((ROOT / "configs" / "debug_cpu.yaml").read_text("utf-8"))
-    values["model"] |= {"width": 32, "feed_forward_width": 64, "max_length": 256}
+    values["model"] |= {
+        "width": 32,
+        "feed_forward_width": 64,
+        "max_length": 256,
+        "residual_dropout": 0.0,
+        "embedding_dropout": 0.0,
+    }
     values |= {"max_steps": 6, "intervals": {**values["intervals"], "validation_rows": 8, "checkpoint_every_steps": 3}, **changes}
     path = folder / "pretrain.yaml"
     path.write_text(yaml.safe_dump(values))
