@@ -66,7 +66,7 @@ def test_killed_and_resumed_equals_undisturbed(
 ) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     run_well(line(config, calm, ranks, *more))
-    steps = sorted(random.Random(ranks).sample(range(2, STEPS - 3), kills))
+    steps = sorted(random.Random(ranks).sample(range(2, STEPS - 8), kills))
     for step in steps:
         kill_after_step(line(config, killed, ranks, *more), killed, step)
     run_well(line(config, killed, ranks, *more))
