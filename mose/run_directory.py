@@ -25,6 +25,11 @@ def exit_scalar(kind: str, exit_layer: int, objective: str) -> str:
     return f"{kind}/exit_{exit_layer:02d}/{objective}"
 
 
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` steps; it sorts by step. The trainer writes it, `cluster` waits for it."""
+    return f"step-{step:06d}"
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The files of one run below `path`."""
@@ -63,7 +68,7 @@ class RunDirectory:
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""
-        return self.checkpoints / f"step-{step:06d}"
+        return self.checkpoints / checkpoint_name(step)
 
     def create(self, resume: bool = False) -> None:
         """Make the directory. With `resume` it may hold a run already, which then goes on; without one, a new run begins.

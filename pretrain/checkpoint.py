@@ -12,6 +12,7 @@ from torch import distributed as dist
 from mose.atomic_file import file_sha256, sync_file, sync_folder, write_json, write_text
 from mose.config import fingerprint, to_plain
 from mose.errors import MoseError
+from mose.run_directory import checkpoint_name
 from pretrain.config import PretrainConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.engine import Engine
@@ -30,11 +31,6 @@ class Progress:
     step: int
     consumed_rows: int
     consumed_tokens: int
-
-
-def step_name(step: int) -> str:
-    """Folder name of a checkpoint; it sorts by step."""
-    return f"step-{step:06d}"
 
 
 def config_values(config: PretrainConfig, data_fingerprint: str, world_size: int) -> dict[str, Any]:
@@ -65,7 +61,7 @@ class CheckpointStore:
 
         `probe` (rank 0's) holds inputs and states of the live model, against which an export is compared.
         """
-        final = self._folder / step_name(progress.step)
+        final = self._folder / checkpoint_name(progress.step)
         temporary = self._folder / f".{final.name}.partial"
         if self._context.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -113,7 +109,7 @@ class CheckpointStore:
         steps = sorted(step_of(path) for path in self._folder.glob("step-*"))
         for step in steps[:-keep_last]:
             if not (permanent_every and step % permanent_every == 0):
-                shutil.rmtree(self._folder / step_name(step))
+                shutil.rmtree(self._folder / checkpoint_name(step))
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint, or None."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from mose.config import require
 from mose.model_config import ModelConfig
 from mose.schedule import ScheduleConfig
+from pretrain.masking import MASKED_SHARE
+from pretrain.order import BLOCK_ROWS, WINDOW_ROWS
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -20,11 +22,11 @@ class DataConfig:
     """Split to train on."""
     validation_split: str = "held_out"
     """Split to validate on."""
-    block_rows: int = 32
+    block_rows: int = BLOCK_ROWS
     """Neighbouring rows that are read together; blocks are permuted over the whole data set."""
-    window_rows: int = 1 << 20
+    window_rows: int = WINDOW_ROWS
     """Rows among which the permuted blocks are shuffled row by row."""
-    masking_share: float = 0.15
+    masking_share: float = MASKED_SHARE
     """Share of real, ordinary tokens that are predicted (paper section 2.1)."""
 
     def __post_init__(self) -> None:

@@ -21,11 +21,11 @@ from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.sharding import Sharding, sharding_of
-from mose.run_directory import RunDirectory
-from pretrain.checkpoint import latest_checkpoint, read_checkpoint_manifest, step_name
+from mose.run_directory import RunDirectory, checkpoint_name
+from pretrain.checkpoint import latest_checkpoint, read_checkpoint_manifest
 from pretrain.config import PretrainConfig
+from pretrain.parallel.engine import STATE_TAG
 
-STATE_TAG = "state"
 PARITY_NAME = "parity.json"
 # fp32 only: sums over tensor-parallel ranks are added in another order than on one device (docs/decisions.md).
 FP32_TOLERANCE = 5e-6
@@ -59,9 +59,9 @@ def export_run(run_folder: Path, output: Path, step: int | None = None, exit_lay
 
 def find_checkpoint(run: RunDirectory, step: int | None) -> Path:
     """The checkpoint of `step`, or the latest one."""
-    checkpoint = run.checkpoints / step_name(step) if step is not None else latest_checkpoint(run.checkpoints)
+    checkpoint = run.checkpoint(step) if step is not None else latest_checkpoint(run.checkpoints)
     if checkpoint is None or not checkpoint.is_dir():
-        wanted = "complete checkpoint" if step is None else step_name(step)
+        wanted = "complete checkpoint" if step is None else checkpoint_name(step)
         raise MoseError(f"{run.checkpoints}: holds no {wanted}; expected one written by `mose-pretrain train`")
     return checkpoint
 

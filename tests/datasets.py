@@ -5,7 +5,7 @@ Letters: T slots of a row.
 
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +40,18 @@ def tokenizer_bytes(vocabulary_size: int) -> bytes:
     rng = np.random.default_rng(7)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz_()=:. "))
     lines = ["".join(rng.choice(letters, size=80)) for _ in range(20 + vocabulary_size // 2)]
+    return train_tokenizer(lines, vocabulary_size, byte_fallback=vocabulary_size > BYTE_FALLBACK_PIECES + 2 * len(letters))
+
+
+def train_tokenizer(lines: Iterable[str], vocabulary_size: int, byte_fallback: bool) -> bytes:
+    """A sentencepiece BPE model of these lines with the project's special tokens and lossless settings."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=model,
         vocab_size=vocabulary_size,
         model_type="bpe",
-        byte_fallback=vocabulary_size > BYTE_FALLBACK_PIECES + 2 * len(letters),
+        byte_fallback=byte_fallback,
         normalization_rule_name="identity",
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,

@@ -1,17 +1,16 @@
 """Made for the fine-tuning tests: a tiny real tokenizer, a tiny checkpoint, and pairs that a tiny model can learn."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 
 from mose.converted_checkpoint import random_like, write_checkpoint
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.pairs import Pair, write_pairs
-from mose.tokenizer import SENTENCEPIECE_NAME, SENTENCEPIECE_SPECIALS, Tokenizer, load_tokenizer
+from mose.tokenizer import SENTENCEPIECE_NAME, Tokenizer, load_tokenizer
+from tests.datasets import train_tokenizer
 
 VERBS = ("read", "write", "parse", "close", "open", "count", "merge", "split", "sort", "hash", "print", "check")
 NOUNS = ("file", "table", "token", "model", "shard", "config", "index", "graph", "batch", "layer", "score", "report")
@@ -36,27 +35,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     lines = [text for pair in make_pairs(400, second=True) for text in (pair.nl, pair.code_a, pair.code_b)]
     lines += ["Represent this python javascript snippet description for retrieving retrieval supporting snippets of code:"] * 20
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        vocab_size=400,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        pad_id=0,
-        unk_id=1,
-        bos_id=-1,
-        eos_id=-1,
-        pad_piece=SENTENCEPIECE_SPECIALS["pad"],
-        unk_piece=SENTENCEPIECE_SPECIALS["unk"],
-        control_symbols=[SENTENCEPIECE_SPECIALS[name] for name in ("sep", "cls", "mask")],
-        minloglevel=2,
-        num_threads=1,
-    )
-    (folder / SENTENCEPIECE_NAME).write_bytes(model.getvalue())
+    (folder / SENTENCEPIECE_NAME).write_bytes(train_tokenizer(lines, 400, byte_fallback=True))
     return folder
 
 

@@ -135,12 +135,10 @@ def run_cell(config: PretrainConfig, steps: int) -> dict[str, Any]:
 
 
 def _engine_of(config: PretrainConfig) -> tuple[Any, ParallelContext]:
-    from pretrain.parallel.engine import Engine
-    from pretrain.training_model import build_training_model
+    from pretrain.train import build_engine
 
     context = context_of(config)
-    dtype = torch.bfloat16 if config.parallel.precision == "bf16" else torch.float32
-    return Engine(build_training_model(config.model, config.seed, dtype, context), config, context), context
+    return build_engine(config, context), context
 
 
 def describe_engine(config: PretrainConfig) -> dict[str, Any]:
