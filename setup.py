@@ -2,16 +2,18 @@
 
 from setuptools import find_packages, setup
 
-DATA = ["numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "rich", "jsonargparse[signatures]", "pyyaml"]
+STORAGE = ["fsspec", "universal_pathlib", "s3fs"]
+DATA = [*STORAGE, "numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "rich", "jsonargparse[signatures]", "pyyaml"]
 MODEL = ["numpy", "torch", "transformers>=5,<6", "safetensors", "sentencepiece", "tokenizers", "rich"]
 CONFIG = ["jsonargparse[signatures]", "pyyaml"]
+TOOLS = ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"]
 EXTRAS = {
     "data": DATA,
-    "train": [*MODEL, *CONFIG, "deepspeed", "megatron-core", "tensorboard", "matplotlib"],
+    "train": [*MODEL, *CONFIG, *STORAGE, "deepspeed", "megatron-core", "tensorboard", "matplotlib"],
     "finetune": [*MODEL, *CONFIG, "pyarrow", "scikit-learn", "matplotlib"],
     "cluster": [*CONFIG, "rich"],
     "gpu": ["flash-attn"],
-    "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "webdataset", "ir-measures", "sentence-transformers>=6,<7"],
+    "dev": [*TOOLS, "webdataset", "ir-measures", "sentence-transformers>=6,<7", "moto[s3]", "flask", "flask-cors"],
 }
 
 setup(

@@ -6,8 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from data_prep.config import PackingConfig
 from data_prep.packed_rows import LabelBalance, PackedRow, RowCounts
@@ -16,8 +18,9 @@ from data_prep.pool import CutFile, Piece, Pool
 from mose.atomic_file import atomic_write, file_sha256
 from mose.manifest import ShardEntry
 from mose.packed_sequence import assemble, packed_length
+from mose.row_index import index_bytes, make_index
 from mose.seeding import derive_key, generator
-from mose.shard_format import RecordLayout, ShardWriter
+from mose.shard_format import RecordLayout, RowLabels, ShardWriter
 from mose.tokenizer import Tokenizer
 
 # One line a snippet. Where faithful packing cut the last token of a row, `num_tokens` is without it, `end_byte` still with it.
@@ -42,6 +45,11 @@ def shard_path(split: str, task: int) -> str:
     return f"{split}/shard-{task:06d}.tar"
 
 
+def index_path(split: str, task: int) -> str:
+    """Where the index of that shard's rows lies."""
+    return f"{split}/index-{task:06d}.npy"
+
+
 def lineage_path(split: str, task: int) -> str:
     """Where the lineage table of that shard lies."""
     return f"{split}/lineage-{task:06d}.parquet"
@@ -63,6 +71,7 @@ class SplitWriter(contextlib.AbstractContextManager["SplitWriter"]):
         self._shard: ShardWriter | None = None
         self._lineage: pq.ParquetWriter | None = None
         self._digest = hashlib.sha256()
+        self._index: list[NDArray[np.void]] = []
         self.counts = RowCounts()
         self.tokens_by_language: Counter[str] = Counter()
         self.repositories: set[str] = set()
@@ -84,11 +93,21 @@ class SplitWriter(contextlib.AbstractContextManager["SplitWriter"]):
             return None
         self._shard.close()
         self._open_files.close()
-        names = shard_path(self._split, self._task), lineage_path(self._split, self._task)
-        shard, lineage = (self._dataset / name for name in names)
-        size = shard.stat().st_size
-        rows, tokens = self.counts.rows, self.counts.tokens
-        return ShardEntry(names[0], rows, tokens, size, self._digest.hexdigest(), names[1], file_sha256(lineage))
+        names = [name(self._split, self._task) for name in (shard_path, index_path, lineage_path)]
+        shard, index, lineage = (self._dataset / name for name in names)
+        with atomic_write(index) as file:
+            file.write(index_bytes(np.concatenate(self._index)))
+        return ShardEntry(
+            path=names[0],
+            rows=self.counts.rows,
+            tokens=self.counts.tokens,
+            num_bytes=shard.stat().st_size,
+            sha256=self._digest.hexdigest(),
+            index_path=names[1],
+            index_sha256=file_sha256(index),
+            lineage_path=names[2],
+            lineage_sha256=file_sha256(lineage),
+        )
 
     def __exit__(self, *error: Any) -> None:
         """After an error, remove what was written."""
@@ -124,6 +143,8 @@ class SplitWriter(contextlib.AbstractContextManager["SplitWriter"]):
             tokens_T = assemble(texts, self._tokenizer.special, self._config.sequence_length, self._tokenizer.dtype)
             lengths = [len(text) for text in texts]
             shard.write(tokens_T, row.mixed, packed_length(lengths), len(texts))
+            labels = RowLabels(*(np.array([value]) for value in (row.mixed, packed_length(lengths), len(texts))))
+            self._index.append(make_index(tokens_T[None], labels))
             _append_lineage(columns, number, pieces, lengths)
         lineage.write_table(pa.table(columns, schema=LINEAGE_SCHEMA))
 

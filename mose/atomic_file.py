@@ -5,25 +5,40 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from mose.storage import is_local, upload
 
 TEMPORARY_MARK = ".partial"
 
 
 def temporary_path(path: Path) -> Path:
-    """The name `path` is written under until it is complete; same folder, so that rename is atomic."""
-    return path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_MARK}")
+    """The name `path` is written under until it is complete; same folder, so that rename is atomic.
+
+    Two machines that share the folder never share a name.
+    """
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{TEMPORARY_MARK}")
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open `path` for writing; it replaces any old file only when the block ends without an error.
 
+    A path on an object store is written to a local temporary file (in TMPDIR) and uploaded whole.
+
     Raises:
         OSError: the disk is full or not writable; the old file is left as it was.
     """
+    if not is_local(path):
+        with tempfile.NamedTemporaryFile() as local:
+            yield local
+            local.flush()
+            upload(Path(local.name), path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:

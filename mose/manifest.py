@@ -13,20 +13,22 @@ from mose.errors import MoseError
 from mose.packed_sequence import token_dtype
 from mose.shard_format import RecordLayout
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "held_out")
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard of a split: its path below the data set, rows, real tokens, bytes and SHA-256; the same for its lineage table."""
+    """One shard of a split: its path below the data set, rows, real tokens, bytes, SHA-256; its index of rows and its lineage."""
 
     path: str
     rows: int
     tokens: int
     num_bytes: int
     sha256: str
+    index_path: str
+    index_sha256: str
     lineage_path: str
     lineage_sha256: str
 

@@ -15,8 +15,9 @@ import sentencepiece
 from mose.atomic_file import atomic_write, file_sha256
 from mose.manifest import Manifest, ShardEntry, write_manifest
 from mose.packed_sequence import TOKENS, assemble, token_dtype
+from mose.row_index import index_bytes, make_index
 from mose.seeding import generator
-from mose.shard_format import RecordLayout, ShardWriter
+from mose.shard_format import RecordLayout, RowLabels, ShardWriter
 from mose.tokenizer import SENTENCEPIECE_NAME, SENTENCEPIECE_SPECIALS, Tokenizer, load_tokenizer
 
 BYTE_FALLBACK_PIECES = 256 + len(SENTENCEPIECE_SPECIALS)
@@ -144,6 +145,10 @@ def _write_shard(dataset: Path, layout: RecordLayout, split: str, number: int, r
         for row in rows:
             writer.write(row.tokens_T, row.mixed, row.num_tokens, row.num_snippets)
         writer.close()
+    index = dataset / split / f"index-{number:06d}.npy"
+    labels = RowLabels(*(np.array([getattr(row, name) for row in rows]) for name in ("mixed", "num_tokens", "num_snippets")))
+    with atomic_write(index) as file:
+        file.write(index_bytes(make_index(np.stack([row.tokens_T for row in rows]), labels)))
     tokens = sum(row.num_tokens for row in rows)
-    name = str(path.relative_to(dataset))
-    return ShardEntry(name, len(rows), tokens, path.stat().st_size, file_sha256(path), "", "")
+    names = (str(path.relative_to(dataset)), str(index.relative_to(dataset)))
+    return ShardEntry(names[0], len(rows), tokens, path.stat().st_size, file_sha256(path), names[1], file_sha256(index), "", "")

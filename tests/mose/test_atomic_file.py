@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_a_killed_writer_leaves_only_a_file_that_is_marked_temporary(tmp_path: P
 def test_a_temporary_name_stays_in_the_folder(tmp_path: Path) -> None:
     path = temporary_path(tmp_path / "file")
     assert path.parent == tmp_path
-    assert path.name == f".file.{os.getpid()}{TEMPORARY_MARK}"
+    assert path.name == f".file.{socket.gethostname()}-{os.getpid()}{TEMPORARY_MARK}"
 
 
 def test_equal_values_give_equal_json_bytes(tmp_path: Path) -> None:

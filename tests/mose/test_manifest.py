@@ -9,7 +9,9 @@ import pytest
 from mose.errors import MoseError
 from mose.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest, write_manifest
 
-ENTRIES = tuple(ShardEntry(f"train/shard-{i:06d}.tar", 10 + i, 100 + i, 512, "a" * 64, "l", "b" * 64) for i in range(2))
+ENTRIES = tuple(
+    ShardEntry(f"train/shard-{i:06d}.tar", 10 + i, 100 + i, 512, "a" * 64, "i", "b" * 64, "l", "c" * 64) for i in range(2)
+)
 MANIFEST = Manifest("t" * 16, "c" * 16, 49_152, 2048, {"train": ENTRIES, "held_out": ()}, {"fill": 0.97})
 
 
@@ -40,11 +42,11 @@ def test_a_split_without_rows_is_named(split: str) -> None:
     [
         ("{", "not a readable JSON file"),
         ("\xff", "not a readable JSON file"),
-        ("[]", "schema_version is None, expected 1"),
-        ('{"schema_version": 2}', "schema_version is 2, expected 1"),
-        ('{"schema_version": 1}', "not a manifest of this version"),
-        ('{"schema_version": 1, "splits": {}}', "not a manifest of this version"),
-        ('{"schema_version": 1, "splits": {"train": [{"rows": 1}]}}', "not a manifest of this version"),
+        ("[]", "schema_version is None, expected 2"),
+        ('{"schema_version": 9}', "schema_version is 9, expected 2"),
+        ('{"schema_version": 2}', "not a manifest of this version"),
+        ('{"schema_version": 2, "splits": {}}', "not a manifest of this version"),
+        ('{"schema_version": 2, "splits": {"train": [{"rows": 1}]}}', "not a manifest of this version"),
     ],
 )
 def test_what_is_not_a_manifest_is_refused(tmp_path: Path, text: str, expected: str) -> None:

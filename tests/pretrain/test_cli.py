@@ -75,7 +75,7 @@ def test_bad_data_sets_are_one_line(config: Path, tmp_path: Path, capsys: pytest
     make_tokenizer(made, 330)
     assert "tokenizer_fingerprint" in refused_here(capsys, *words)
     (made / "manifest.json").write_text('{"schema_version": 99}')
-    assert "schema_version is 99, expected 1" in refused_here(capsys, *words)
+    assert "schema_version is 99, expected 2" in refused_here(capsys, *words)
 
 
 def test_unreadable_manifest_is_one_line_in_a_real_process(config: Path, tmp_path: Path) -> None:
