@@ -1,81 +1,88 @@
-"""Rows a second from the same shards: our memory-mapped loader against webdataset's pipeline, one core, medians, one run.
+"""The loader's figures: speed against webdataset, opening a huge data set, how well the order mixes, cold cache and staging.
 
-python benchmarks/loader.py [--rows 4096] [--output benchmarks/results/FILE.json]
+python benchmarks/loader.py [--packed DATASET] [--scratch FOLDER] [--output benchmarks/results/FILE.json]
 """
 
 import argparse
 import datetime
-import json
 import os
 import platform
-import statistics
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-import webdataset
+from rich.console import Console
+from rich.table import Table
 
+from benchmarks.loader_parts.cold import measure_cold
+from benchmarks.loader_parts.opening import measure_opening
+from benchmarks.loader_parts.order import measure_order
+from benchmarks.loader_parts.speed import measure_speed
 from mose.atomic_file import write_json
-from mose.manifest import read_manifest
-from mose.tokenizer import load_tokenizer
-from pretrain.data import BatchPlan, GlobalBatchLoader, PackedRows
-from tests.datasets import make_dataset
 
-REPEATS = 5
-BATCH_ROWS = 32
-
-
-def rows_per_second(work: Callable[[], int]) -> float:
-    """Median over repeats of rows by process CPU time (all threads), which neighbours on the machine disturb less."""
-    rates = []
-    for _ in range(REPEATS):
-        began = time.process_time()
-        rows = work()
-        rates.append(rows / (time.process_time() - began))
-    return statistics.median(rates)
+ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=4096)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packed", type=Path, help="Data set with rows of 2,048 (default: packs this Python's packages).")
+    parser.add_argument("--scratch", type=Path, help="Folder on the disk to measure (default: TMPDIR).")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        figures = measure(make_dataset(Path(scratch), rows=arguments.rows, sequence_length=2048, rows_per_shard=1024))
-    print(json.dumps(figures, indent=1))
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+        packed = arguments.packed or pack_packages(Path(scratch))
+        figures: dict[str, Any] = {
+            "date": datetime.date.today().isoformat(),
+            "hardware": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, no GPU",
+            "load_average": os.getloadavg(),
+            "speed": measure_speed(packed),
+            "order": measure_order(packed),
+            "opening": measure_opening(),
+            "cold": measure_cold(Path(scratch)),
+        }
+    Console(soft_wrap=True).print(table_of(figures))
     if arguments.output:
         write_json(arguments.output, figures)
 
 
-def measure(dataset: Path) -> dict[str, object]:
-    """Rates and ratios on one data set."""
-    rows, tokenizer = PackedRows(dataset, "train"), load_tokenizer(dataset)
-    shards = [str(dataset / shard.path) for shard in read_manifest(dataset).shards("train")]
-    order = np.random.default_rng(0).permutation(len(rows))
-    loader = GlobalBatchLoader(rows, BatchPlan(0, BATCH_ROWS, BATCH_ROWS, tokenizer.special, tokenizer.ordinary_ids()))
+def pack_packages(scratch: Path) -> Path:
+    """Pack this Python's installed packages as the quickstart does, in rows of 2,048."""
+    configs = ROOT / "configs" / "quickstart"
+    tokenizer, packed = scratch / "tokenizer", scratch / "packed"
+    data = (sys.executable, "-m", "data_prep.cli")
+    subprocess.run(
+        (*data, "train-tokenizer", "--config", str(configs / "tokenizer.yaml"), "--output", str(tokenizer)), check=True
+    )
+    words = ("--config", str(configs / "pack.yaml"), "--output", str(packed), "--tokenizer", str(tokenizer))
+    subprocess.run((*data, "pack", *words, "--packing.sequence_length", "2048"), check=True)
+    return packed
 
-    def ours_raw() -> int:
-        return sum(len(rows.rows(order[start : start + BATCH_ROWS])[0]) for start in range(0, len(order), BATCH_ROWS))
 
-    def ours_masked() -> int:
-        return sum(batch.num_rows for start in range(0, len(order), BATCH_ROWS) for batch in loader.share(start))
-
-    def webdataset_raw() -> int:
-        return sum(1 for _ in webdataset.WebDataset(shards, shardshuffle=False).shuffle(1000).decode())
-
-    rates = {work.__name__: rows_per_second(work) for work in (ours_raw, ours_masked, webdataset_raw)}
-    return {
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, no GPU",
-        "rows": len(rows),
-        "rows_per_cpu_second": rates,
-        "ratio_raw": rates["ours_raw"] / rates["webdataset_raw"],
-        "ratio_masked_batches_to_raw_webdataset": rates["ours_masked"] / rates["webdataset_raw"],
-    }
+def table_of(figures: dict[str, Any]) -> Table:
+    """Each figure beside its bar."""
+    table = Table("figure", "measured", "bar", title=f"loader, {figures['date']}, {figures['hardware']}")
+    speed, order, opening, cold = (figures[name] for name in ("speed", "order", "opening", "cold"))
+    rates = speed["rows_per_cpu_second"]
+    table.add_row("raw rows at random, rows/s a core", f"{rates['ours_raw']:,}", "")
+    table.add_row("  against webdataset", f"{speed['ratio_raw']:,} x ({rates['webdataset_raw']:,} rows/s)", ">= 100 x")
+    for name in ("micro_batch_4", "micro_batch_32"):
+        table.add_row(f"masked batches, {name}, rows/s a core", f"{rates[f'ours_masked_{name}']:,}", ">= 10,000")
+    table.add_row("  against webdataset", f"{speed['ratio_masked']:,} x ({rates['webdataset_masked']:,} rows/s)", ">= 5 x")
+    milliseconds = speed["cpu_milliseconds_a_step_of_one_rank_of_128"]
+    table.add_row("  one rank of 128, 16 rows of 2,048", f"{milliseconds} ms CPU a step", "")
+    block = str(order["block_rows_default"])
+    for name in ("rows_as_packed", "rows_shuffled_in_shard", "model"):
+        table.add_row(f"repositories repeated, {name}", f"{order[f'{name}_by_block_rows'][block]:.3f}", "<= 1.1")
+    for name in ("600M_rows", "1M_rows"):
+        seconds = opening[name]["seconds"]
+        table.add_row(f"first batch, {name}", f"{seconds['wall']:.2f} s wall, {seconds['cpu']:.2f} s CPU", "< 1 s")
+        table.add_row("  memory added", f"{opening[name]['grown_kib'] / 1024:.1f} MiB", "the same")
+    for name in ("mapped_at_random", "staged_blocks"):
+        faults = cold[name]["major_faults_per_1000_rows"]
+        table.add_row(f"cold cache, {name}", f"{cold[name]['rows_per_second']:,} rows/s, {faults} major faults a 1,000 rows", "")
+    return table
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ def _launch_arguments(parser: ArgumentParser) -> None:
         job = ArgumentParser(description=config_class.__doc__, exit_on_error=False)
         add_config(job, config_class)
         job.add_argument("--print-only", action="store_true", help="Print the script; submit nothing and write nothing.")
+        if name == "pack":
+            job.add_argument(
+                "--missing-only", action="store_true", help="Submit only the tasks that are neither done nor running."
+            )
         group.add_subcommand(name, job, help=config_class.__doc__)
 
 
@@ -37,10 +41,10 @@ def _launch_pretrain(options: Namespace) -> None:
 def _launch_pack(options: Namespace) -> None:
     config = read_config(options, PackJobConfig)
     if options.print_only:
-        print(render_pack(config))
+        print(render_pack(config, missing_only=options.missing_only))
         return
-    array, finish = launch_pack(config)
-    print(f"submitted job {array} (tasks) and job {finish} (merge, when every task is done)")
+    array, finish = launch_pack(config, missing_only=options.missing_only)
+    print(f"submitted job {array} (tasks) and job {finish} (status and merge, when every task has ended)")
 
 
 def main() -> None:

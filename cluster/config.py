@@ -98,9 +98,13 @@ class PackJobConfig:
     pack_config: str = ""
     """Config file as `mose-data pack --config` takes it; it must say `output` and `num_tasks`."""
     max_running: int = 64
-    """Tasks that run at the same time."""
+    """Array elements that run at the same time."""
+    max_array_elements: int = 1000
+    """Elements of an array that this site allows: MaxArraySize of `scontrol show config` less one. With more tasks than that,
+    an element does several, one after another."""
     job: AllocationConfig = field(default_factory=AllocationConfig)
 
     def __post_init__(self) -> None:
         require(bool(self.pack_config), "pack_config: not given, expected the config file of a data set")
         require(self.max_running > 0, f"max_running: {self.max_running}, expected 1 or more")
+        require(self.max_array_elements > 0, f"max_array_elements: {self.max_array_elements}, expected 1 or more")

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ def render_pretrain(config: PretrainJobConfig) -> str:
     return pretrain_script(config, _count(path, _read_yaml(path), "max_steps"))
 
 
-def render_pack(config: PackJobConfig) -> str:
-    """The script of a packing job.
+def render_pack(config: PackJobConfig, *, missing_only: bool = False) -> str:
+    """The script of a packing job; with `missing_only`, of the tasks that are neither done nor running.
 
     Raises:
-        MoseError: see `read_dataset_facts`.
+        MoseError: see `read_dataset_facts` and `missing_tasks`.
     """
-    return pack_script(config, read_dataset_facts(Path(config.pack_config)))
+    dataset = read_dataset_facts(Path(config.pack_config))
+    return pack_script(config, dataset, missing_tasks(dataset.output) if missing_only else None)
 
 
 def read_dataset_facts(path: Path) -> DatasetFacts:
@@ -52,15 +54,40 @@ def launch_pretrain(config: PretrainJobConfig) -> str:
     return _submit_script(render_pretrain(config), config.job.log_folder, config.job.name)
 
 
-def launch_pack(config: PackJobConfig) -> tuple[str, str]:
+def missing_tasks(dataset: str) -> list[int]:
+    """The tasks of a data set that are neither done nor running, as `mose-data status` tells them.
+
+    Raises:
+        MoseError: there is none, the data set was not begun, or `mose-data` is not installed here.
+    """
+    command = shutil.which("mose-data") or str(Path(sys.executable).with_name("mose-data"))
+    try:
+        result = subprocess.run([command, "status", dataset, "--missing"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise MoseError("mose-data: not found on this machine; expected the project's `data` extra beside `cluster`") from None
+    # 1 says that the data set is not complete.
+    if result.returncode not in (0, 1):
+        raise MoseError(" ".join(result.stderr.split()).removeprefix("mose-data: error: "))
+    tasks = [task for span in result.stdout.strip().split(",") if span for task in _span(span)]
+    if not tasks:
+        raise MoseError(f"{dataset}: every task is done or running; expected one to submit (`mose-data finish` merges them)")
+    return tasks
+
+
+def launch_pack(config: PackJobConfig, *, missing_only: bool = False) -> tuple[str, str]:
     """Submit the array and the merge that waits for it; returns both jobs' numbers.
 
     Raises:
-        MoseError: see `read_dataset_facts`; or sbatch is missing or refuses a job.
+        MoseError: see `render_pack`; or sbatch is missing or refuses a job.
     """
     dataset = read_dataset_facts(Path(config.pack_config))
-    array = _submit_script(pack_script(config, dataset), config.job.log_folder, config.job.name)
+    array = _submit_script(render_pack(config, missing_only=missing_only), config.job.log_folder, config.job.name)
     return array, _submit(finish_command(config.job, dataset, array))
+
+
+def _span(text: str) -> range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
 
 
 def _submit_script(text: str, log_folder: str, name: str) -> str:

@@ -1,6 +1,7 @@
 """From a job's config to the text of its sbatch script: pure functions, so that a test can hold every line."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,13 @@ else
 fi
 """
 
+_SEVERAL_TASKS = """failed=0
+for ((task = SLURM_ARRAY_TASK_ID; task < {num_tasks}; task += {elements})); do
+    {pack} "$task" || failed=1
+done
+exit $failed
+"""
+
 
 def pretrain_script(config: PretrainJobConfig, max_steps: int) -> str:
     """The sbatch script of a pre-training job whose run ends after `max_steps` steps."""
@@ -95,21 +103,29 @@ def pretrain_script(config: PretrainJobConfig, max_steps: int) -> str:
     return _script(about, job, options, "\n".join(lines) + "\n" + _PRETRAIN_BODY)
 
 
-def pack_script(config: PackJobConfig, dataset: DatasetFacts) -> str:
-    """The sbatch script of a packing job: one array task a task of the data set; finished tasks of an earlier try do nothing."""
-    job = config.job
-    options = [f"--array=0-{dataset.num_tasks - 1}%{config.max_running}", f"--output={job.log_folder}/%x-%A_%a.log"]
+def pack_script(config: PackJobConfig, dataset: DatasetFacts, tasks: Sequence[int] | None = None) -> str:
+    """The sbatch script of a packing job: an array over all tasks of the data set, or over `tasks`.
+
+    Tasks that an earlier try finished do nothing. Where there are more tasks than array elements, element e does the tasks e,
+    e + elements, ...; a failed one does not keep it from the next.
+    """
+    job, elements = config.job, min(dataset.num_tasks, config.max_array_elements)
+    numbers = f"0-{elements - 1}" if tasks is None else ",".join(map(str, sorted({task % elements for task in tasks})))
+    options = [f"--array={numbers}%{config.max_running}", f"--output={job.log_folder}/%x-%A_%a.log"]
     options += ["--open-mode=append", "--requeue"]
     finish = shlex.join(finish_command(job, dataset, "JOB"))
     about = f"Packing of {config.pack_config} in {dataset.num_tasks} tasks; JOB below is this job's number:\n#   {finish}"
-    command = f'exec mose-data pack --config {shlex.quote(config.pack_config)} --task "$SLURM_ARRAY_TASK_ID"\n'
-    return _script(about, job, options, command)
+    pack = f"mose-data pack --config {shlex.quote(config.pack_config)} --task"
+    if elements == dataset.num_tasks:
+        return _script(about, job, options, f'exec {pack} "$SLURM_ARRAY_TASK_ID"\n')
+    return _script(about, job, options, _SEVERAL_TASKS.format(num_tasks=dataset.num_tasks, elements=elements, pack=pack))
 
 
 def finish_command(job: AllocationConfig, dataset: DatasetFacts, job_id: str) -> list[str]:
-    """The command that queues the merge after a packing job; it is dropped if one of the tasks fails."""
-    steps = [*job.setup, f"mose-data finish {shlex.quote(dataset.output)}"]
-    options = [f"--dependency=afterok:{job_id}", "--kill-on-invalid-dep=yes", f"--output={job.log_folder}/%x-%j.log"]
+    """The command that queues the merge after a packing job; its log says which tasks are missing, if one has failed."""
+    folder = shlex.quote(dataset.output)
+    steps = [*job.setup, f"{{ mose-data status {folder} || true; }}", f"mose-data finish {folder}"]
+    options = [f"--dependency=afterany:{job_id}", f"--output={job.log_folder}/%x-%j.log"]
     options += _asked_for(job, f"{job.name}-finish")
     return ["sbatch", "--parsable", *options, f"--wrap={shlex.join(['bash', '-euc', ' && '.join(steps)])}"]
 

@@ -1,8 +1,12 @@
 """The config of `mose-data pack`: what goes into a data set, and how its rows are built."""
 
+import functools
+import operator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from data_prep.decontamination import DecontaminationConfig
+from data_prep.filter_files import filters_fingerprint
 from data_prep.filters import FiltersConfig
 from data_prep.sources.source import SourcesConfig
 from mose.config import fingerprint, require, to_plain
@@ -11,8 +15,9 @@ from mose.tokenizer import Tokenizer
 MIN_SEQUENCE_LENGTH = 16
 # A record's `.json` member has six digits for `num_tokens`.
 MAX_SEQUENCE_LENGTH = 1 << 19
-# These say where a data set lies and how fast it is made, not what is in it; the tokenizer counts by its content.
-FREE_FIELDS = ("output", "num_workers", "tokenizer")
+# These say where a data set and its inputs lie, and how fast it is made, not what is in it: tokenizer, opt-out lists,
+# evaluation files and blob store count by their content.
+FREE_FIELDS = ("output", "num_workers", "tokenizer", "filters.opt_out", "decontamination.files", "sources.blob_store")
 
 
 @dataclass(frozen=True)
@@ -61,21 +66,23 @@ def largest_piece(sequence_length: int) -> int:
 
 @dataclass(frozen=True)
 class PackConfig:
-    """Everything that decides the bytes of a data set, and three fields that do not: output, num_workers, tokenizer's path."""
+    """Everything that decides the bytes of a data set, and some fields that do not: see `FREE_FIELDS`."""
 
     output: str
-    """Folder of the data set; a folder that holds part of the same data set is completed."""
+    """Folder of the data set, or a URL such as s3://bucket/folder; one that holds part of the same data set is completed."""
     tokenizer: str
-    """tokenizer.model or tokenizer.json, or a folder that holds one."""
+    """tokenizer.model or tokenizer.json, or a folder that holds one; a path or a URL."""
     sources: SourcesConfig = field(default_factory=SourcesConfig)
     """Where the repositories are."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     """Which files are kept."""
+    decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
+    """Which text is dropped because it stands in evaluation files."""
     packing: PackingConfig = field(default_factory=PackingConfig)
     """How files become rows."""
     num_tasks: int = 8
-    """Parts that are packed independently, each into at most one shard a split. Where repositories are few, some stay
-    empty: a part of few repositories cannot mix them evenly."""
+    """Parts that are packed independently, each into at most one shard a split; at most as many as a grouped input has parts.
+    Where repositories are few, some stay empty: a part of few repositories cannot mix them evenly."""
     num_workers: int = 1
     """Processes that work on tasks at the same time; the bytes of the data set do not depend on it."""
     held_out_fraction: float = 0.02
@@ -99,9 +106,20 @@ class PackConfig:
 
 def content_fields(config: PackConfig) -> dict[str, Any]:
     """The fields that decide the bytes of a data set, as plain values."""
-    return {name: value for name, value in to_plain(config.resolve()).items() if name not in FREE_FIELDS}
+    values = to_plain(config.resolve())
+    for path in FREE_FIELDS:
+        *sections, name = path.split(".")
+        section = functools.reduce(operator.getitem, sections, values)
+        del section[name]
+    return values
+
+
+def lists_fingerprint(config: PackConfig) -> str:
+    """Changes when the content of a file that the filters go by does."""
+    return filters_fingerprint(config.filters, config.decontamination)
 
 
 def content_fingerprint(config: PackConfig, tokenizer: Tokenizer) -> str:
-    """Changes when the data set that this config makes with this tokenizer would hold other bytes."""
-    return fingerprint({**content_fields(config), "tokenizer": tokenizer.fingerprint()})
+    """Changes when the data set that this config makes with this tokenizer would hold other bytes, its sources being equal."""
+    parts = {"tokenizer": tokenizer.fingerprint(), "lists": lists_fingerprint(config)}
+    return fingerprint({**content_fields(config), **parts})

@@ -1,18 +1,25 @@
-"""Texts to token ids in bulk: gigatoken where it gives what sentencepiece gives, else the tokenizer itself."""
+"""Texts to token ids in bulk: gigatoken where it gives what sentencepiece gives, else the tokenizer itself.
 
+Letters: N tokens, F texts.
+"""
+
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import gigatoken
 import numpy as np
+from numpy.typing import NDArray
 
 from mose.packed_sequence import TOKENS
 from mose.tokenizer import SENTENCEPIECE_SPECIALS, SentencePieceTokenizer, Tokenizer
 
+INT64_ARRAY = NDArray[np.int64]
 LOGGER = logging.getLogger(__name__)
-# gigatoken reads "<sep>" in a text as the special token (seen in 0.10.0); sentencepiece reads it as text. Texts that hold
-# such a spelling therefore never go through gigatoken.
-SPELLINGS = tuple(SENTENCEPIECE_SPECIALS.values())
+# gigatoken reads "<sep>" in a text as the special token (seen in 0.10.0); sentencepiece reads it as text. gigatoken is
+# therefore given the model with other spellings, of a character that Unicode keeps out of texts, and a text that has a special
+# id all the same is encoded again by sentencepiece. That both hold is part of the check at the start.
+_UNUSED_CHARACTER = "\U0010ffff".encode()
 SAMPLE = (
     "",
     " ",
@@ -45,30 +52,50 @@ class Encoder:
 
     def encode_batch(self, texts: Sequence[str]) -> list[TOKENS]:
         """Token ids of each text, without special tokens."""
+        tokens_N, bounds = self.encode_flat(texts)
+        return [tokens_N[start:end] for start, end in itertools.pairwise(bounds.tolist())]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[TOKENS, INT64_ARRAY]:
+        """Token ids of all texts [N] one after another, and where each text begins and the last one ends, [F + 1]."""
         if self._fast is None:
-            return self.tokenizer.encode_batch(texts)
+            return _joined(self.tokenizer.encode_batch(texts), self.tokenizer.dtype)
         return _encode(self._fast, self.tokenizer, texts)
 
 
-def _encode(fast: gigatoken.Tokenizer, tokenizer: Tokenizer, texts: Sequence[str]) -> list[TOKENS]:
-    plain = [not any(spelling in text for spelling in SPELLINGS) for text in texts]
-    quick = iter(_gigatoken_batch(fast, [text for text, is_plain in zip(texts, plain, strict=True) if is_plain], tokenizer.dtype))
-    return [next(quick) if is_plain else tokenizer.encode(text) for text, is_plain in zip(texts, plain, strict=True)]
+def _encode(fast: gigatoken.Tokenizer, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[TOKENS, INT64_ARRAY]:
+    layout = fast.encode_batch(list(texts), parallel=False).layout if texts else None
+    if layout is None:
+        return _joined([], tokenizer.dtype)
+    bounds = np.asarray(layout.offsets.data).astype(np.int64)
+    ids = np.asarray(layout.content.data)
+    wrong = _texts_with_special_ids(ids, bounds, tokenizer)
+    tokens_N = ids.astype(tokenizer.dtype)
+    if not len(wrong):
+        return tokens_N, bounds
+    parts = [tokens_N[start:end] for start, end in itertools.pairwise(bounds.tolist())]
+    for text in wrong.tolist():
+        parts[text] = tokenizer.encode(texts[text])
+    return _joined(parts, tokenizer.dtype)
 
 
-def _gigatoken_batch(fast: gigatoken.Tokenizer, texts: list[str], dtype: np.dtype[np.unsignedinteger]) -> list[TOKENS]:
-    if not texts:
-        return []
-    layout = fast.encode_batch(texts, parallel=False).layout
-    offsets = np.asarray(layout.offsets.data)
-    ids = np.asarray(layout.content.data).astype(dtype)
-    return [ids[offsets[i] : offsets[i + 1]] for i in range(len(texts))]
+def _texts_with_special_ids(ids: NDArray[np.integer], bounds: INT64_ARRAY, tokenizer: Tokenizer) -> INT64_ARRAY:
+    """Which texts were given an id that no text has: they spell a special token."""
+    special = tokenizer.special.ids()
+    # One comparison a token, then a closer look at the few that pass: special ids are the first ones of a vocabulary.
+    places = np.flatnonzero(ids <= max(special))
+    places = places[np.isin(ids[places], special)]
+    return np.unique(np.searchsorted(bounds, places, side="right") - 1)
+
+
+def _joined(parts: Sequence[TOKENS], dtype: np.dtype[np.unsignedinteger]) -> tuple[TOKENS, INT64_ARRAY]:
+    bounds = np.array([0, *itertools.accumulate(len(part) for part in parts)], dtype=np.int64)
+    return np.concatenate([np.zeros(0, dtype=dtype), *parts]), bounds
 
 
 def _checked_gigatoken(tokenizer: SentencePieceTokenizer) -> gigatoken.Tokenizer | None:
     try:
-        fast = gigatoken.Tokenizer.from_sentencepiece(str(tokenizer.path))
-        differs = _first_difference(lambda texts: _encode(fast, tokenizer, texts), tokenizer)
+        fast = gigatoken.Tokenizer.from_sentencepiece(_with_hidden_specials(tokenizer.path.read_bytes()))
+        differs = _first_difference(fast, tokenizer)
     except Exception as error:  # gigatoken raises ValueError, RuntimeError or a panic's own class for a model it cannot read
         differs = f"{type(error).__name__}: {error}"
     if differs is None:
@@ -79,8 +106,19 @@ def _checked_gigatoken(tokenizer: SentencePieceTokenizer) -> gigatoken.Tokenizer
     return None
 
 
-def _first_difference(encode_batch: Callable[[Sequence[str]], list[TOKENS]], tokenizer: Tokenizer) -> str | None:
-    for text, ids, expected in zip(SAMPLE, encode_batch(SAMPLE), tokenizer.encode_batch(SAMPLE), strict=True):
-        if not np.array_equal(ids, expected):
+def _with_hidden_specials(model: bytes) -> bytes:
+    """A serialized sentencepiece model in which the special pieces are spelled as no text is, in as many bytes."""
+    for number, spelling in enumerate(SENTENCEPIECE_SPECIALS.values()):
+        piece = spelling.encode()
+        hidden = _UNUSED_CHARACTER + b"%d" % number
+        # A piece is field 1 of its message, so its bytes stand behind the tag 10 and their number; the first one is the piece.
+        model = model.replace(b"\n%c" % len(piece) + piece, b"\n%c" % len(piece) + hidden.ljust(len(piece), b"_"), 1)
+    return model
+
+
+def _first_difference(fast: gigatoken.Tokenizer, tokenizer: Tokenizer) -> str | None:
+    tokens_N, bounds = _encode(fast, tokenizer, SAMPLE)
+    for number, (text, expected) in enumerate(zip(SAMPLE, tokenizer.encode_batch(SAMPLE), strict=True)):
+        if not np.array_equal(tokens_N[bounds[number] : bounds[number + 1]], expected):
             return f"{text!r:.40}"
     return None

@@ -7,7 +7,7 @@ the length without `<cls>`, so a row may have one token too many. Both are cut h
 import numpy as np
 
 from data_prep.config import PackingConfig
-from data_prep.packed_rows import LabelBalance, PackedRow, Packing, PieceTable
+from data_prep.packed_rows import LabelBalance, Packing, PieceTable, RowList
 from mose.packed_sequence import packed_length
 
 
@@ -15,19 +15,15 @@ def pack_faithful(table: PieceTable, random: np.random.Generator, config: Packin
     """Call the paper's loop until no snippet is left; the figure does not say how repositories are chosen: by snippets left."""
     loop = _Loop(table, config.sequence_length)
     # The repositories of the snippets in random order are the repositories to begin rows with.
-    order = random.permutation(len(table.lengths)).tolist()
+    order = random.permutation(len(loop.lengths)).tolist()
     for snippet in order:
-        loop.snippets_of.setdefault(table.repository_ids[snippet], []).append(snippet)
-    rows = []
+        loop.snippets_of.setdefault(loop.repository_ids[snippet], []).append(snippet)
     for snippet in order:
-        repository = table.repository_ids[snippet]
+        repository = loop.repository_ids[snippet]
         if loop.snippets_of[repository]:
             is_negative = balance.draw(random)
-            row = loop.build_concatenation(repository, _other(loop.snippets_of, repository, random) if is_negative else None)
-            if row:
-                balance.add(row)
-                rows.append(row)
-    return Packing(rows, loop.dropped, loop.trailing_separators)
+            loop.build_concatenation(repository, _other(loop.snippets_of, repository, random) if is_negative else None, balance)
+    return loop.rows.packing(loop.dropped, loop.trailing_separators)
 
 
 def _other(snippets_of: dict[int, list[int]], repository: int, random: np.random.Generator) -> int | None:
@@ -40,14 +36,15 @@ class _Loop:
 
     def __init__(self, table: PieceTable, max_length: int):
         self.snippets_of: dict[int, list[int]] = {}
+        self.lengths: list[int] = table.lengths_P.tolist()
+        self.repository_ids: list[int] = table.repository_ids_P.tolist()
+        self.rows = RowList()
         self.dropped: list[int] = []
         self.trailing_separators = 0
-        self._lengths = table.lengths
-        self._repository_ids = table.repository_ids
         self._max_length = max_length
 
-    def build_concatenation(self, repository_a: int, repository_b: int | None) -> PackedRow | None:
-        """One row; None if its first snippet was longer than a row."""
+    def build_concatenation(self, repository_a: int, repository_b: int | None, balance: LabelBalance) -> None:
+        """One row; none if its first snippet was longer than a row."""
         row: list[int] = []
         fits = False
         while self.snippets_of[repository_a]:
@@ -57,7 +54,8 @@ class _Loop:
             if not fits:
                 break
         self.trailing_separators += bool(row) and not fits
-        return self._finish(row) if row else None
+        if row:
+            self._finish(row, balance)
 
     def _append(self, row: list[int], repository: int) -> bool:
         """Append `<sep>` and a snippet if they fit; the snippet is lost if not."""
@@ -67,11 +65,13 @@ class _Loop:
         return fits
 
     def _length(self, row: list[int]) -> int:
-        return packed_length([self._lengths[snippet] for snippet in row])
+        return packed_length([self.lengths[snippet] for snippet in row])
 
-    def _finish(self, row: list[int]) -> PackedRow:
+    def _finish(self, row: list[int], balance: LabelBalance) -> None:
         too_long = max(0, self._length(row) - self._max_length)
-        if too_long and self._lengths[row[-1]] == too_long:
+        if too_long and self.lengths[row[-1]] == too_long:
             self.dropped.append(row.pop())
             too_long = 0
-        return PackedRow(tuple(row), int(len({self._repository_ids[snippet] for snippet in row}) > 1), too_long)
+        mixed = len({self.repository_ids[snippet] for snippet in row}) > 1
+        balance.add(mixed)
+        self.rows.add(row, mixed, too_long)

@@ -1,21 +1,31 @@
 """Which files become training text: small named filters, each drop counted under the filter's name."""
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import translate
 from typing import Any
 
-from data_prep.records import READ_LIMIT_BYTES, SourceFile, TextFile
+import numpy as np
+
+from data_prep.dropped import DroppedLog
+from data_prep.opt_out import load_opt_out
+from data_prep.records import READ_LIMIT_BYTES, SourceFile, TextFile, is_utf8
 from mose.config import require
 
 KEPT = "kept"
+OPT_OUT = "opt_out"
 UNDECODABLE = "undecodable"
 DUPLICATE = "duplicate_in_repository"
 
 # Bytes that text does not hold: control characters but \b \t \n \v \f \r and escape (terminal colours).
 _CONTROL = bytes(set(range(32)) - {8, 9, 10, 11, 12, 13, 27})
 _MAX_CONTROL_SHARE = 0.02
-_NOT_ALPHANUMERIC = bytes(byte for byte in range(128) if not chr(byte).isalnum())
+# Control characters are counted in the first bytes only, as git and grep do; a NUL byte is looked for everywhere.
+_CONTROL_BYTES = 1 << 10
+_ALPHANUMERIC = bytes(byte >= 128 or chr(byte).isalnum() for byte in range(256))
 # UTF-16 and UTF-32 hold NUL bytes in ordinary text.
 _WIDE_ENCODINGS = ("utf-16", "utf16", "utf_16", "utf-32", "utf32", "utf_32")
 
@@ -27,10 +37,20 @@ class FiltersConfig:
     licence_types: tuple[str, ...] = ("permissive", "no_license", "unknown")
     """Licence types that are kept. The Stack v2's training set holds permissive and no_license; folders, git checkouts and
     most packages do not say, which is unknown."""
+    allowed_licences: tuple[str, ...] = ()
+    """SPDX ids, or patterns such as BSD-*, of detected licences that are kept; empty means any. A file is dropped when one of
+    its licences is not listed; a file that names no licence is left to licence_types."""
+    denied_licences: tuple[str, ...] = ()
+    """SPDX ids or patterns, e.g. [GPL-*, AGPL-*]: a file is dropped when one of its detected licences is listed."""
+    opt_out: tuple[str, ...] = ()
+    """Text files (paths or URLs) with one repository name or 40-digit blob id a line, # for comments: all files of such a
+    repository, and such blobs in any repository, are dropped."""
     max_bytes: int = 1 << 20
     """Drop files larger than this."""
     max_line_length: int = 100_000
     """Drop files with a line of more characters than this: data or minified code."""
+    max_mean_line_length: int = 1_000
+    """Drop files whose lines have more characters than this on average. The Stack v2 takes 100, but for data and markup."""
     min_alphanumeric_share: float = 0.25
     """Drop files in which fewer bytes than this are letters, digits or outside ASCII."""
     drop_vendored: bool = True
@@ -42,19 +62,27 @@ class FiltersConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.licence_types), "licence_types: is empty, expected at least one of permissive, no_license, unknown")
+        for name in ("allowed_licences", "denied_licences", "opt_out"):
+            require(all(map(str.strip, getattr(self, name))), f"{name}: holds an empty text, expected none")
         require(
             0 < self.max_bytes <= READ_LIMIT_BYTES, f"max_bytes: is {self.max_bytes}, expected 1 to {READ_LIMIT_BYTES} (64 MiB)"
         )
-        require(self.max_line_length > 0, f"max_line_length: is {self.max_line_length}, expected 1 or more")
+        for name in ("max_line_length", "max_mean_line_length"):
+            require(getattr(self, name) > 0, f"{name}: is {getattr(self, name)}, expected 1 or more")
         require(
             0 <= self.min_alphanumeric_share <= 1,
             f"min_alphanumeric_share: is {self.min_alphanumeric_share}, expected a share from 0 to 1",
         )
 
 
+def is_opted_out(file: SourceFile, config: FiltersConfig) -> bool:
+    """Its repository or its blob id stands in a list of `opt_out`."""
+    return bool(config.opt_out) and bool(load_opt_out(config.opt_out).reason(file.repository, file.blob_id))
+
+
 def is_empty(file: SourceFile, config: FiltersConfig) -> bool:
     """No bytes, or nothing but white space."""
-    return not file.content.strip()
+    return not file.content or file.content.isspace()
 
 
 def is_vendored(file: SourceFile, config: FiltersConfig) -> bool:
@@ -67,9 +95,14 @@ def is_generated(file: SourceFile, config: FiltersConfig) -> bool:
     return config.drop_generated and file.is_generated
 
 
-def has_other_licence(file: SourceFile, config: FiltersConfig) -> bool:
+def has_other_licence_type(file: SourceFile, config: FiltersConfig) -> bool:
     """A licence type that the config does not list."""
     return file.licence_type not in config.licence_types
+
+
+def has_unwanted_licence(file: SourceFile, config: FiltersConfig) -> bool:
+    """A detected licence that is denied, or that is not allowed."""
+    return bool(_unwanted_licences(file.licences, config.allowed_licences, config.denied_licences))
 
 
 def is_too_large(file: SourceFile, config: FiltersConfig) -> bool:
@@ -78,35 +111,56 @@ def is_too_large(file: SourceFile, config: FiltersConfig) -> bool:
 
 
 def is_binary(file: SourceFile, config: FiltersConfig) -> bool:
-    """A NUL byte, or more than 2 % control characters; encodings that use NUL bytes are left to the decoder."""
+    """A NUL byte, or more than 2 % control characters in the first 1 KiB; encodings with NUL bytes are left to the decoder."""
     if file.encoding.lower().startswith(_WIDE_ENCODINGS):
         return False
-    content = file.content
-    controls = len(content) - len(content.translate(None, delete=_CONTROL))
-    return b"\0" in content or controls > _MAX_CONTROL_SHARE * len(content)
+    head = file.content[:_CONTROL_BYTES]
+    controls = len(head) - len(head.translate(None, delete=_CONTROL))
+    return controls > _MAX_CONTROL_SHARE * len(head) or b"\0" in file.content
 
 
-def has_long_line(text: str, config: FiltersConfig) -> bool:
+def has_long_line(file: TextFile, config: FiltersConfig) -> bool:
     """A line of more characters than `max_line_length`."""
-    return max(map(len, text.split("\n"))) > config.max_line_length
+    text, limit = file.text, config.max_line_length
+    start = 0
+    while len(text) - start > limit:
+        # From one line's start to the last line end within reach: all lines between are short enough.
+        start = text.rfind("\n", start, start + limit + 1) + 1
+        if start == 0:
+            return True
+    return False
 
 
-def has_few_alphanumerics(text: str, config: FiltersConfig) -> bool:
+def has_long_lines(file: TextFile, config: FiltersConfig) -> bool:
+    """More than `max_mean_line_length` characters a line."""
+    text, limit = file.text, config.max_mean_line_length
+    # The first sixteenth of ordinary code has line ends enough for the whole.
+    if (text.count("\n", 0, len(text) // 16) + 1) * limit >= len(text):
+        return False
+    return (text.count("\n") + 1) * limit < len(text)
+
+
+def has_few_alphanumerics(file: TextFile, config: FiltersConfig) -> bool:
     """Too small a share of the UTF-8 bytes is a letter, a digit or outside ASCII (other scripts are letters here)."""
-    content = text.encode("utf-8")
-    return len(content.translate(None, delete=_NOT_ALPHANUMERIC)) < config.min_alphanumeric_share * len(content)
+    utf8 = file.utf8
+    wanted = config.min_alphanumeric_share * len(utf8)
+    # The first half of ordinary code has enough for the whole.
+    return _num_alphanumerics(utf8[: len(utf8) // 2]) < wanted and _num_alphanumerics(utf8) < wanted
 
 
 BYTE_FILTERS: tuple[tuple[str, Callable[[SourceFile, FiltersConfig], bool]], ...] = (
+    (OPT_OUT, is_opted_out),
     ("empty", is_empty),
     ("vendored", is_vendored),
     ("generated", is_generated),
-    ("licence", has_other_licence),
+    ("licence", has_other_licence_type),
+    ("licence_name", has_unwanted_licence),
     ("too_large", is_too_large),
     ("binary", is_binary),
 )
-TEXT_FILTERS: tuple[tuple[str, Callable[[str, FiltersConfig], bool]], ...] = (
+TEXT_FILTERS: tuple[tuple[str, Callable[[TextFile, FiltersConfig], bool]], ...] = (
     ("long_line", has_long_line),
+    ("long_mean_line", has_long_lines),
     ("low_alphanumeric", has_few_alphanumerics),
 )
 REASONS = (*(name for name, _ in BYTE_FILTERS), UNDECODABLE, *(name for name, _ in TEXT_FILTERS), DUPLICATE)
@@ -130,7 +184,7 @@ class FilterCounts:
     """What the filters did, over any number of repositories: files and bytes by outcome, language and licence."""
 
     reasons: dict[str, Tally] = field(default_factory=lambda: {name: Tally() for name in (KEPT, *REASONS)})
-    """`kept` and every drop reason."""
+    """`kept` and every drop reason; what a source says of a file that it could not read (`SourceFile.problem`) joins them."""
     eligible: Tally = field(default_factory=Tally)
     """UTF-8, not vendored, not generated, permissive: what a code model should see."""
     eligible_kept: Tally = field(default_factory=Tally)
@@ -139,19 +193,25 @@ class FilterCounts:
     """Kept files by language."""
     licences: dict[str, Tally] = field(default_factory=dict)
     """Kept files by licence; several joined with ` AND `, none told as the licence type."""
+    contaminated: dict[str, Tally] = field(default_factory=dict)
+    """Dropped pieces (not files) of kept files and their bytes, by the evaluation file that they overlap."""
 
     def count(self, file: SourceFile, outcome: str) -> None:
-        """Count one file under `kept` or its drop reason."""
+        """Count one file under `kept` or its drop reason, which may be one that no filter has."""
         size = len(file.content)
-        self.reasons[outcome].add(size)
+        _tally(self.reasons, outcome).add(size)
         if is_eligible(file):
             self.eligible.add(size)
             if outcome == KEPT:
                 self.eligible_kept.add(size)
         if outcome == KEPT:
-            self.languages.setdefault(file.language, Tally()).add(size)
-            licence = " AND ".join(sorted(file.licences)) or file.licence_type
-            self.licences.setdefault(licence, Tally()).add(size)
+            _tally(self.languages, file.language).add(size)
+            licences = file.licences
+            _tally(self.licences, " AND ".join(sorted(licences)) if licences else file.licence_type).add(size)
+
+    def count_contaminated(self, evaluation_file: str, num_bytes: int) -> None:
+        """Count one piece that was dropped because it overlaps `evaluation_file`."""
+        _tally(self.contaminated, evaluation_file).add(num_bytes)
 
     def to_plain(self) -> dict[str, Any]:
         """The counts as nested dictionaries, for JSON; `eligible_bytes_kept_share` is None where nothing was eligible."""
@@ -166,13 +226,9 @@ class FilterCounts:
         for plain in plains:
             total.eligible.add(plain["eligible"]["bytes"], plain["eligible"]["files"])
             total.eligible_kept.add(plain["eligible_kept"]["bytes"], plain["eligible_kept"]["files"])
-            for mine, theirs in (
-                (total.reasons, plain["reasons"]),
-                (total.languages, plain["languages"]),
-                (total.licences, plain["licences"]),
-            ):
-                for name, tally in theirs.items():
-                    mine.setdefault(name, Tally()).add(tally["bytes"], tally["files"])
+            for name in ("reasons", "languages", "licences", "contaminated"):
+                for key, tally in plain[name].items():
+                    _tally(getattr(total, name), key).add(tally["bytes"], tally["files"])
         return total
 
 
@@ -183,38 +239,84 @@ def is_eligible(file: SourceFile) -> bool:
     )
 
 
-def filter_repository(files: Iterable[SourceFile], config: FiltersConfig, counts: FilterCounts) -> Iterator[TextFile]:
-    """The files of one repository that pass every filter, decoded; each file is counted once in `counts`."""
+def filter_repository(
+    files: Iterable[SourceFile], config: FiltersConfig, counts: FilterCounts, dropped: DroppedLog | None = None
+) -> Iterator[TextFile]:
+    """The files of one repository that pass every filter, decoded.
+
+    Each file is counted once in `counts`, and written into `dropped` if it does not pass.
+
+    Raises:
+        MoseError: a file of `config.opt_out` cannot be read.
+    """
     seen: set[str] = set()
     for file in files:
         reason, text = _judge(file, config)
-        if reason == KEPT and config.drop_duplicates and file.blob_id in seen:
-            reason = DUPLICATE
+        if text is not None and config.drop_duplicates and file.blob_id in seen:
+            reason, text = DUPLICATE, None
         counts.count(file, reason)
-        if reason == KEPT:
+        if text is not None:
             seen.add(file.blob_id)
-            yield TextFile(file, text)
+            yield text
+        elif dropped is not None:
+            detail = _detail(file, reason, config)
+            dropped.add(file.repository, file.path, file.blob_id, reason, len(file.content), detail)
 
 
 def decode(content: bytes, encoding: str) -> str | None:
     """The text, strictly decoded (a byte-order mark stays text); None when the bytes or the encoding's name are wrong."""
     try:
         text = content.decode(encoding)
-        # A few encodings (UTF-7, unicode-escape) make lone surrogates, which no UTF-8 file or tokenizer can hold.
-        text.encode("utf-8")
+        if not text.isascii() and not is_utf8(encoding):
+            # A few encodings (UTF-7, unicode-escape) make lone surrogates, which no UTF-8 file or tokenizer can hold.
+            text.encode("utf-8")
     except (LookupError, ValueError):
         return None
     return text
 
 
-def _judge(file: SourceFile, config: FiltersConfig) -> tuple[str, str]:
+def _judge(file: SourceFile, config: FiltersConfig) -> tuple[str, TextFile | None]:
+    if file.problem:
+        return file.problem, None
     for reason, drops in BYTE_FILTERS:
         if drops(file, config):
-            return reason, ""
+            return reason, None
     text = decode(file.content, file.encoding)
     if text is None:
-        return UNDECODABLE, ""
+        return UNDECODABLE, None
+    text_file = TextFile(file, text)
     for reason, drops_text in TEXT_FILTERS:
-        if drops_text(text, config):
-            return reason, ""
-    return KEPT, text
+        if drops_text(text_file, config):
+            return reason, None
+    return KEPT, text_file
+
+
+def _detail(file: SourceFile, reason: str, config: FiltersConfig) -> str:
+    """What a reader of the list of dropped files needs beside the reason."""
+    if reason == OPT_OUT:
+        return load_opt_out(config.opt_out).reason(file.repository, file.blob_id)
+    if reason == "licence_name":
+        return " ".join(_unwanted_licences(file.licences, config.allowed_licences, config.denied_licences))
+    return {"licence": file.licence_type, UNDECODABLE: file.encoding}.get(reason, "")
+
+
+# A repository's files mostly have the same licences.
+@functools.lru_cache(maxsize=1 << 12)
+def _unwanted_licences(licences: tuple[str, ...], allowed: tuple[str, ...], denied: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in licences if _is_listed(name, denied) or (allowed and not _is_listed(name, allowed)))
+
+
+def _is_listed(licence: str, patterns: tuple[str, ...]) -> bool:
+    # SPDX ids are compared without regard to case (SPDX 2.3, annex D.2).
+    return any(re.match(translate(pattern.strip()), licence, re.IGNORECASE) for pattern in patterns)
+
+
+def _num_alphanumerics(utf8: bytes) -> int:
+    return int(np.count_nonzero(np.frombuffer(utf8.translate(_ALPHANUMERIC), np.bool_)))
+
+
+def _tally(tallies: dict[str, Tally], name: str) -> Tally:
+    tally = tallies.get(name)
+    if tally is None:
+        tally = tallies[name] = Tally()
+    return tally

@@ -1,76 +1,168 @@
-"""`mose-data inspect`: one row as text, with its snippets' boundaries and where they come from."""
+"""`mose-data inspect`: one row as text, with its snippets' boundaries and where they come from.
 
+Letters: R rows, T slots of a row.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.text import Text
 
+from data_prep.begin import opened_tokenizer
+from data_prep.lineage_table import LineageTable
+from data_prep.stored_rows import StoredRow, key_of, locate, read_row, row_of_key
+from mose.command import Command
 from mose.errors import MoseError
-from mose.manifest import Manifest, ShardEntry, read_manifest
-from mose.packed_sequence import snippet_bounds
-from mose.shard_format import ShardReader
-from mose.tokenizer import load_tokenizer
+from mose.manifest import SPLITS, ShardEntry, read_manifest
+from mose.packed_sequence import check_row, snippet_bounds
+from mose.storage import storage_path
+from mose.tokenizer import Tokenizer
 
 _COLOURS = ("cyan", "magenta")
+_TOKENS_A_LINE = 8
+# What would move the cursor, ring, change colours or turn the direction of writing; line feed and tab stay.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
-def show_row(dataset: Path, split: str, row: int) -> None:
-    """Print one row of a split; on a terminal each repository has its colour.
+@dataclass(frozen=True)
+class ShownRow:
+    """A row with all that is said of it: where it lies, its record, and the lineage of its snippets."""
+
+    split: str
+    row: int
+    entry: ShardEntry
+    place: int
+    stored: StoredRow
+    lines: list[dict[str, Any]]
+
+
+def read_shown_row(dataset: Path, split: str, row: int, tokenizer: Tokenizer) -> ShownRow:
+    """Row `row` of a split.
 
     Raises:
-        MoseError: no such split or row, or its files cannot be read.
+        MoseError: no such split or row, its files cannot be read, or the row is damaged or not what its lineage says.
     """
     manifest = read_manifest(dataset)
     entry, place = locate(manifest, split, row)
-    tokenizer = load_tokenizer(dataset)
-    reader = ShardReader(dataset / entry.path, manifest.layout(), entry.rows)
-    labels = reader.labels(np.array([place]))
-    row_T = reader.tokens(np.array([place]))[0]
-    reader.close()
-    lines = _lineage(dataset / entry.lineage_path, place)
-    num_tokens = int(labels.num_tokens[0])
-    console = Console(highlight=False, soft_wrap=True)
-    filled = num_tokens / manifest.sequence_length
-    kind = "two repositories" if labels.mixed[0] else "one repository"
-    console.print(f"{entry.path} row {place}: mixed {labels.mixed[0]} ({kind}), {num_tokens} tokens ({filled:.0%} filled)")
-    repositories = list(dict.fromkeys(line["repository"] for line in lines))
-    for line, (start, end) in zip(lines, snippet_bounds(row_T, num_tokens, tokenizer.special), strict=True):
-        colour = _COLOURS[repositories.index(line["repository"]) % len(_COLOURS)]
-        console.print(Text(_heading(line), style=f"bold {colour}"))
-        console.print(Text(tokenizer.decode(row_T[start:end]), style=colour))
-    console.print(Text("<cls>", style="bold"))
+    stored = read_row(dataset, manifest, entry, place)
+    with LineageTable(dataset / entry.lineage_path) as table:
+        lines = [line for part in table.of_rows(np.array([place])) for line in part.to_pylist()]
+    wrong = check_row(stored.tokens_T, stored.num_tokens, stored.num_snippets, tokenizer.special)
+    if wrong is None and len(lines) != stored.num_snippets:
+        wrong = f"{stored.num_snippets} snippets, {entry.lineage_path} has {len(lines)} lines for it"
+    if wrong:
+        raise MoseError(f"{dataset / entry.path}: row {place}: {wrong}; `mose-data verify` tells what else is damaged")
+    return ShownRow(split, row, entry, place, stored, lines)
 
 
-def locate(manifest: Manifest, split: str, row: int) -> tuple[ShardEntry, int]:
-    """The shard that holds row `row` of a split, and the row's number in it.
+def show_row(dataset: Path, split: str, row: int, *, with_tokens: bool = False, console: Console | None = None) -> None:
+    """Print one row of a split: on a terminal each repository has its colour, elsewhere it is plain text.
+
+    Characters that would move the cursor or change the terminal are written as `\\x1b`, `\\r` and so on.
 
     Raises:
-        MoseError: the split is empty or has fewer rows.
+        MoseError: see `read_shown_row`.
     """
-    shards = manifest.shards(split)
-    if not 0 <= row < manifest.rows(split):
-        raise MoseError(f"row: is {row}, expected 0 to {manifest.rows(split) - 1}, the rows of {split}")
-    for entry in shards:
-        if row < entry.rows:
-            break
-        row -= entry.rows
-    return entry, row
+    console = console or Console(highlight=False, soft_wrap=True)
+    with opened_tokenizer(dataset) as tokenizer:
+        parts = render_row(read_shown_row(dataset, split, row, tokenizer), tokenizer, with_tokens=with_tokens)
+    for part in parts:
+        # rich would expand tabs in what is piped on.
+        console.print(part) if console.is_terminal else print(part.plain)
 
 
-def _heading(line: dict[str, Any]) -> str:
-    place = f"bytes {line['start_byte']}-{line['end_byte']}"
-    return (
-        f"<sep> {line['repository']} {line['path']} ({line['language']}, {line['licence']}, {place}, {line['num_tokens']} tokens)"
-    )
+def render_row(shown: ShownRow, tokenizer: Tokenizer, *, with_tokens: bool = False) -> list[Text]:
+    """The parts that `show_row` prints, one below the other."""
+    stored = shown.stored
+    parts = [Text(line, style="bold" if number == 0 else "") for number, line in enumerate(summary_lines(shown))]
+    if not stored.num_snippets:
+        return parts
+    first = len(stored.tokens_T) - stored.num_tokens
+    if first:
+        parts.append(Text(f"<pad> in slots 0 to {first - 1}", style="dim"))
+    repositories = list(dict.fromkeys(line["repository"] for line in shown.lines))
+    bounds = snippet_bounds(stored.tokens_T, stored.num_tokens, tokenizer.special)
+    for line, (start, end) in zip(shown.lines, bounds, strict=True):
+        colour = _COLOURS[repositories.index(line["repository"]) % len(_COLOURS)]
+        parts.append(visible(_heading(line, start, end), f"bold {colour}"))
+        parts.append(visible(tokenizer.decode(stored.tokens_T[start:end]), colour))
+        parts += token_lines(stored.tokens_T[start:end].tolist(), start, tokenizer) if with_tokens else []
+    return [*parts, Text("<cls>", style="bold")]
 
 
-def _lineage(path: Path, row: int) -> list[dict[str, Any]]:
-    try:
-        table = pq.read_table(path, partitioning=None, filters=pc.field("row") == row)
-    except (OSError, ValueError) as error:
-        raise MoseError(f"{path}: not a readable lineage table: {str(error).splitlines()[0]}") from None
-    return list(table.to_pylist())
+def summary_lines(shown: ShownRow) -> list[str]:
+    """Where the row lies, what its label says, and how full it is."""
+    stored, slots = shown.stored, len(shown.stored.tokens_T)
+    where = f"{shown.split} row {shown.row}: {shown.entry.path} row {shown.place}, key {key_of(shown.entry, shown.place)}"
+    if not stored.num_snippets:
+        return [where, f"emptied: its files were removed; all {slots} slots are <pad>"]
+    repositories = len({line["repository"] for line in shown.lines})
+    files = len({(line["repository"], line["path"]) for line in shown.lines})
+    held = " of ".join([counted(stored.num_snippets, "snippet"), counted(files, "file"), counted(repositories, "repository")])
+    fill = f"{stored.num_tokens} of {slots} slots filled ({stored.num_tokens / slots:.1%}), {slots - stored.num_tokens} padding"
+    return [where, f"label: mixed {stored.mixed}; {held}; {fill}"]
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 row, 2 rows, 3 repositories."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def visible(text: str, style: str) -> Text:
+    """`text` with unsafe characters written out, so that no text of a repository can control the terminal."""
+    shown = Text(style=style)
+    end = 0
+    for match in _UNSAFE.finditer(text):
+        shown.append(text[end : match.start()])
+        shown.append(escaped(match.group()), style="reverse")
+        end = match.end()
+    return shown.append(text[end:])
+
+
+def escaped(text: str) -> str:
+    """`text` with each unsafe character as a Python escape; for cells of a table, where no style marks it."""
+    return _UNSAFE.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), text)
+
+
+def token_lines(ids: Sequence[int], first_slot: int, tokenizer: Tokenizer) -> list[Text]:
+    """Ids with their pieces, a few a line, each line led by its first slot."""
+    lines = []
+    for start in range(0, len(ids), _TOKENS_A_LINE):
+        cells = [f"{token}:{escaped(tokenizer.piece(token))!s}" for token in ids[start : start + _TOKENS_A_LINE]]
+        shown = "  ".join(cell.replace("\n", "\\n").replace("\t", "\\t") for cell in cells)
+        lines.append(Text(f"  slot {first_slot + start:>5}  {shown}", style="dim"))
+    return lines
+
+
+def _heading(line: dict[str, Any], start: int, end: int) -> str:
+    what = f"{line['language']}, {line['licence']}, bytes {line['start_byte']} to {line['end_byte']} of the file"
+    heading = f"<sep> {line['repository']} {line['path']} ({what}, {end - start} tokens in slots {start} to {end - 1})"
+    return heading.replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("dataset", type=str, help="Folder or URL of the data set.")
+    parser.add_argument("--split", type=str, default=SPLITS[0], help="train or held_out.")
+    parser.add_argument("--row", type=int | None, default=None, help="Row number in the split, from 0 (the default).")
+    parser.add_argument("--key", type=str | None, default=None, help="The row by its webdataset key, e.g. 000003-000000123.")
+    parser.add_argument("--tokens", action="store_true", help="Show token ids and their pieces below each snippet.")
+
+
+def _run(parsed: Namespace) -> None:
+    dataset = storage_path(parsed.dataset)
+    if parsed.row is not None and parsed.key is not None:
+        raise MoseError("row: and key: are both given, expected one of them")
+    row = parsed.row or 0
+    if parsed.key is not None:
+        row = row_of_key(read_manifest(dataset), parsed.split, parsed.key)
+    show_row(dataset, parsed.split, row, with_tokens=parsed.tokens)
+
+
+COMMAND = Command("Print one row as text, with where its snippets come from.", _add_arguments, _run)

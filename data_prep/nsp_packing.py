@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_prep.config import PackingConfig
-from data_prep.packed_rows import LabelBalance, PackedRow, Packing, PieceTable
+from data_prep.packed_rows import LabelBalance, Packing, PieceTable, RowList
 
 
 def pack_nsp(table: PieceTable, random: np.random.Generator, config: PackingConfig, balance: LabelBalance) -> Packing:
@@ -14,21 +14,24 @@ def pack_nsp(table: PieceTable, random: np.random.Generator, config: PackingConf
 
     A file's odd piece can only stand in a row of label 1; where no other repository has one left, it is dropped.
     """
-    pairs, singles = _pairs_and_singles(table.file_ids)
-    rows, dropped = _across(singles, table.repository_ids, random)
+    repository_ids: list[int] = table.repository_ids_P.tolist()
+    pairs, singles = _pairs_and_singles(table.file_ids_P.tolist())
+    rows, dropped = _across(singles, repository_ids, random)
     wanted = config.mixed_share * (len(pairs) + len(rows)) - len(rows)
     num_exchanged = min(len(pairs), max(0, round(wanted)))
     pairs = [pairs[i] for i in random.permutation(len(pairs))]
-    firsts, unmatched = _across([a for a, _ in pairs[:num_exchanged]], table.repository_ids, random)
+    firsts, unmatched = _across([a for a, _ in pairs[:num_exchanged]], repository_ids, random)
     follower = dict(pairs)
     exchanged = [(a, follower[b]) for row in firsts for a, b in (row, row[::-1])]
     rows += exchanged
     plain = [(a, follower[a]) for a in unmatched] + pairs[num_exchanged:]
-    packed = [PackedRow(row, 1) for row in rows] + [PackedRow(row, 0) for row in plain]
-    packed = [packed[i] for i in random.permutation(len(packed))]
-    for row in packed:
-        balance.add(row)
-    return Packing(packed, dropped)
+    labelled = [(row, True) for row in rows] + [(row, False) for row in plain]
+    packed = RowList()
+    for i in random.permutation(len(labelled)):
+        row, mixed = labelled[i]
+        balance.add(mixed)
+        packed.add(row, mixed)
+    return packed.packing(dropped)
 
 
 def _pairs_and_singles(file_ids: Sequence[int]) -> tuple[list[tuple[int, int]], list[int]]:

@@ -1,10 +1,15 @@
-"""Pieces to rows: a pure function of their lengths, files, repositories, a seed and the config."""
+"""Pieces to rows: a pure function of their lengths, files, repositories, a seed and the config.
+
+Letters: F files.
+"""
+
+import numpy as np
 
 from data_prep.config import PackingConfig
 from data_prep.dense_packing import pack_dense
 from data_prep.faithful_packing import pack_faithful
 from data_prep.nsp_packing import pack_nsp
-from data_prep.packed_rows import LabelBalance, Packing, PieceTable
+from data_prep.packed_rows import INT64_ARRAY, LabelBalance, Packing, PieceTable
 from mose.seeding import generator
 
 _MODES = {"dense": pack_dense, "faithful": pack_faithful, "nsp": pack_nsp}
@@ -13,18 +18,17 @@ _MODES = {"dense": pack_dense, "faithful": pack_faithful, "nsp": pack_nsp}
 def pack(table: PieceTable, seed: int, config: PackingConfig, balance: LabelBalance | None = None) -> Packing:
     """Build the rows of a pool; equal arguments give equal rows.
 
-    `config` is resolved, and the pieces are as `piece_limit` allows. `balance` carries the labels of earlier pools and is
+    `config` is resolved, and the pieces are as `piece_limits` allows. `balance` carries the labels of earlier pools and is
     updated.
     """
     balance = balance or LabelBalance(config.mixed_share)
     return _MODES[config.mode](table, generator(seed, "packing"), config, balance)
 
 
-def piece_limit(num_tokens: int, config: PackingConfig) -> int:
-    """How long a piece of a file of `num_tokens` may be: faithful cuts nothing, nsp needs two pieces of every file."""
-    limits = {
-        "dense": config.piece_tokens,
-        "faithful": max(1, num_tokens),
-        "nsp": max(1, min(config.piece_tokens, (num_tokens + 1) // 2)),
-    }
-    return limits[config.mode]
+def piece_limits(num_tokens_F: INT64_ARRAY, config: PackingConfig) -> INT64_ARRAY:
+    """How long a piece of a file of so many tokens may be, [F]: faithful cuts nothing, nsp needs two pieces of every file."""
+    if config.mode == "faithful":
+        return np.maximum(1, num_tokens_F)
+    if config.mode == "nsp":
+        return np.clip((num_tokens_F + 1) // 2, 1, config.piece_tokens)
+    return np.full_like(num_tokens_F, config.piece_tokens)

@@ -1,9 +1,11 @@
 """Token arrays cut into pieces at line ends, and the bytes that each piece stands for; no text is encoded twice.
 
-Letters: N tokens of a file, P pieces of a file, V vocabulary.
+Letters: N tokens of all files, F files, P pieces of all files, V vocabulary.
 """
 
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +27,16 @@ _BYTE_LEVEL_BLANKS = str.maketrans({"\u010a": "\n", "\u0120": " ", "\u0109": "\t
 class VocabularyTable:
     """What cutting needs to know of each token id."""
 
-    ends_line_V: NDArray[np.bool_]
-    """The token's text holds a newline with nothing but blanks after it: a good place to cut."""
-    num_bytes_V: INT64_ARRAY
-    """UTF-8 bytes of the token's text; 0 for special tokens."""
+    marks_V: NDArray[np.uint16]
+    """Twice the UTF-8 bytes of the token's text (none for special tokens), and 1 more if it ends a line: if it holds a newline
+    with nothing but blanks after it, which is a good place to cut."""
     merges_space_mark: bool
     """A text's own U+2581 gets the token of a space (sentencepiece)."""
+
+    def marks(self, tokens_N: TOKENS) -> NDArray[np.uint16]:
+        """The marks of these tokens; both things in one look-up, because looking up is what cutting spends its time on."""
+        # "clip" spares a pass for the bounds; ids come from the tokenizer of this vocabulary.
+        return self.marks_V.take(tokens_N, mode="clip")
 
 
 def vocabulary_table(tokenizer: Tokenizer) -> VocabularyTable:
@@ -39,8 +45,8 @@ def vocabulary_table(tokenizer: Tokenizer) -> VocabularyTable:
     read = _sentencepiece_text if is_sentencepiece else _byte_level_text
     special = set(tokenizer.special.ids())
     texts = [("", 0) if i in special else read(tokenizer.piece(i)) for i in range(tokenizer.vocabulary_size)]
-    ends_line = [text.rstrip(" \t").endswith("\n") for text, _ in texts]
-    return VocabularyTable(np.array(ends_line), np.array([size for _, size in texts], dtype=np.int64), is_sentencepiece)
+    marks = [size * 2 + text.rstrip(" \t").endswith("\n") for text, size in texts]
+    return VocabularyTable(np.array(marks, dtype=np.uint16), is_sentencepiece)
 
 
 def _sentencepiece_text(piece: str) -> tuple[str, int]:
@@ -55,29 +61,68 @@ def _byte_level_text(piece: str) -> tuple[str, int]:
     return piece.translate(_BYTE_LEVEL_BLANKS), len(piece)
 
 
-def cut(tokens_N: TOKENS, limit: int, table: VocabularyTable) -> INT64_ARRAY:
-    """Bounds [P + 1] of pieces of at most `limit` tokens: piece p is tokens[bounds[p] : bounds[p + 1]].
+def cut(marks_N: NDArray[np.uint16], files_F1: INT64_ARRAY, limits_F: INT64_ARRAY) -> tuple[INT64_ARRAY, INT64_ARRAY]:
+    """Cut files that stand one after another: bounds of pieces [P + 1], and how many pieces each file has, [F].
 
-    Each piece ends at the last line end that it can reach; inside a longer line it ends at the limit.
+    File f is tokens `files_F1[f]` to `files_F1[f + 1]`, piece p is tokens `bounds[p]` to `bounds[p + 1]`. No piece of a file has
+    more than `limits_F[f]` tokens. Each ends at the last line end that it can reach; inside a longer line it ends at the limit. A
+    file without tokens has no piece.
     """
-    line_ends = np.flatnonzero(table.ends_line_V[tokens_N]) + 1
-    bounds = [0]
-    while len(tokens_N) - bounds[-1] > limit:
-        reach = bounds[-1] + limit
-        place = int(np.searchsorted(line_ends, reach, side="right")) - 1
-        end = int(line_ends[place]) if place >= 0 else 0
-        bounds.append(end if end > bounds[-1] else reach)
-    if len(tokens_N):
-        bounds.append(len(tokens_N))
-    return np.array(bounds, dtype=np.int64)
+    lengths_F = np.diff(files_F1)
+    pieces_F = np.minimum(lengths_F, 1)
+    long_files = np.flatnonzero(lengths_F > limits_F)
+    if not len(long_files):
+        return _distinct(files_F1), pieces_F
+    line_ends = (np.flatnonzero((marks_N & 1).astype(np.bool_)) + 1).data
+    inner: list[int] = []
+    for file in long_files.tolist():
+        before = len(inner)
+        _cut_file(int(files_F1[file]), int(files_F1[file + 1]), int(limits_F[file]), line_ends, inner)
+        pieces_F[file] += len(inner) - before
+    return _distinct(np.sort(np.concatenate((files_F1, np.array(inner, dtype=np.int64))))), pieces_F
 
 
-def byte_offsets(tokens_N: TOKENS, bounds: INT64_ARRAY, text: str, table: VocabularyTable) -> INT64_ARRAY:
-    """Offset in the UTF-8 bytes of `text` of each bound, [P + 1]; exact, except inside a character that is cut in two."""
-    ends = np.concatenate(([0], np.cumsum(table.num_bytes_V[tokens_N])))
-    offsets: INT64_ARRAY = ends[bounds]
-    if table.merges_space_mark and SPACE_MARK in text:
-        marks = np.array([match.start() for match in re.finditer(SPACE_MARK.encode(), text.encode())], dtype=np.int64)
-        marks -= _SPACE_MARK_EXCESS * np.arange(len(marks))
-        offsets = offsets + _SPACE_MARK_EXCESS * np.searchsorted(marks, offsets, side="left")
-    return offsets
+def _distinct(ascending: INT64_ARRAY) -> INT64_ARRAY:
+    """What `np.unique` gives, of numbers that are sorted already."""
+    return ascending[np.diff(ascending, prepend=-1) > 0]
+
+
+def _cut_file(start: int, end: int, limit: int, line_ends: memoryview, inner: list[int]) -> None:
+    """Append the places inside a file at which it is cut."""
+    while end - start > limit:
+        place = bisect_right(line_ends, start + limit) - 1
+        line_end = line_ends[place] if place >= 0 else 0
+        start = line_end if line_end > start else start + limit
+        inner.append(start)
+
+
+def byte_offsets(
+    marks_N: NDArray[np.uint16], bounds: INT64_ARRAY, pieces_F: INT64_ARRAY, texts: Sequence[str], merges_space_mark: bool
+) -> INT64_ARRAY:
+    """First and last offset, in the UTF-8 bytes of its file's text, of each piece, [P, 2]; exact, except inside a character that
+    is cut in two.
+
+    `bounds` and `pieces_F` are what `cut` returns for files of these `texts` [F]; for `merges_space_mark` see `VocabularyTable`.
+    """
+    if not len(bounds) - 1:
+        return np.zeros((0, 2), dtype=np.int64)
+    sizes_P = np.add.reduceat(marks_N >> 1, bounds[:-1], dtype=np.int64)
+    ends_P = np.cumsum(sizes_P)
+    firsts_F = np.cumsum(pieces_F) - pieces_F
+    has_pieces = pieces_F > 0
+    before_F = (ends_P - sizes_P)[firsts_F[has_pieces]]
+    ends_P = ends_P - np.repeat(before_F, pieces_F[has_pieces])
+    offsets_P2 = np.stack((ends_P - sizes_P, ends_P), axis=1)
+    if merges_space_mark:
+        for file, text in enumerate(texts):
+            if SPACE_MARK in text:
+                own = slice(int(firsts_F[file]), int(firsts_F[file] + pieces_F[file]))
+                offsets_P2[own] = _with_space_marks(offsets_P2[own], text)
+    return offsets_P2
+
+
+def _with_space_marks(offsets: INT64_ARRAY, text: str) -> INT64_ARRAY:
+    """Offsets that count each space mark of the text as one byte, turned into real ones."""
+    marks = np.array([match.start() for match in re.finditer(SPACE_MARK.encode(), text.encode())], dtype=np.int64)
+    marks -= _SPACE_MARK_EXCESS * np.arange(len(marks))
+    return offsets + _SPACE_MARK_EXCESS * np.searchsorted(marks, offsets, side="left")

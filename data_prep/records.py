@@ -39,6 +39,8 @@ class SourceFile:
     encoding: str = "UTF-8"
     is_vendored: bool = False
     is_generated: bool = False
+    problem: str = ""
+    """Why the bytes are not here (`missing`, `not_fetched`, `not_gzip`, ...); empty when they are."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ class TextFile:
 
     source: SourceFile
     text: str
+
+    @property
+    def utf8(self) -> bytes:
+        """The text as UTF-8: the very bytes of the source where these are UTF-8."""
+        return self.source.content if is_utf8(self.source.encoding) else self.text.encode("utf-8")
+
+
+def is_utf8(encoding: str) -> bool:
+    """Whether bytes in this encoding are UTF-8 as they stand."""
+    return encoding.upper() in ("UTF-8", "UTF8", "ASCII", "US-ASCII")
 
 
 def content_sha1(content: bytes) -> str:

@@ -28,8 +28,18 @@ def print_summary(manifest: Manifest) -> None:
     statistics = manifest.statistics
     for table in (_split_table(statistics), _filter_table(statistics["filters"]), _language_table(statistics["splits"])):
         console.print(table)
-    for line in cautions(statistics):
-        console.print(line, style="yellow", soft_wrap=True)
+    print_cautions(manifest)
+
+
+def print_overview(manifest: Manifest) -> None:
+    """Print the counts of each split only."""
+    Console(highlight=False).print(_split_table(manifest.statistics))
+
+
+def print_cautions(manifest: Manifest) -> None:
+    """Print what to be careful of, if anything."""
+    for line in cautions(manifest.statistics):
+        Console(highlight=False, markup=False).print(line, style="yellow", soft_wrap=True)
 
 
 def cautions(statistics: dict[str, Any]) -> list[str]:

@@ -3,19 +3,17 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import PackConfig, PackingConfig, content_fingerprint
-from data_prep.encoding import Encoder
-from data_prep.filters import FilterCounts, filter_repository
-from data_prep.packing import piece_limit
-from data_prep.pieces import VocabularyTable, byte_offsets, cut, vocabulary_table
-from data_prep.pool import CutFile, lineage_of
-from data_prep.records import RepositoryRef, TextFile
-from data_prep.sources.source import read_repository
+from data_prep.config import PackConfig, content_fingerprint
+from data_prep.cutter import Cutter, Tools
+from data_prep.decontamination import Decontaminator
+from data_prep.dropped import DroppedLog
+from data_prep.filters import KEPT, FilterCounts, filter_repository
+from data_prep.records import RepositoryRef, SourceFile
 from data_prep.split import split_of
 from data_prep.split_writer import SplitWriter
 from mose.atomic_file import write_json
@@ -23,12 +21,11 @@ from mose.config import fingerprint
 from mose.errors import MoseError
 from mose.manifest import SPLITS, ShardEntry
 from mose.seeding import derive_key
-from mose.tokenizer import load_tokenizer
+from mose.storage import storage_path
+from mose.tokenizer import Tokenizer, load_tokenizer
 
 # With fewer repositories one of them may hold most of the tokens, and then half of the rows cannot be mixed.
 MIN_REPOSITORIES_PER_TASK = 10
-# Texts encoded at a time: enough to keep the encoder busy, little beside a pool.
-_BATCH_CHARACTERS = 1 << 20
 _EXAMPLES = 20
 
 
@@ -50,6 +47,16 @@ class TaskResult:
     unusable_repositories: int
     """Repositories of which no file passed the filters."""
     unusable_examples: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TaskProgress:
+    """How far a task is: repositories read, rows and tokens packed, bytes of text that passed the filters."""
+
+    repositories: int
+    rows: int
+    tokens: int
+    bytes: int
 
 
 def marker_path(dataset: Path, task: int) -> Path:
@@ -96,36 +103,31 @@ def deal_repositories(refs: Sequence[RepositoryRef], config: PackConfig) -> list
 def run_task(
     config: PackConfig,
     task: int,
-    refs: Sequence[RepositoryRef],
+    repositories: Iterable[tuple[RepositoryRef, Iterator[SourceFile]]],
     listing: str,
-    advance: Callable[[int], None] = lambda repositories: None,
+    observe: Callable[[TaskProgress], None] = lambda progress: None,
 ) -> TaskResult:
-    """Write the shards of one task from its repositories `refs`, then its marker; calls `advance(1)` after each repository.
+    """Write the shards of one task from its repositories, then its marker; calls `observe` after each repository.
 
-    The bytes depend on `config`, `task` and the files of `refs` only. `listing` is written into the marker.
+    Repositories are read one after another, so they may be streamed. The bytes depend on `config`, `task` and the files of
+    `repositories` in their order only. `listing` is written into the marker.
 
     Raises:
         MoseError: a repository or the tokenizer cannot be read; nothing of the task is left behind.
     """
-    dataset = Path(config.output)
-    tokenizer = load_tokenizer(Path(config.tokenizer))
-    encoder, table = Encoder(tokenizer), vocabulary_table(tokenizer)
-    filters = FilterCounts()
-    unusable = []
+    dataset = storage_path(config.output)
+    tokenizer = load_tokenizer(storage_path(config.tokenizer))
     with contextlib.ExitStack() as stack:
+        dropped = stack.enter_context(DroppedLog(dataset, task))
         writers = {
             split: stack.enter_context(SplitWriter(dataset, split, task, config.seed, config.packing, tokenizer))
             for split in SPLITS
         }
-        for ref in refs:
-            writer = writers[split_of(ref.name, config.seed, config.held_out_fraction)]
-            texts = filter_repository(read_repository(ref, config.sources), config.filters, filters)
-            is_usable = False
-            for file in _cut_files(texts, encoder, table, config.packing):
-                writer.add(file)
-                is_usable = True
-            unusable += [] if is_usable else [ref.name]
-            advance(1)
+        reading = _Reading(config, tokenizer, writers, dropped)
+        for ref, files in repositories:
+            reading.add(ref, files)
+            observe(reading.progress())
+        reading.flush()
         entries = {split: writer.close() for split, writer in writers.items()}
     result = TaskResult(
         task=task,
@@ -133,13 +135,52 @@ def run_task(
         listing_fingerprint=listing,
         shards={split: entry for split, entry in entries.items() if entry},
         rows={split: _row_statistics(writer) for split, writer in writers.items()},
-        filters=filters.to_plain(),
-        repositories=len(refs),
-        unusable_repositories=len(unusable),
-        unusable_examples=unusable[:_EXAMPLES],
+        filters=reading.filters.to_plain(),
+        repositories=reading.repositories,
+        unusable_repositories=reading.unusable_repositories,
+        unusable_examples=reading.unusable_examples,
     )
     write_json(marker_path(dataset, task), dataclasses.asdict(result))
     return result
+
+
+class _Reading:
+    """The repositories of a task on their way from their source to the writer of their split."""
+
+    def __init__(self, config: PackConfig, tokenizer: Tokenizer, writers: dict[str, SplitWriter], dropped: DroppedLog):
+        self._config = config
+        self._writers = writers
+        self._dropped = dropped
+        decontaminator = Decontaminator(config.decontamination) if config.decontamination.files else None
+        tools = Tools.load(tokenizer, config.packing, decontaminator)
+        self.filters = FilterCounts()
+        self._cutters = {split: Cutter(tools, writer.add, self.filters, dropped) for split, writer in writers.items()}
+        self.repositories = 0
+        self.unusable_repositories = 0
+        self.unusable_examples: list[str] = []
+
+    def add(self, ref: RepositoryRef, files: Iterable[SourceFile]) -> None:
+        """Read one repository to its end."""
+        cutter = self._cutters[split_of(ref.name, self._config.seed, self._config.held_out_fraction)]
+        is_usable = False
+        for text in filter_repository(files, self._config.filters, self.filters, self._dropped):
+            cutter.add(text)
+            is_usable = True
+        self.repositories += 1
+        if not is_usable:
+            self.unusable_repositories += 1
+            self.unusable_examples += [ref.name] if len(self.unusable_examples) < _EXAMPLES else []
+
+    def flush(self) -> None:
+        """Hand on the texts that wait for a full batch."""
+        for cutter in self._cutters.values():
+            cutter.flush()
+
+    def progress(self) -> TaskProgress:
+        """How far it is."""
+        counts = [writer.counts for writer in self._writers.values()]
+        rows, tokens = sum(count.rows for count in counts), sum(count.tokens for count in counts)
+        return TaskProgress(self.repositories, rows, tokens, self.filters.reasons[KEPT].bytes)
 
 
 def _row_statistics(writer: SplitWriter) -> dict[str, Any]:
@@ -148,25 +189,3 @@ def _row_statistics(writer: SplitWriter) -> dict[str, Any]:
         "repositories": len(writer.repositories),
         "tokens_by_language": dict(writer.tokens_by_language),
     }
-
-
-def _cut_files(texts: Iterator[TextFile], encoder: Encoder, table: VocabularyTable, config: PackingConfig) -> Iterator[CutFile]:
-    """Encode texts in batches and cut each into pieces; a text without tokens is passed over."""
-    for batch in _batches(texts):
-        for file, tokens_N in zip(batch, encoder.encode_batch([file.text for file in batch]), strict=True):
-            bounds = cut(tokens_N, piece_limit(len(tokens_N), config), table)
-            if len(tokens_N):
-                yield CutFile(lineage_of(file.source), tokens_N, bounds, byte_offsets(tokens_N, bounds, file.text, table))
-
-
-def _batches(texts: Iterator[TextFile]) -> Iterator[list[TextFile]]:
-    batch: list[TextFile] = []
-    characters = 0
-    for file in texts:
-        batch.append(file)
-        characters += len(file.text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch

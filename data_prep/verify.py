@@ -1,69 +1,146 @@
-"""`mose-data verify`: every shard and lineage table re-read against the manifest, row by row.
+"""`mose-data verify`: every shard, index and lineage table re-read against the manifest, row by row, on disk or object store.
 
-Letters: R rows of a block, T slots of a row, S snippets of a block.
+Letters: R rows of a block, T slots of a row.
 """
 
-from collections.abc import Callable
+import hashlib
+import io
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from jsonargparse import ArgumentParser, Namespace
 from numpy.typing import NDArray
 
-from data_prep.pieces import INT64_ARRAY
+from data_prep.begin import opened_tokenizer
+from data_prep.inspection import counted
 from data_prep.progress import show_progress
-from data_prep.split_writer import LINEAGE_SCHEMA
+from data_prep.removal_journal import read_removed, read_unfinished, unfinished_line
+from data_prep.stored_rows import RecordBlock, check_size, read_blocks, read_index, shard_number
+from data_prep.verify_lineage import Lineage, check_lineage
 from mose.atomic_file import file_sha256
+from mose.command import BAD_INPUT, Command
 from mose.errors import MoseError
 from mose.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 from mose.packed_sequence import TOKENS, SpecialTokens, check_row
-from mose.shard_format import RowLabels, ShardReader
-from mose.tokenizer import Tokenizer, load_tokenizer
+from mose.row_index import labels_of, token_checksums
+from mose.seeding import generator
+from mose.shard_format import RecordLayout, RowLabels, ShardWriter
+from mose.storage import storage_path
+from mose.tokenizer import Tokenizer
 
-_BLOCK_ROWS = 1024
+MEGABYTE = 1e6
 
 
-def verify_dataset(dataset: Path) -> list[str]:
-    """The first thing wrong with each shard, and with the data set as a whole; one line each, empty if all is well.
+@dataclass
+class Verification:
+    """What was looked at, and the first thing wrong with each shard and with the data set as a whole, one line each."""
+
+    shards: int = 0
+    rows: int = 0
+    num_bytes: int = 0
+    """Of shards, indexes and lineage tables that were read."""
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """One line for a person who waited for it."""
+        rate = f"{self.num_bytes / MEGABYTE / max(self.seconds, 1e-9):,.0f} MB/s"
+        read = f"{self.num_bytes / MEGABYTE:,.0f} MB in {self.seconds:,.1f} s, {rate}"
+        return f"{counted(self.rows, 'row')} of {counted(self.shards, 'shard')} ({read})"
+
+
+def verify_dataset(dataset: Path, share: float = 1.0, seed: int = 0) -> list[str]:
+    """The problems of `verify`; empty if all is well."""
+    return verify(dataset, share, seed).problems
+
+
+def verify(dataset: Path, share: float = 1.0, seed: int = 0) -> Verification:
+    """Check a data set, or this share of its shards drawn with `seed`; that every shard is there in full size is always checked.
 
     Raises:
-        MoseError: there is no manifest or no tokenizer to check with.
+        MoseError: there is no manifest or no tokenizer to check with, or `share` is none.
     """
-    manifest = read_manifest(dataset)
-    tokenizer = load_tokenizer(dataset)
-    problems = _tokenizer_problems(manifest, tokenizer)
-    repositories: dict[str, set[str]] = {}
-    total = sum(manifest.rows(split) for split in manifest.splits)
-    with show_progress("verifying", total, "rows") as advance:
-        for split, entries in manifest.splits.items():
-            repositories[split] = set()
-            for entry in entries:
-                try:
-                    repositories[split] |= _check_shard(dataset, entry, manifest, tokenizer.special, advance)
-                except MoseError as error:
-                    problems.append(str(error))
-    return problems + _overlap(dataset, repositories) + _total_problems(dataset, manifest)
+    if not 0 < share <= 1:
+        raise MoseError(f"sample: is {share}, expected a share above 0 and up to 1")
+    started = time.perf_counter()
+    manifest, found = read_manifest(dataset), Verification()
+    unfinished = read_unfinished(dataset)
+    if unfinished is not None:
+        # Its shards are half old, half new: what the manifest says of them tells nothing.
+        return Verification(problems=[unfinished_line(dataset, unfinished)])
+    with opened_tokenizer(dataset) as tokenizer:
+        found.problems += _tokenizer_problems(dataset, manifest, tokenizer)
+    checker = _Checker(dataset, manifest, tokenizer.special, _rewritten(dataset))
+    shards = _shards(manifest)
+    drawn = _sample(len(shards), share, seed)
+    splits = _SplitNames(dataset)
+    with show_progress("verifying", sum(shards[i][1].rows for i in drawn), "rows") as advance:
+        for number, (split, entry) in enumerate(shards):
+            try:
+                if number not in drawn:
+                    check_size(dataset / entry.path, manifest.layout(), entry.rows)
+                    continue
+                found.problems += splits.add(split, checker.check(entry, advance))
+            except MoseError as error:
+                found.problems.append(str(error))
+            found.shards += 1
+            found.rows += entry.rows
+    found.num_bytes = checker.num_bytes
+    found.problems += _total_problems(dataset, manifest)
+    found.seconds = time.perf_counter() - started
+    return found
 
 
-def _tokenizer_problems(manifest: Manifest, tokenizer: Tokenizer) -> list[str]:
+def _shards(manifest: Manifest) -> list[tuple[str, ShardEntry]]:
+    """All shards with their splits, the smaller splits first: the names of all repositories but the last split's are held."""
+    splits = sorted(manifest.splits, key=manifest.rows)
+    return [(split, entry) for split in splits for entry in manifest.splits[split]]
+
+
+def _sample(count: int, share: float, seed: int) -> set[int]:
+    wanted = count if share == 1 else max(1, round(count * share))
+    return set(generator(seed, "verify").permutation(count)[:wanted].tolist())
+
+
+def _rewritten(dataset: Path) -> frozenset[str]:
+    """Shards from which something was removed: what is left of a mixed row need not alternate."""
+    return frozenset(path for removal in read_removed(dataset) for path in removal.shards)
+
+
+def _tokenizer_problems(dataset: Path, manifest: Manifest, tokenizer: Tokenizer) -> list[str]:
     if tokenizer.fingerprint() == manifest.tokenizer_fingerprint:
         return []
-    found, expected = tokenizer.fingerprint(), manifest.tokenizer_fingerprint
-    return [f"{tokenizer.path}: fingerprint is {found}, {MANIFEST_NAME} says {expected}: not the tokenizer of these shards"]
+    path, found, expected = dataset / tokenizer.path.name, tokenizer.fingerprint(), manifest.tokenizer_fingerprint
+    return [f"{path}: fingerprint is {found}, {MANIFEST_NAME} says {expected}: not the tokenizer of these shards"]
 
 
-def _overlap(dataset: Path, repositories: dict[str, set[str]]) -> list[str]:
-    seen: dict[str, str] = {}
-    problems = []
-    for split, names in repositories.items():
+class _SplitNames:
+    """Which split each repository is in, by 8 bytes of its name's hash: those of the last split are not held."""
+
+    def __init__(self, dataset: Path):
+        self._dataset = dataset
+        self._earlier: dict[bytes, str] = {}
+        self._current: dict[bytes, str] = {}
+        self._split = ""
+        self._told = False
+
+    def add(self, split: str, names: Iterable[str]) -> list[str]:
+        """Take the repositories of one shard; the first that is in an earlier split too is told, once."""
+        if split != self._split:
+            self._earlier.update(self._current)
+            self._current, self._split = {}, split
         for name in sorted(names):
-            if name in seen:
-                problems.append(f"{dataset}: repository {name} is in {seen[name]} and in {split}; expected one split only")
-            seen[name] = split
-    return problems[:1]
+            mark = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
+            if mark in self._earlier and not self._told:
+                self._told = True
+                where = f"is in {self._earlier[mark]} and in {split}"
+                return [f"{self._dataset}: repository {name} {where}; expected one split only"]
+            self._current[mark] = split
+        return []
 
 
 def _total_problems(dataset: Path, manifest: Manifest) -> list[str]:
@@ -77,48 +154,99 @@ def _total_problems(dataset: Path, manifest: Manifest) -> list[str]:
     return problems
 
 
-def _check_shard(
-    dataset: Path, entry: ShardEntry, manifest: Manifest, special: SpecialTokens, advance: Callable[[int], None]
-) -> set[str]:
-    """Check one shard and its lineage; returns the names of its repositories.
+class _Checker:
+    """Checks one shard after the other; counts the bytes that it read."""
 
-    Raises:
-        MoseError: what is wrong, with the file and the row.
-    """
-    shard, lineage = dataset / entry.path, dataset / entry.lineage_path
-    reader = ShardReader(shard, manifest.layout(), entry.rows)
-    try:
-        _check_sum(shard, entry.sha256)
-        _check_sum(lineage, entry.lineage_sha256)
-        table = _Lineage(lineage, entry.rows)
-        tokens = 0
-        for start in range(0, entry.rows, _BLOCK_ROWS):
-            rows = np.arange(start, min(start + _BLOCK_ROWS, entry.rows))
-            labels = reader.labels(rows)
-            rows_RT = reader.tokens(rows)
-            _check_tokens(shard, start, rows_RT, labels, special, manifest.vocabulary_size)
-            alternating = manifest.statistics.get("mode") != "faithful"
-            _check_lineage(table, start, rows_RT, labels, special, alternating=alternating)
-            tokens += int(labels.num_tokens.sum())
-            advance(len(rows))
-    finally:
-        reader.close()
-    if tokens != entry.tokens:
-        raise MoseError(f"{shard}: holds {tokens} tokens, {MANIFEST_NAME} says {entry.tokens}")
-    return table.repositories
+    def __init__(self, dataset: Path, manifest: Manifest, special: SpecialTokens, rewritten: frozenset[str]):
+        self._dataset, self._manifest, self._special, self._rewritten = dataset, manifest, special, rewritten
+        self._layout = manifest.layout()
+        self.num_bytes = 0
+
+    def check(self, entry: ShardEntry, advance: Callable[[int], None]) -> list[str]:
+        """Check one shard, its index and its lineage; returns the names of its repositories.
+
+        Raises:
+            MoseError: what is wrong, with the file and the row.
+        """
+        shard, lineage = self._dataset / entry.path, self._dataset / entry.lineage_path
+        check_size(shard, self._layout, entry.rows)
+        for name, expected in ((entry.index_path, entry.index_sha256), (entry.lineage_path, entry.lineage_sha256)):
+            self.num_bytes += _check_sum(self._dataset / name, expected)
+        index_R = read_index(self._dataset / entry.index_path, entry.rows)
+        table, digest, wrong = Lineage(lineage, entry.rows), hashlib.sha256(), ""
+        records = _Records(shard, shard_number(entry), self._layout)
+        for block in read_blocks(shard, self._layout, entry.rows, digest.update):
+            try:
+                if not wrong:
+                    self._check_block(entry, block, index_R[block.first_row :][: len(block.records)], table, records)
+            except MoseError as error:
+                wrong = str(error)
+            advance(len(block.records))
+        self.num_bytes += entry.num_bytes
+        _compare_sum(shard, digest.hexdigest(), entry.sha256, wrong)
+        if wrong:
+            raise MoseError(wrong)
+        tokens = int(index_R["num_tokens"].sum())
+        if tokens != entry.tokens:
+            raise MoseError(f"{shard}: holds {tokens} tokens, {MANIFEST_NAME} says {entry.tokens}")
+        return table.repositories
+
+    def _check_block(
+        self, entry: ShardEntry, block: RecordBlock, index_R: NDArray[np.void], table: Lineage, records: "_Records"
+    ) -> None:
+        shard, labels = self._dataset / entry.path, labels_of(index_R)
+        _check_tokens(shard, block.first_row, block.tokens_RT, labels, self._special, self._manifest.vocabulary_size)
+        records.check(block, labels)
+        differs = np.flatnonzero(token_checksums(block.tokens_RT) != index_R["crc32"])
+        if len(differs):
+            row = block.first_row + int(differs[0])
+            raise MoseError(f"{shard}: row {row}: CRC-32 of its tokens is not the one that {entry.index_path} says")
+        alternating = self._manifest.statistics.get("mode") != "faithful" and entry.path not in self._rewritten
+        check_lineage(table, block.first_row, block.tokens_RT, labels, self._special, alternating=alternating)
 
 
-def _check_sum(path: Path, expected: str) -> None:
+def _check_sum(path: Path, expected: str) -> int:
+    """Compare a file's SHA-256; returns its size in bytes."""
     if not path.is_file():
         raise MoseError(f"{path}: no such file, but {MANIFEST_NAME} lists it")
-    found = file_sha256(path)
+    _compare_sum(path, file_sha256(path), expected)
+    return path.stat().st_size
+
+
+def _compare_sum(path: Path, found: str, expected: str, more: str = "") -> None:
     if found != expected:
-        raise MoseError(f"{path}: SHA-256 is {found[:16]}..., {MANIFEST_NAME} says {expected[:16]}...: damaged or replaced")
+        more = more.removeprefix(f"{path}: ")
+        told = f": damaged or replaced{f'; {more}' if more else ''}"
+        raise MoseError(f"{path}: SHA-256 is {found[:16]}..., {MANIFEST_NAME} says {expected[:16]}...{told}")
 
 
-def _first(wrong_R: NDArray[np.bool_]) -> int | None:
-    places = np.flatnonzero(wrong_R)
-    return int(places[0]) if len(places) else None
+class _Records:
+    """The bytes that a shard's records must have, made as the shard was written."""
+
+    def __init__(self, path: Path, shard: int, layout: RecordLayout):
+        self._path, self._layout = path, layout
+        self._sink = io.BytesIO()
+        self._writer = ShardWriter(self._sink, layout, shard)
+
+    def check(self, block: RecordBlock, labels: RowLabels) -> None:
+        """Compare every byte of the next block: headers and `.json` members are as its tokens and the index's labels give.
+
+        Raises:
+            MoseError: the first row that differs.
+        """
+        self._sink.seek(0)
+        self._writer.write_rows(block.tokens_RT, labels)
+        expected = np.frombuffer(self._sink.getbuffer(), np.uint8)[: block.records.size].reshape(block.records.shape)
+        differs_R = (block.records != expected).any(axis=1)
+        if not differs_R.any():
+            return
+        place, start = int(differs_R.argmax()), self._layout.json_offset
+        row, found = block.first_row + place, block.records[place]
+        if np.array_equal(found[start:], expected[place, start:]):
+            raise MoseError(f"{self._path}: row {row}: its record is not as written: a header, or zeros between its members")
+        said = found[start:].tobytes().rstrip(b"\0").decode("ascii", "replace")
+        told = f"mixed {labels.mixed[place]}, num_tokens {labels.num_tokens[place]}, num_snippets {labels.num_snippets[place]}"
+        raise MoseError(f"{self._path}: row {row}: its .json member is {said}, its index says {told}")
 
 
 def _check_tokens(path: Path, start: int, rows_RT: TOKENS, labels: RowLabels, special: SpecialTokens, vocabulary: int) -> None:
@@ -126,89 +254,42 @@ def _check_tokens(path: Path, start: int, rows_RT: TOKENS, labels: RowLabels, sp
     if rows_RT.max() >= vocabulary:
         row = int(rows_RT.max(axis=1).argmax())
         raise MoseError(f"{path}: row {start + row}: token {rows_RT[row].max()}, the vocabulary has {vocabulary}")
-    length = rows_RT.shape[1]
-    is_real = np.arange(length) >= (length - labels.num_tokens)[:, None]
-    is_empty_R = labels.num_tokens == 0
-    first_token_R = rows_RT[np.arange(len(rows_RT)), np.clip(length - labels.num_tokens, 0, length - 1)]
-    wrong_R = (first_token_R != special.sep) | (rows_RT[:, -1] != special.cls) | (labels.num_tokens < 3)
-    wrong_R |= (rows_RT == special.cls).sum(axis=1) != 1
+    length, num_tokens_R = rows_RT.shape[1], labels.num_tokens
+    is_empty_R = num_tokens_R == 0
+    start_R = np.clip(length - num_tokens_R, 0, length - 1)
+    wrong_R = (rows_RT[np.arange(len(rows_RT)), start_R] != special.sep) | (rows_RT[:, -1] != special.cls) | (num_tokens_R < 3)
+    wrong_R |= np.count_nonzero(rows_RT == special.cls, axis=1) != 1
+    is_text_RT = rows_RT != special.pad
+    # As many as the label says, and the first of them where it says: then none of them is further left, and no padding right.
+    wrong_R |= is_text_RT.argmax(axis=1) != start_R
     wrong_R &= ~is_empty_R
-    wrong_R |= ((rows_RT == special.pad) == is_real).any(axis=1) | (rows_RT == special.mask).any(axis=1)
-    wrong_R |= ((rows_RT == special.sep).sum(axis=1) != labels.num_snippets) | (labels.num_tokens > length)
-    row_or_none = _first(wrong_R)
-    if row_or_none is not None:
-        row = row_or_none
+    wrong_R |= np.count_nonzero(is_text_RT, axis=1) != num_tokens_R
+    wrong_R |= (rows_RT == special.mask).any(axis=1)
+    wrong_R |= (np.count_nonzero(rows_RT == special.sep, axis=1) != labels.num_snippets) | (num_tokens_R > length)
+    if wrong_R.any():
+        row = int(wrong_R.argmax())
         said = check_row(rows_RT[row], int(labels.num_tokens[row]), int(labels.num_snippets[row]), special)
         raise MoseError(f"{path}: row {start + row}: {said or 'a <pad>, <cls> or <mask> stands among the text'}")
 
 
-class _Lineage:
-    """A lineage table with its rows' bounds: row r is lines [first[r], first[r + 1])."""
-
-    def __init__(self, path: Path, rows: int):
-        self.path = path
-        table = _read_lineage(path)
-        lines = table["row"].to_numpy()
-        self.first = np.searchsorted(lines, np.arange(rows + 1))
-        if (np.diff(lines) < 0).any() or (len(lines) and (lines[0] < 0 or lines[-1] >= rows)):
-            raise MoseError(f"{path}: row: is not ascending from 0 to {rows - 1}")
-        self.lengths: INT64_ARRAY = table["num_tokens"].to_numpy().astype(np.int64)
-        encoded = pc.dictionary_encode(table["repository"]).combine_chunks()
-        self.repository_ids: INT64_ARRAY = encoded.indices.to_numpy().astype(np.int64)
-        self.repositories: set[str] = set(encoded.dictionary.to_pylist())
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("dataset", type=str, help="Folder or URL of the data set.")
+    parser.add_argument(
+        "--sample",
+        type=float,
+        default=1.0,
+        help="Share of the shards to read, e.g. .05 for a quick check; sizes of all are checked.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Which shards a sample holds.")
 
 
-def _read_lineage(path: Path) -> Any:
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise MoseError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
-    if table.schema.names != LINEAGE_SCHEMA.names:
-        raise MoseError(f"{path}: columns are {table.schema.names}, expected {LINEAGE_SCHEMA.names}")
-    return table
+def _run(parsed: Namespace) -> int:
+    found = verify(storage_path(parsed.dataset), parsed.sample, parsed.seed)
+    for problem in found.problems:
+        print(f"mose-data: error: {problem}", file=sys.stderr)
+    if not found.problems:
+        print(f"ok: {found.summary()}")
+    return BAD_INPUT if found.problems else 0
 
 
-def _check_lineage(
-    table: _Lineage, start: int, rows_RT: TOKENS, labels: RowLabels, special: SpecialTokens, *, alternating: bool
-) -> None:
-    """Snippets of a block of rows against their lines: as many, as long, of one repository or of two, as the label says."""
-    first_R = table.first[start : start + len(rows_RT) + 1]
-    counts_R = np.diff(first_R)
-    _fail(table.path, start, counts_R != labels.num_snippets, "has another number of snippets than its shard says")
-    lines_S = slice(int(first_R[0]), int(first_R[-1]))
-    row_of_S, slot_S = np.nonzero(rows_RT == special.sep)
-    ends_S = np.where(np.append(row_of_S[1:], -1) == row_of_S, np.append(slot_S[1:], 0), rows_RT.shape[1] - 1)
-    differs_R = _any_in_row(ends_S - slot_S - 1 != table.lengths[lines_S], row_of_S, len(rows_RT))
-    _fail(table.path, start, differs_R, "has a snippet of another length than its shard")
-    ids_S = table.repository_ids[lines_S]
-    place_S = np.arange(len(ids_S)) - (first_R[:-1] - first_R[0])[row_of_S]
-    if not len(ids_S):
-        return
-    ids_first_R = ids_S[np.minimum(first_R[:-1] - first_R[0], len(ids_S) - 1)]
-    other_R = _any_in_row(ids_S != ids_first_R[row_of_S], row_of_S, len(rows_RT))
-    _fail(table.path, start, other_R != (labels.mixed == 1), "has a label `mixed` that its repositories do not bear out")
-    _fail(table.path, start, _more_than_two(ids_S, ids_first_R, row_of_S), "holds more than two repositories")
-    if alternating:
-        is_late_S = place_S >= 2
-        breaks_S = is_late_S & (ids_S != np.roll(ids_S, 2))
-        _fail(table.path, start, _any_in_row(breaks_S, row_of_S, len(rows_RT)), "does not alternate its two repositories")
-
-
-def _more_than_two(ids_S: INT64_ARRAY, ids_first_R: INT64_ARRAY, row_of_S: INT64_ARRAY) -> NDArray[np.bool_]:
-    """Rows whose snippets that are not of the first repository are of several others."""
-    is_other_S = ids_S != ids_first_R[row_of_S]
-    second_R = ids_first_R.copy()
-    second_R[row_of_S[is_other_S]] = ids_S[is_other_S]
-    return _any_in_row(is_other_S & (ids_S != second_R[row_of_S]), row_of_S, len(ids_first_R))
-
-
-def _any_in_row(wrong_S: NDArray[np.bool_], row_of_S: INT64_ARRAY, rows: int) -> NDArray[np.bool_]:
-    found_R = np.zeros(rows, dtype=bool)
-    found_R[row_of_S[wrong_S]] = True
-    return found_R
-
-
-def _fail(path: Path, start: int, wrong_R: NDArray[np.bool_], what: str) -> None:
-    row = _first(wrong_R)
-    if row is not None:
-        raise MoseError(f"{path}: row {start + row} {what}")
+COMMAND = Command("Check every shard, index and lineage table of a data set against its manifest.", _add_arguments, _run)

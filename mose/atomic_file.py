@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import IO, Any
 from mose.storage import is_local, upload
 
 TEMPORARY_MARK = ".partial"
+_BUFFER_BYTES = 1 << 16
 
 
 def temporary_path(path: Path) -> Path:
@@ -24,6 +26,21 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{TEMPORARY_MARK}")
 
 
+class _NamedFile(io.FileIO):
+    """A file whose errors of writing name the file that it is to become; the system's say only that the disk is full."""
+
+    def __init__(self, path: Path, temporary: Path):
+        super().__init__(temporary, "wb")
+        self._path = path
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content) or 0
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open `path` for writing; it replaces any old file only when the block ends without an error.
@@ -31,7 +48,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     A path on an object store is written to a local temporary file (in TMPDIR) and uploaded whole.
 
     Raises:
-        OSError: the disk is full or not writable; the old file is left as it was.
+        OSError: the disk is full (the line names `path`) or not writable; the old file is left as it was.
     """
     if not is_local(path):
         with tempfile.NamedTemporaryFile() as local:
@@ -42,7 +59,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
-        with temporary.open("wb") as file:
+        with io.BufferedWriter(_NamedFile(path, temporary), _BUFFER_BYTES) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

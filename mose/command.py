@@ -36,15 +36,15 @@ def run_command(program: str, description: str, commands: dict[str, Command], ar
     words = [word for word in words if word != "--debug"]
     try:
         return _dispatch(program, description, commands, words)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (MoseError, ArgumentError, OSError) as error:
         if debug:
             raise
         print(f"{program}: error: {one_line(error, words, commands)}", file=sys.stderr, flush=True)
         return BAD_INPUT
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _dispatch(program: str, description: str, commands: dict[str, Command], words: list[str]) -> int:

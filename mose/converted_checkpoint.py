@@ -4,27 +4,33 @@
 exporter adds `parity.json`, the largest difference to the training model at each exit.
 """
 
+import copy
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import transformers
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import PreTrainedModel
 
+import mose.model
 from mose.atomic_file import atomic_folder, write_json
 from mose.errors import MoseError
-from mose.fast_tokenizer import write_fast_tokenizer
+from mose.exit_selection import ModelClass, select_exit, write_weights
+from mose.fast_tokenizer import frame_fast_tokenizer, write_fast_tokenizer
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import draw_parameter, initialize
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
-from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME
+from mose.safetensors_file import WEIGHTS_NAME, WeightFiles
+from mose.sentence_folder import write_sentence_transformer
+from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME, HuggingFaceTokenizer, load_tokenizer
 
-WEIGHTS_NAME = "model.safetensors"
 FACTS_NAME = "facts.json"
+# What `AutoModel` needs beside the weights; they import only torch, transformers and each other.
+MODEL_SOURCES = ("modeling_mose.py", "attention_mose.py", "configuration_mose.py")
 Model = TypeVar("Model", ModularStarEncoder, ModularStarEncoderForRetrieval)
 
 
@@ -48,17 +54,21 @@ def read_model_config(folder: Path) -> ModularStarEncoderConfig:
     Raises:
         MoseError: it is missing, is not JSON, or describes another kind of model.
     """
-    path = folder / "config.json"
+    return ModularStarEncoderConfig(**read_config_fields(folder / "config.json"))
+
+
+def read_config_fields(path: Path) -> dict[str, Any]:
+    """The fields of a config.json of this kind of model; errors as in `read_model_config`."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise MoseError(f"{path}: no such file; expected a folder written by `mose-pretrain export`") from None
     except ValueError as error:
         raise MoseError(f"{path}: not JSON: {error}") from None
-    if values.get("model_type") != ModularStarEncoderConfig.model_type:
-        kind = values.get("model_type")
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind != ModularStarEncoderConfig.model_type:
         raise MoseError(f"{path}: model_type is {kind!r}, expected {ModularStarEncoderConfig.model_type!r}")
-    return ModularStarEncoderConfig(**values)
+    return values  # type: ignore[no-any-return]
 
 
 def _load(folder: Path, model_class: type[Model]) -> Model:
@@ -69,27 +79,40 @@ def _load(folder: Path, model_class: type[Model]) -> Model:
     with torch.device("meta"):
         model: Model = model_class(config)
     model.to_empty(device="cpu")
-    _fill(model, folder / WEIGHTS_NAME)
+    _fill(model, folder)
     return model.eval()  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
-def _fill(model: PreTrainedModel, path: Path) -> None:
+def _fill(model: PreTrainedModel, folder: Path) -> None:
     parameters = dict(model.named_parameters())
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            for name in sorted(names | parameters.keys()):
-                if name not in names or name not in parameters:
-                    raise MoseError(f"{path}: tensor {name} is {'missing' if name in parameters else 'not expected'}")
-                tensor, parameter = file.get_tensor(name), parameters[name]
-                if tensor.shape != parameter.shape:
-                    raise MoseError(f"{path}: {name} is {list(tensor.shape)}, config.json makes it {list(parameter.shape)}")
-                parameter.copy_(tensor)
-    except FileNotFoundError:
-        raise MoseError(f"{path}: no such file") from None
-    except SafetensorError as error:
-        raise MoseError(f"{path}: not a whole safetensors file: {error}") from None
+    with WeightFiles(folder) as weights:
+        check_names(weights, parameters)
+        for name, parameter in parameters.items():
+            parameter.copy_(weights.read(name))
+
+
+def check_names(
+    weights: WeightFiles, parameters: Mapping[str, Tensor | tuple[int, ...]], stored: Mapping[str, str] | None = None
+) -> None:
+    """Compare a folder's tensors with the model's parameters (tensors or shapes), by name and shape.
+
+    `stored` gives the name in the file for each of ours, where the two differ.
+
+    Raises:
+        MoseError: a tensor is missing, not expected, or of another shape; the line names the file and the tensor.
+    """
+    stored = {name: name for name in weights.entries} if stored is None else stored
+    for name in sorted(stored.keys() | parameters.keys()):
+        if name not in stored:
+            raise MoseError(f"{weights.path}: tensor {name} is missing")
+        entry, path = weights.entries[stored[name]], weights.file_of(stored[name])
+        if name not in parameters:
+            raise MoseError(f"{path}: tensor {entry.name} is not expected")
+        wanted = parameters[name]
+        shape = tuple(wanted.shape) if isinstance(wanted, Tensor) else wanted
+        if entry.shape != shape:
+            raise MoseError(f"{path}: {entry.name} is {list(entry.shape)}, config.json makes it {list(shape)}")
 
 
 def random_like(config: ModularStarEncoderConfig, seed: int) -> ModularStarEncoder:
@@ -120,19 +143,12 @@ def truncate_at(model: Model, exit_layer: int) -> Model:
     Raises:
         MoseError: the model has no such exit.
     """
-    exits = list(model.config.matryoshka_layers)
-    if exit_layer not in exits:
-        raise MoseError(f"exit {exit_layer}: the model has exits {exits}")
-    index = exits.index(exit_layer)
-    deepest = exit_layer == model.config.num_hidden_layers
-    changes = {"num_hidden_layers": exit_layer, "matryoshka_layers": [exit_layer]}
-    changes["norm_after_last_layer"] = deepest and model.config.norm_after_last_layer
-    truncated = type(model)(ModularStarEncoderConfig(**{**model.config.to_dict(), **changes}))
-    tensors = dict(model.named_parameters())
+    selection = select_exit(type(model), model.config, exit_layer)
+    truncated = type(model)(selection.config)
+    tensors, parameters = dict(model.named_parameters()), dict(truncated.named_parameters())
     with torch.no_grad():
-        for name, parameter in truncated.named_parameters():
-            source = tensors[name.replace("projection_heads.0.", f"projection_heads.{index}.")]
-            parameter.copy_(source[index : index + 1] if name == "cls.conditional_embeddings.weight" else source)
+        for source, name in selection.sources.items():
+            parameters[name].copy_(selection.take(source, tensors[source]))
     return truncated.train(model.training)  # type: ignore[no-any-return]
 
 
@@ -152,40 +168,50 @@ def write_checkpoint(folder: Path, model: PreTrainedModel, tokenizer_folder: Pat
 
 def save_model(folder: Path, model: PreTrainedModel) -> None:
     """Write config.json, weights and the model's source files: `AutoModel` and sentence-transformers open the folder alone."""
-    ModularStarEncoderConfig.register_for_auto_class()
-    type(model).register_for_auto_class("AutoModel")
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        model.save_pretrained(folder)
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
-    write_sentence_transformer(folder, model.config.hidden_size)
+    model_class: Any = type(model)
+    describe(folder, model_class, model.config)
+    write_weights([(folder / WEIGHTS_NAME, select_exit(model_class, model.config))], dict(model.named_parameters()).__getitem__)
 
 
-def copy_tokenizer(source: Path, folder: Path, max_length: int) -> None:
-    """Copy a tokenizer from one folder to another; a sentencepiece model is also written as a fast tokenizer if they agree.
+def describe(folder: Path, model_class: ModelClass, config: ModularStarEncoderConfig) -> None:
+    """Write all that stands beside the weights but the tokenizer: config.json, source files, sentence-transformers' files."""
+    described = copy.deepcopy(config)
+    described.architectures = [model_class.__name__]
+    # Computation is in float32 unless the caller asks for less, however few bytes the weights are stored in.
+    described.dtype = torch.float32
+    described.auto_map = auto_map(model_class)
+    described.save_pretrained(folder)
+    copy_sources(folder)
+    write_sentence_transformer(folder, config.hidden_size, with_prompts=model_class is ModularStarEncoderForRetrieval)
+
+
+def auto_map(model_class: ModelClass) -> dict[str, str]:
+    """Where `AutoConfig` and `AutoModel` find the classes, in the source files of the folder."""
+    return {
+        "AutoConfig": f"configuration_mose.{ModularStarEncoderConfig.__name__}",
+        "AutoModel": f"modeling_mose.{model_class.__name__}",
+    }
+
+
+def copy_sources(folder: Path) -> None:
+    """Copy the model's source files, with which the folder opens where this project is not installed."""
+    (source,) = mose.model.__path__
+    for name in MODEL_SOURCES:
+        shutil.copyfile(Path(source) / name, folder / name)
+
+
+def copy_tokenizer(source: Path, folder: Path, max_length: int, framed: bool = True) -> None:
+    """Copy a tokenizer from its folder or file to `folder`; `AutoTokenizer` frames a text with `<sep>` and `<cls>` unless told not to.
+
+    A sentencepiece model is also written as a fast tokenizer if they agree.
 
     Raises:
-        MoseError: `source` holds no tokenizer.
+        MoseError: `source` holds no tokenizer, or one without the special tokens.
     """
-    name = next((name for name in (SENTENCEPIECE_NAME, HUGGING_FACE_NAME) if (source / name).is_file()), None)
-    if name is None:
-        raise MoseError(f"{source}: holds neither {SENTENCEPIECE_NAME} nor {HUGGING_FACE_NAME}")
-    shutil.copyfile(source / name, folder / name)
-    if name == SENTENCEPIECE_NAME and not write_fast_tokenizer(folder, max_length):
+    tokenizer = load_tokenizer(source)
+    name = HUGGING_FACE_NAME if isinstance(tokenizer, HuggingFaceTokenizer) else SENTENCEPIECE_NAME
+    shutil.copyfile(tokenizer.path, folder / name)
+    if name == HUGGING_FACE_NAME:
+        frame_fast_tokenizer(folder, max_length, framed=framed)
+    elif not write_fast_tokenizer(folder, max_length, framed):
         print(f"{name}: its fast form gives other ids and is left out; AutoTokenizer will not open the folder", file=sys.stderr)
-
-
-def write_sentence_transformer(folder: Path, width: int) -> None:
-    """Describe the folder to sentence-transformers: the model's last hidden state, its last token (`<cls>`), normalised."""
-    steps = ("Transformer", "Pooling", "Normalize")
-    paths = ("", "1_Pooling", "2_Normalize")
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{step}"}
-        for i, (step, path) in enumerate(zip(steps, paths, strict=True))
-    ]
-    write_json(folder / "modules.json", modules)
-    pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
-    write_json(folder / "1_Pooling" / "config.json", pooling)

@@ -3,6 +3,7 @@
 Written only where it gives the same ids on a sample; the sentencepiece model stays beside it and is what this project reads.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from mose.atomic_file import write_json, write_text
 from mose.errors import MoseError
-from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME, SENTENCEPIECE_SPECIALS
+from mose.tokenizer import (
+    HUGGING_FACE_NAME,
+    HUGGING_FACE_SPECIALS,
+    SENTENCEPIECE_NAME,
+    SENTENCEPIECE_SPECIALS,
+)
 
 SPACE = "\u2581"
 # What code holds: indentation, digits, operators, other alphabets, control characters, characters outside the vocabulary.
@@ -26,10 +32,11 @@ SAMPLE = (
 )
 
 
-def write_fast_tokenizer(folder: Path, max_length: int) -> bool:
+def write_fast_tokenizer(folder: Path, max_length: int, framed: bool = True) -> bool:
     """Write `tokenizer.json` and `tokenizer_config.json` beside the `tokenizer.model` in `folder`, if they agree on the sample.
 
-    A text becomes `<sep>` text `<cls>`, padded on the left; truncation keeps `<cls>`. Returns whether they were written.
+    A text becomes `<sep>` text `<cls>` (unless not `framed`), padded on the left; truncation keeps `<cls>`. Returns whether
+    they were written.
 
     Raises:
         MoseError: `folder` holds no sentencepiece model.
@@ -39,10 +46,36 @@ def write_fast_tokenizer(folder: Path, max_length: int) -> bool:
     if any(fast.encode(text, add_special_tokens=False).ids != processor.EncodeAsIds(text) for text in SAMPLE):
         return False
     write_text(folder / HUGGING_FACE_NAME, fast.to_str(pretty=False))
-    names: dict[str, Any] = {f"{name}_token": piece for name, piece in SENTENCEPIECE_SPECIALS.items()}
+    frame_fast_tokenizer(folder, max_length, SENTENCEPIECE_SPECIALS, framed)
+    return True
+
+
+def frame_fast_tokenizer(
+    folder: Path, max_length: int, specials: dict[str, str] = HUGGING_FACE_SPECIALS, framed: bool = True
+) -> None:
+    """Let the `tokenizer.json` in `folder` put `<sep>` before a text and `<cls>` behind it, and write `tokenizer_config.json`.
+
+    Not `framed`: callers write both themselves, as the released model's do. Ids without special tokens, and so the
+    tokenizer's fingerprint, stay as they were.
+
+    `mose.tokenizer` has checked that it is a tokenizer with these special tokens.
+    """
+    path = folder / HUGGING_FACE_NAME
+    values = json.loads(path.read_text("utf-8"))
+    fast = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
+    fast.post_processor = _frame(fast)
+    values["post_processor"] = json.loads(fast.to_str())["post_processor"] if framed else None
+    write_text(path, json.dumps(values, ensure_ascii=False))
+    names: dict[str, Any] = {f"{name}_token": piece for name, piece in specials.items()}
     names |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left", "model_max_length": max_length}
     write_json(folder / "tokenizer_config.json", names)
-    return True
+
+
+def _frame(fast: tokenizers.Tokenizer) -> processors.TemplateProcessing:
+    """`<sep>` text `<cls>`, or `<sep>` one `<sep>` other `<cls>`; truncation to a length keeps the special tokens."""
+    sep, cls = SENTENCEPIECE_SPECIALS["sep"], SENTENCEPIECE_SPECIALS["cls"]
+    used = [(piece, fast.token_to_id(piece)) for piece in (sep, cls)]
+    return processors.TemplateProcessing(single=f"{sep} $A {cls}", pair=f"{sep} $A {sep} $B {cls}", special_tokens=used)
 
 
 def _load(path: Path) -> sentencepiece.SentencePieceProcessor:
@@ -60,11 +93,6 @@ def convert(processor: sentencepiece.SentencePieceProcessor) -> tokenizers.Token
     fast.normalizer = normalizers.Replace(" ", SPACE)
     fast.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     fast.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in SENTENCEPIECE_SPECIALS.values()])
-    sep, cls = SENTENCEPIECE_SPECIALS["sep"], SENTENCEPIECE_SPECIALS["cls"]
-    used = [(piece, vocabulary[piece]) for piece in (sep, cls)]
-    fast.post_processor = processors.TemplateProcessing(
-        single=f"{sep} $A {cls}", pair=f"{sep} $A {sep} $B {cls}", special_tokens=used
-    )
     return fast
 
 

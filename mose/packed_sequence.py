@@ -1,6 +1,6 @@
 """The packed sequence of the paper's Figure 2: `<sep> s1 <sep> s2 ... <cls>`, left-padded to a fixed length.
 
-Letters: T slots of a row, N real tokens.
+Letters: T slots of a row, N real tokens, R rows, S snippets of all rows.
 """
 
 from collections.abc import Sequence
@@ -66,6 +66,38 @@ def assemble(
         at += 1 + len(snippet)
     row[at] = special.cls
     return row
+
+
+def assemble_rows(
+    tokens_N: TOKENS,
+    starts_S: NDArray[np.int64],
+    lengths_S: NDArray[np.int64],
+    snippets_R: NDArray[np.int64],
+    special: SpecialTokens,
+    sequence_length: int,
+) -> TOKENS:
+    """Build rows [R, T] as `assemble` does, each of one snippet or more; snippet s is `tokens_N[starts_S[s] :][: lengths_S[s]]`.
+
+    Raises:
+        MoseError: the snippets of a row do not fit; the packer must have left room.
+    """
+    rows_RT = np.full((len(snippets_R), sequence_length), special.pad, dtype=tokens_N.dtype)
+    if not len(snippets_R):
+        return rows_RT
+    firsts_R = np.cumsum(snippets_R) - snippets_R
+    num_tokens_R = np.add.reduceat(lengths_S + 1, firsts_R) + 1
+    if num_tokens_R.max() > sequence_length:
+        raise MoseError(f"packed sequence: {num_tokens_R.max()} tokens, at most {sequence_length} fit in a row")
+    ends_S = np.cumsum(lengths_S + 1)
+    row_starts_R = np.arange(1, len(snippets_R) + 1) * sequence_length - num_tokens_R
+    separators_S = ends_S - lengths_S - 1 + np.repeat(row_starts_R - ends_S[firsts_R] + lengths_S[firsts_R] + 1, snippets_R)
+    flat = rows_RT.reshape(-1)
+    flat[separators_S] = special.sep
+    # Copying slice by slice beats any indexing by token.
+    for at, start, length in zip((separators_S + 1).tolist(), starts_S.tolist(), lengths_S.tolist(), strict=True):
+        flat[at : at + length] = tokens_N[start : start + length]
+    rows_RT[:, -1] = special.cls
+    return rows_RT
 
 
 def snippet_bounds(row: TOKENS, num_tokens: int, special: SpecialTokens) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 A record is two USTAR members, `<key>.npy` (tokens) and `<key>.json` (mixed, num_tokens, num_snippets), each a 512-byte
 header and its content padded to 512. Any webdataset reader takes the file; `ShardReader` maps it into memory.
 
-Letters: R rows, T slots of a row, C characters of a `.json` member.
+Letters: R rows, T slots of a row, B bytes of a record, C characters of a `.json` member or a number.
 """
 
 import io
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ from mose.packed_sequence import TOKENS
 BLOCK = 512
 _NUMBER_WIDTH = 6
 _EMPTY_CHECKSUM = b" " * 8
+_CHECKSUM_OFFSET, _CHECKSUM_DIGITS = 148, 6
+_ROW_DIGITS = 9
+# Records made and written at a time; 6 MB of rows of 2,048 tokens.
+_ROWS_A_WRITE = 1024
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def _ustar_header(name: str, size: int) -> bytes:
     fields += [b"%011o\0" % size, b"%011o\0" % 0, _EMPTY_CHECKSUM, b"0", b"\0" * 100, b"ustar\x0000"]
     header = b"".join(fields).ljust(BLOCK, b"\0")
     checksum = b"%06o\0 " % sum(header)
-    return header[:148] + checksum + header[156:]
+    return header[:_CHECKSUM_OFFSET] + checksum + header[_CHECKSUM_OFFSET + len(checksum) :]
 
 
 def _json_member(mixed: int, num_tokens: int, num_snippets: int) -> bytes:
@@ -54,7 +58,7 @@ def _json_member(mixed: int, num_tokens: int, num_snippets: int) -> bytes:
 
 def row_key(shard: int, row: int) -> str:
     """The webdataset key of one row: shard number and row number, of fixed width."""
-    return f"{shard:06d}-{row:09d}"
+    return f"{shard:06d}-{row:0{_ROW_DIGITS}d}"
 
 
 @dataclass(frozen=True)
@@ -113,30 +117,108 @@ class RecordLayout:
         return b"".join(parts)
 
 
+class Sink(Protocol):
+    """As much of an open file as a writer needs."""
+
+    def write(self, data: Any, /) -> object:
+        """Append bytes."""
+
+
 class ShardWriter:
     """Writes records to an open file; `close()` adds tar's end. The caller owns the file and its atomic publishing."""
 
-    def __init__(self, file: IO[bytes], layout: RecordLayout, shard: int, observe: Callable[[bytes], object] | None = None):
-        """`observe` sees every byte string written, in order (a running checksum)."""
+    def __init__(self, file: Sink, layout: RecordLayout, shard: int, observe: Callable[[Any], object] | None = None):
+        """`observe` sees every byte written, in order (a running checksum)."""
         self._file = file
         self._layout = layout
         self._shard = shard
         self._observe = observe
+        self._template = layout.record(row_key(shard, 0), np.zeros(layout.sequence_length, layout.dtype), 0, 0, 0)
+        self._block_RB = np.zeros((0, layout.stride), dtype=np.uint8)
         self.rows = 0
 
     def write(self, row: TOKENS, mixed: int, num_tokens: int, num_snippets: int) -> None:
         """Append one row [T]."""
-        self._put(self._layout.record(row_key(self._shard, self.rows), row, mixed, num_tokens, num_snippets))
-        self.rows += 1
+        self.write_rows(row[None], RowLabels(*(np.array([value]) for value in (mixed, num_tokens, num_snippets))))
+
+    def write_rows(self, rows_RT: TOKENS, labels: RowLabels) -> None:
+        """Append rows [R, T] with their labels [R]: the bytes that `RecordLayout.record` gives, made for many rows at a time.
+
+        Raises:
+            MoseError: a token id does not fit the type that the data set's vocabulary asked for.
+        """
+        self._check(rows_RT)
+        for start in range(0, len(rows_RT), _ROWS_A_WRITE):
+            block = slice(start, start + _ROWS_A_WRITE)
+            self._put(
+                self._records(
+                    rows_RT[block], RowLabels(labels.mixed[block], labels.num_tokens[block], labels.num_snippets[block])
+                )
+            )
+            self.rows += len(rows_RT[block])
 
     def close(self) -> None:
         """Write the two zero blocks that end a tar."""
         self._put(b"\0" * (2 * BLOCK))
 
-    def _put(self, data: bytes) -> None:
+    def _check(self, rows_RT: TOKENS) -> None:
+        limit = np.iinfo(self._layout.dtype).max
+        if rows_RT.dtype.itemsize > self._layout.dtype.itemsize and int(rows_RT.max(initial=0)) > limit:
+            place = int((rows_RT.max(axis=1) > limit).argmax())
+            self._layout.record(row_key(self._shard, self.rows + place), rows_RT[place], 0, 0, 0)
+
+    def _records(self, rows_RT: TOKENS, labels: RowLabels) -> memoryview:
+        """Records as bytes: a block of templates in which tokens, row number, header checksums and labels are filled in."""
+        layout, rows = self._layout, len(rows_RT)
+        if len(self._block_RB) < rows:
+            self._block_RB = np.tile(np.frombuffer(self._template, dtype=np.uint8), (rows, 1))
+        block_RB = self._block_RB[:rows]
+        tokens_RT = np.ascontiguousarray(rows_RT, dtype=layout.dtype)
+        row_bytes = layout.sequence_length * layout.dtype.itemsize
+        # A row as one element: numpy then copies whole rows.
+        stored_R = np.ndarray((rows,), f"V{row_bytes}", block_RB.data, layout.token_offset, (layout.stride,))
+        stored_R[:] = tokens_RT.view(f"V{row_bytes}")[:, 0]
+        self._number(block_RB)
+        for field, values_R, fill in zip(_label_fields(), _columns(labels), (b"0", b" ", b" "), strict=True):
+            at = layout.json_offset + field.start
+            block_RB[:, at : layout.json_offset + field.stop] = _digits(values_R, field.stop - field.start, 10, fill)
+        return block_RB.data.cast("B")
+
+    def _number(self, block_RB: NDArray[np.uint8]) -> None:
+        """Write row numbers and checksums into the two headers of each record."""
+        numbers_RC = _digits(np.arange(self.rows, self.rows + len(block_RB)), _ROW_DIGITS, 10)
+        for header in (0, self._layout.json_offset - BLOCK):
+            key_end = header + len(row_key(self._shard, 0))
+            checksum = header + _CHECKSUM_OFFSET
+            # The template's own checksum is of row 0: nine digits 0.
+            base = int(self._template[checksum : checksum + _CHECKSUM_DIGITS], 8) - _ROW_DIGITS * ord("0")
+            block_RB[:, key_end - _ROW_DIGITS : key_end] = numbers_RC
+            sums_R = base + numbers_RC.sum(axis=1, dtype=np.int64)
+            block_RB[:, checksum : checksum + _CHECKSUM_DIGITS] = _digits(sums_R, _CHECKSUM_DIGITS, 8)
+
+    def _put(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         if self._observe is not None:
             self._observe(data)
+
+
+def _columns(labels: RowLabels) -> tuple[NDArray[np.int64], ...]:
+    return labels.mixed, labels.num_tokens, labels.num_snippets
+
+
+def _label_fields() -> list[slice]:
+    """Where the three numbers stand in a `.json` member."""
+    ends = [place + 1 for place, character in enumerate(_json_member(0, 0, 0)) if character == ord("0")]
+    return [slice(end - width, end) for end, width in zip(ends, (1, _NUMBER_WIDTH, _NUMBER_WIDTH), strict=True)]
+
+
+def _digits(values_R: NDArray[np.int64], width: int, base: int, fill: bytes = b"0") -> NDArray[np.uint8]:
+    """Numbers as ASCII digits [R, width], `fill` in place of leading zeros."""
+    powers = base ** np.arange(width - 1, -1, -1)
+    characters_RC = (values_R[:, None] // powers % base + ord("0")).astype(np.uint8)
+    if fill != b"0":
+        characters_RC[(values_R[:, None] < powers) & (powers > 1)] = ord(fill)
+    return characters_RC
 
 
 class ShardReader:
@@ -166,21 +248,20 @@ class ShardReader:
     def tokens(self, rows: NDArray[np.int64]) -> TOKENS:
         """A copy of the tokens of these rows, [R, T]."""
         layout = self._layout
-        view: TOKENS = np.ndarray(
-            (self.rows, layout.sequence_length),
-            layout.dtype,
-            self._map,
-            layout.token_offset,
-            (layout.stride, layout.dtype.itemsize),
-        )
-        return view[rows]
+        row_bytes = layout.sequence_length * layout.dtype.itemsize
+        # A row as one element: numpy then copies whole rows, where it would go through a row's tokens one by one.
+        view = np.ndarray((self.rows,), f"V{row_bytes}", self._map, layout.token_offset, (layout.stride,))
+        return view[rows].view(layout.dtype).reshape(len(rows), layout.sequence_length)
 
     def labels(self, rows: NDArray[np.int64]) -> RowLabels:
-        """The labels of these rows, read from their `.json` members.
+        """The labels of these rows as their `.json` members tell them; `mose.row_index` has the same, and is quicker to read.
 
         Raises:
             MoseError: a member is not of the fixed form that `RecordLayout.record` writes.
         """
+        if not len(rows):
+            nothing = np.zeros(0, dtype=np.int64)
+            return RowLabels(nothing, nothing, nothing)
         size = len(_json_member(0, 0, 0))
         view = np.ndarray((self.rows,), f"S{size}", self._map, self._layout.json_offset, (self._layout.stride,))
         return _parse_labels(view[rows], self.path)
@@ -199,8 +280,7 @@ def _parse_labels(members_R: NDArray[np.bytes_], path: Path) -> RowLabels:
     """Read fixed-width members as columns of digits; `json.loads` on each took most of the loader's time."""
     form = np.frombuffer(_json_member(0, 0, 0), dtype=np.uint8)
     characters_RC = np.frombuffer(members_R.tobytes(), dtype=np.uint8).reshape(len(members_R), len(form))
-    ends = np.flatnonzero(form == ord("0")) + 1
-    fields = [slice(end - width, end) for end, width in zip(ends, (1, _NUMBER_WIDTH, _NUMBER_WIDTH), strict=True)]
+    fields = _label_fields()
     digits = [np.where(characters_RC[:, field] == ord(" "), 0, characters_RC[:, field] - np.uint8(ord("0"))) for field in fields]
     fixed = np.ones(len(form), dtype=bool)
     for field in fields:

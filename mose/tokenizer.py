@@ -3,7 +3,6 @@
 import abc
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,8 @@ HUGGING_FACE_NAME = "tokenizer.json"
 SENTENCEPIECE_SPECIALS = {"pad": "<pad>", "unk": "<unk>", "sep": "<sep>", "cls": "<cls>", "mask": "<mask>"}
 # StarCoder2's file has no padding or unknown token of its own: both are its <|endoftext|>, as in the released model.
 HUGGING_FACE_SPECIALS = {"pad": "<|endoftext|>", "unk": "<|endoftext|>", "sep": "<sep>", "cls": "<cls>", "mask": "<mask>"}
+# Parts of a tokenizer.json that act on encoded texts only; a converted checkpoint has its own (mose/fast_tokenizer.py).
+FRAMING = ("post_processor", "padding", "truncation")
 
 
 class Tokenizer(abc.ABC):
@@ -55,7 +56,7 @@ class Tokenizer(abc.ABC):
 
     def copy_to(self, folder: Path) -> None:
         """Copy the tokenizer's file into a data set, a run directory or a converted checkpoint."""
-        shutil.copyfile(self.path, folder / self.path.name)
+        (folder / self.path.name).write_bytes(self.path.read_bytes())
 
     def ordinary_ids(self) -> TOKENS:
         """Every id that is not one of the five special tokens, ascending."""
@@ -108,7 +109,7 @@ class HuggingFaceTokenizer(Tokenizer):
         """
         self.path = path
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
             raise MoseError(f"{path}: not a tokenizer.json: {error}") from None
         self._tokenizer.encode_special_tokens = True
@@ -130,6 +131,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def piece(self, token_id: int) -> str:
         return str(self._tokenizer.id_to_token(int(token_id)))
+
+    def fingerprint(self) -> str:
+        """As for every tokenizer, but of what decides the ids of a text: not of the special tokens put around it."""
+        values = json.loads(self.path.read_text("utf-8"))
+        kept = {name: value for name, value in values.items() if name not in FRAMING}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

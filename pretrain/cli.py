@@ -1,4 +1,4 @@
-"""`mose-pretrain`: train, export, evaluate on held-out rows, plot."""
+"""`mose-pretrain`: train, look after checkpoints, export, evaluate on held-out rows, plot."""
 
 import os
 import sys
@@ -13,7 +13,9 @@ from mose.command import Command, add_config, read_config, run_command
 from mose.config import document_fields
 from mose.errors import MoseError
 from mose.run_directory import RunDirectory
+from mose.storage import storage_path
 from pretrain.config import Layout, PretrainConfig
+from pretrain.export_command import export_commands
 
 FIRST_WORD_SECONDS = 15
 
@@ -29,7 +31,10 @@ def commands() -> dict[str, Command]:
     """The subcommands."""
     return {
         "train": Command("Train, or continue a run from its latest checkpoint.", _add_train, _train),
-        "export": Command("Convert a training checkpoint to a Hugging Face folder, with a parity report.", _add_export, _export),
+        "init": Command("Write seeded initial weights as a converted checkpoint, for start_from.", _add_init, _init),
+        "checkpoints": Command("List a run's checkpoints; exit code 1 if one is damaged.", _add_checkpoints, _checkpoints),
+        "compare": Command("Compare the tensors of two checkpoints; exit code 1 if they differ.", _add_compare, _compare),
+        **export_commands(),
         "evaluate": Command("Losses of every exit on held-out rows, beside token frequencies.", _add_evaluate, _evaluate),
         "plot": Command("Draw a run's losses as a PNG.", _add_plot, _plot),
     }
@@ -40,6 +45,11 @@ def _add_train(parser: ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="Print derived numbers and stop; allocates nothing.")
     parser.add_argument("--ranks", type=int, default=0, help="With --dry-run: ranks to plan for (default: those launched).")
     parser.add_argument("--mock-step", action="store_true", help="Run one real step on made-up rows and stop; reads no data.")
+
+    resume = "Checkpoint to go on from: auto (newest whole one), never (refuse an existing run), or a step."
+    parser.add_argument("--resume", type=str, default="auto", help=resume)
+    allow = "Dotted name of a config field that may differ from the checkpoint's; may be given more than once."
+    parser.add_argument("--allow-change", type=str, action="append", default=[], metavar="FIELD", help=allow)
 
 
 def _train(parsed: Namespace) -> int | None:
@@ -55,10 +65,11 @@ def _train(parsed: Namespace) -> int | None:
         if sentence := mock_step(config):
             print(sentence)
         return None
+    from pretrain.checkpoint_store import ResumeRequest
     from pretrain.train import train
 
     try:
-        train(config)
+        train(config, ResumeRequest(parsed.resume, tuple(parsed.allow_change)))
     except MoseError:
         # Every rank finds the same fault in the same files. Rank 0 says so and the launcher ends the others; one that still
         # lives after a while has found a fault of its own.
@@ -69,37 +80,76 @@ def _train(parsed: Namespace) -> int | None:
 
 
 def _dry_run(config: PretrainConfig, ranks: int) -> int | None:
-    from mose.manifest import read_manifest
     from pretrain.estimate import derived_numbers
     from pretrain.parallel.context import launched_world_size
+    from pretrain.sources import sources_of
 
-    manifest = read_manifest(Path(config.data.dataset)) if config.data.dataset else None
-    config = config.resolve(manifest.vocabulary_size if manifest else config.model.vocabulary_size)
+    sources = sources_of(config.data) if config.data.dataset or config.data.mixture else ()
+    config = config.resolve(sources[0].manifest.vocabulary_size if sources else config.model.vocabulary_size)
     table = Table("number", "value", title="derived from the config; nothing was allocated")
-    for label, value in derived_numbers(config, Layout.of(config, ranks or launched_world_size()), manifest):
+    for label, value in derived_numbers(config, Layout.of(config, ranks or launched_world_size()), sources):
         table.add_row(label, value)
     Console(soft_wrap=True).print(table)
     return None
 
 
-def _add_export(parser: ArgumentParser) -> None:
+def _add_init(parser: ArgumentParser) -> None:
+    add_config(parser, PretrainConfig)
+
+
+def _init(parsed: Namespace) -> None:
+    from pretrain.warm_start import write_initial_weights
+
+    config = read_config(parsed, PretrainConfig)
+    model = write_initial_weights(config, Path(config.output))
+    print(f"{config.output}: {model.num_parameters():,} initial weights of seed {config.seed}")
+
+
+def _add_checkpoints(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="Run directory written by `mose-pretrain train`.")
-    parser.add_argument("--output", type=str, required=True, help="Folder to write; must not exist.")
-    parser.add_argument("--step", type=int, default=None, help="Step of the checkpoint (default: the latest).")
-    parser.add_argument("--exit", type=int, default=None, help="Keep layers 1..EXIT and that exit's heads (default: all exits).")
+    parser.add_argument("--check", action="store_true", help="Read every byte and compare checksums, not only sizes.")
 
 
-def _export(parsed: Namespace) -> None:
-    from pretrain.parallel.context import choose_accelerator
+def _checkpoints(parsed: Namespace) -> int:
+    from pretrain.list_checkpoints import list_checkpoints
 
-    choose_accelerator()
-    from pretrain.export import export_run
+    listed = list_checkpoints(Path(parsed.run), parsed.check)
+    depth = "every byte was read" if parsed.check else "sizes compared; --check reads every byte"
+    table = Table("checkpoint", "MB", "layout", "loss", "state", "kept", title=f"{parsed.run}: {depth}")
+    for one in listed:
+        loss = "" if one.loss is None else f"{one.loss:.4f}"
+        kept = ", ".join(word for word, holds in (("latest", one.latest), ("permanent", one.permanent)) if holds)
+        state = "whole" if one.fault is None else "damaged"
+        table.add_row(one.name, f"{one.num_bytes / 1e6:,.1f}", one.layout, loss, state, kept)
+    console = Console(soft_wrap=True)
+    console.print(table if listed else f"{parsed.run}: no checkpoint yet")
+    damaged = [one for one in listed if one.fault is not None]
+    for one in damaged:
+        console.print(f"{one.name}: {one.fault}")
+    return 1 if damaged else 0
 
-    parity = export_run(Path(parsed.run), Path(parsed.output), parsed.step, parsed.exit)
-    table = Table("exit", "largest difference", "of the largest value", title=f"{parsed.output}: exported against the live model")
-    for layer, exit_parity in parity["exits"].items():
-        table.add_row(layer, f"{exit_parity['largest_difference']:.2e}", f"{exit_parity['relative']:.2e}")
-    Console().print(table)
+
+def _add_compare(parser: ArgumentParser) -> None:
+    what = "Run directory (its latest checkpoint), training checkpoint, or converted checkpoint."
+    parser.add_argument("first", type=str, help=what)
+    parser.add_argument("second", type=str, help=what)
+    parser.add_argument("--top", type=int, default=20, help="Tensors to show, those that differ most first.")
+
+
+def _compare(parsed: Namespace) -> int:
+    from pretrain.compare import compare_checkpoints
+
+    found = compare_checkpoints(Path(parsed.first), Path(parsed.second))
+    table = Table("tensor", "largest difference", "of the largest value")
+    for one in found.differing[: parsed.top]:
+        table.add_row(one.name, f"{one.largest:.2e}", f"{one.relative:.2e}")
+    for name, where in [(n, "first") for n in found.only_first] + [(n, "second") for n in found.only_second]:
+        table.add_row(name, f"only in the {where}", "")
+    if not found.equal:
+        Console().print(table)
+    alone = len(found.only_first) + len(found.only_second)
+    print(f"{found.identical} tensors identical, {len(found.differing)} differ, {alone} in one only")
+    return 0 if found.equal else 1
 
 
 def _add_evaluate(parser: ArgumentParser) -> None:
@@ -114,7 +164,7 @@ def _add_evaluate(parser: ArgumentParser) -> None:
 def _evaluate(parsed: Namespace) -> None:
     from pretrain.held_out import evaluate_held_out, write_held_out
 
-    report = evaluate_held_out(Path(parsed.checkpoint), Path(parsed.dataset), parsed.split, parsed.max_rows, parsed.seed)
+    report = evaluate_held_out(Path(parsed.checkpoint), storage_path(parsed.dataset), parsed.split, parsed.max_rows, parsed.seed)
     write_held_out(report, Path(parsed.output))
     title = f"{report['rows']:,} {parsed.split} rows, {report['masked_tokens']:,} masked tokens"
     table = Table("exit", "MLM loss", "MLM accuracy", "ICC accuracy", "95 % interval", title=title)

@@ -1,6 +1,7 @@
 """The configuration of one pre-training run; each section checks itself, `resolve()` fills in what depends on the data."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 from mose.config import require
@@ -13,26 +14,80 @@ PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
+class MixtureSource:
+    """One data set of a mixture."""
+
+    dataset: str
+    """Folder or URL of a data set written by `mose-data pack`."""
+    weight: float = 1.0
+    """Rows of this source in proportion to the others' weights; at least .001 of their sum."""
+    name: str = ""
+    """What metrics call it (data/rows/NAME); default: the last part of `dataset`."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.dataset), "data.mixture.dataset: not given, expected a folder written by `mose-data pack`")
+        positive = math.isfinite(self.weight) and self.weight > 0
+        require(positive, f"data.mixture.weight: {self.weight} of {self.dataset}, expected a number above 0")
+
+    @property
+    def label(self) -> str:
+        """The name, given or taken from the folder."""
+        return self.name or self.dataset.rstrip("/").rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class StagingConfig:
+    """Copies of what is read next, on the node's own disk: for a data set on an object store or a slow file system."""
+
+    folder: str = ""
+    """Local folder that the ranks of a node share; empty reads the shards where they are, which must then be local."""
+    max_bytes: int = 32 << 30
+    """Most bytes in the folder on each node; at least two windows (data.window_rows) of each data set must fit."""
+    read_ahead_windows: int = 1
+    """Windows that are fetched before the run gets to them, as far as max_bytes allows."""
+    concurrency: int = 8
+    """Reads at a time on each rank."""
+    attempts: int = 5
+    """How often a read that fails or gives damaged rows is tried before the run ends."""
+    retry_seconds: float = 0.5
+    """Wait before the second attempt, with jitter; doubled for each one after it."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "concurrency", "attempts"):
+            require(getattr(self, name) > 0, f"data.staging.{name}: {getattr(self, name)}, expected 1 or more")
+        for name in ("read_ahead_windows", "retry_seconds"):
+            require(getattr(self, name) >= 0, f"data.staging.{name}: {getattr(self, name)}, expected 0 or more")
+        require("://" not in self.folder, f"data.staging.folder: {self.folder}, expected a folder on the node's own disk")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where the rows come from and how they are ordered and masked."""
 
     dataset: str = ""
-    """Folder written by `mose-data pack`."""
+    """Folder written by `mose-data pack`, or its URL (s3://...; needs data.staging.folder)."""
+    mixture: tuple[MixtureSource, ...] = ()
+    """Several data sets with weights, in place of `dataset`; all of one tokenizer and row length."""
     split: str = "train"
     """Split to train on."""
     validation_split: str = "held_out"
-    """Split to validate on."""
+    """Split to validate on; of a mixture, each source's first rows, as many as its weight says."""
     block_rows: int = BLOCK_ROWS
     """Neighbouring rows that are read together; blocks are permuted over the whole data set."""
     window_rows: int = WINDOW_ROWS
     """Rows among which the permuted blocks are shuffled row by row."""
     masking_share: float = MASKED_SHARE
     """Share of real, ordinary tokens that are predicted (paper section 2.1)."""
+    staging: StagingConfig = field(default_factory=StagingConfig)
 
     def __post_init__(self) -> None:
         require(self.block_rows > 0, f"data.block_rows: {self.block_rows}, expected 1 or more")
         require(self.window_rows > 0, f"data.window_rows: {self.window_rows}, expected 1 or more")
         require(0 < self.masking_share < 1, f"data.masking_share: {self.masking_share}, expected a share between 0 and 1")
+        require(not (self.dataset and self.mixture), "data.mixture: given beside data.dataset, expected one of them")
+        for name, values in (("dataset", [s.dataset for s in self.mixture]), ("name", [s.label for s in self.mixture])):
+            twice = next((value for value in values if values.count(value) > 1), "")
+            require(not twice, f"data.mixture.{name}: {twice} stands twice, expected another {name} for each source")
 
 
 @dataclass(frozen=True)
@@ -124,11 +179,13 @@ class PretrainConfig:
     """One pre-training run."""
 
     output: str = "run"
-    """Run directory; a run that is there already continues from its latest checkpoint."""
+    """Run directory; a run that is there already continues from its newest whole checkpoint (see --resume)."""
     seed: int = 0
     """Seed of initial weights, order, masks and dropout."""
     max_steps: int = 245000
     """Optimiser steps of the whole run (paper section 3.1)."""
+    start_from: str = ""
+    """Converted checkpoint whose weights a new run begins with (`mose-pretrain init`, `export`); empty: drawn from the seed."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -1,11 +1,12 @@
 """Numbers that follow from a config alone: parameters, tokens a step, epochs, memory a device; allocates nothing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mose.manifest import Manifest
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import encoder_parameters, flops_per_row, head_parameters
 from pretrain.config import Layout, PretrainConfig
+from pretrain.sources import Source
 
 GIB = 1 << 30
 # AdamW's two moments and a master copy, each float32; ZeRO cuts all three over data ranks from stage 1 on.
@@ -58,8 +59,8 @@ def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
     )
 
 
-def derived_numbers(config: PretrainConfig, layout: Layout, manifest: Manifest | None) -> list[tuple[str, str]]:
-    """Label and value of everything `--dry-run` prints; data-set lines only where a data set is at hand."""
+def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[Source]) -> list[tuple[str, str]]:
+    """Label and value of everything `--dry-run` prints; data-set lines only where data sets are at hand."""
     shape, batch, memory = shape_of(config), config.batch, estimate_memory(config, layout)
     deepest, length = config.model.exit_layers[-1], config.model.max_length
     encoder, heads = encoder_parameters(shape, deepest), head_parameters(shape)
@@ -83,14 +84,21 @@ def derived_numbers(config: PretrainConfig, layout: Layout, manifest: Manifest |
         ("steps", f"{config.max_steps:,} = {config.max_steps * slots / 1e12:.3f}T slots"),
         ("forward and backward", f"{3 * flops_per_row(shape, deepest, length) / length / 1e9:.2f} GFLOP a token in the encoder"),
     ]
-    if manifest is not None:
-        rows = manifest.rows(config.data.split)
-        lines += [
-            ("data set", f"{rows:,} rows, {manifest.tokens(config.data.split):,} real tokens"),
-            (
-                "steps an epoch",
-                f"{rows / batch.global_rows:,.1f} ({config.max_steps * batch.global_rows / max(rows, 1):.2f} epochs in all)",
-            ),
-        ]
+    lines += _data_numbers(config, sources)
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "total")
     return lines + [(f"memory a device: {name}", f"{getattr(memory, name) / GIB:.2f} GiB (estimate)") for name in parts]
+
+
+def _data_numbers(config: PretrainConfig, sources: Sequence[Source]) -> list[tuple[str, str]]:
+    """Rows of each data set, and how often the run goes through it."""
+    split, total, lines = config.data.split, sum(source.weight for source in sources), []
+    for source in sources:
+        share = source.weight / total
+        name, told = (f" {source.name}", f", {share:.1%} of the run's rows") if config.data.mixture else ("", "")
+        rows, step_rows = source.manifest.rows(split), config.batch.global_rows * share
+        epochs = config.max_steps * step_rows / max(rows, 1)
+        lines += [
+            (f"data set{name}", f"{rows:,} rows, {source.manifest.tokens(split):,} real tokens{told}"),
+            (f"steps an epoch{name}", f"{rows / step_rows:,.1f} ({epochs:.2f} epochs in all)"),
+        ]
+    return lines

@@ -1,60 +1,167 @@
-"""A training checkpoint of any layout -> a converted checkpoint, with a report of how far its exits are from the live model.
+"""A training checkpoint of any layout, or a converted one -> folders that others open: whole, or one a chosen exit.
 
-Letters: N real tokens, D width.
+Weights are streamed: each is read once, whatever the number of folders, and forgotten when it is written.
 """
 
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mose.atomic_file import atomic_folder, write_json
 from mose.config import load_config
-from mose.converted_checkpoint import FACTS_NAME, copy_tokenizer, save_model, truncate_at
+from mose.converted_checkpoint import FACTS_NAME, copy_tokenizer, describe, read_model_config
 from mose.errors import MoseError
+from mose.exit_selection import ModelClass, Selection, select_exit, write_weights
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.modeling_mose import ModularStarEncoder
+from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
 from mose.model.sharding import Sharding, sharding_of
+from mose.published_checkpoint import PUBLISHED_DTYPE, describe_published, published_selection
 from mose.run_directory import RunDirectory, checkpoint_name
-from pretrain.checkpoint import latest_checkpoint, read_checkpoint_manifest
+from mose.safetensors_file import WEIGHTS_NAME, WeightFiles
+from pretrain.checkpoint import PROBE_NAME, STATE_TAG, first_fault, latest_checkpoint, read_checkpoint_manifest
 from pretrain.config import PretrainConfig
-from pretrain.parallel.engine import STATE_TAG
+from pretrain.merged_weights import MergedWeights
+from pretrain.model_card import RunFacts, last_metrics, write_card
+from pretrain.parity import PARITY_NAME, parity_report
 
-PARITY_NAME = "parity.json"
-# fp32 only: sums over tensor-parallel ranks are added in another order than on one device (docs/decisions.md).
-FP32_TOLERANCE = 5e-6
+OURS, PUBLISHED = "ours", "published"
+LAYOUTS = (OURS, PUBLISHED)
 
 
-def export_run(run_folder: Path, output: Path, step: int | None = None, exit_layer: int | None = None) -> dict[str, Any]:
-    """Write the run's checkpoint (the latest, or that of `step`) as a converted checkpoint; returns the parity report.
+@dataclass(frozen=True)
+class Source:
+    """A model that is exported: its shape, its weights one at a time, and what is known of it."""
+
+    model_class: ModelClass
+    config: ModularStarEncoderConfig
+    read: Callable[[str], Tensor]
+    tokenizer: Path
+    facts: dict[str, Any]
+    card: RunFacts | None = None
+    """None where the source is itself a converted checkpoint, which is copied exactly."""
+    probe: Path | None = None
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is wanted of a run."""
+
+    step: int | None = None
+    """Step of the checkpoint; None: the latest."""
+    exits: tuple[int, ...] = ()
+    """Exits to cut at; empty: one folder with all exits."""
+    all_exits: bool = False
+    """Cut at each exit."""
+    layout: str = OURS
+    """`ours` (float32) or `published` (names, fields and bfloat16 of the released checkpoints)."""
+
+
+def export_run(run_folder: Path, output: Path, request: ExportRequest) -> dict[str, dict[str, Any] | None]:
+    """Export a run's checkpoint, or a converted checkpoint; returns each folder's parity report by folder name.
+
+    One exit or none is written to `output` itself, several to `output/exit_04` and so on. A copy of a converted checkpoint
+    has no parity report.
 
     Raises:
-        MoseError: no such run, step or exit; `output` exists; the checkpoint is incomplete; or the fp32 model disagrees.
+        MoseError: no such run, step or exit; `output` exists; the checkpoint is damaged; or an exported model disagrees.
     """
     if output.exists():
         raise MoseError(f"{output}: already exists; a checkpoint is never overwritten")
-    run = RunDirectory(run_folder)
+    with open_source(run_folder, request.step) as source, atomic_folder(output) as temporary:
+        exits = tuple(source.config.matryoshka_layers) if request.all_exits else request.exits
+        several = request.all_exits or len(exits) > 1
+        selections = {
+            temporary / f"exit_{layer:02d}" if several else temporary: select_exit(source.model_class, source.config, layer)
+            for layer in exits or (None,)
+        }
+        if request.layout == PUBLISHED:
+            selections = {folder: published_selection(one, source.config) for folder, one in selections.items()}
+        dtype = PUBLISHED_DTYPE if request.layout == PUBLISHED else torch.float32
+        for folder in selections:
+            folder.mkdir(exist_ok=True)
+        write_weights([(folder / WEIGHTS_NAME, selection) for folder, selection in selections.items()], source.read, dtype)
+        reports = {}
+        for folder, selection in selections.items():
+            name = folder.name if several else output.name
+            reports[name] = _complete(folder, selection, source, request.layout, dtype)
+    return reports
+
+
+def _complete(folder: Path, selection: Selection, source: Source, layout: str, dtype: torch.dtype) -> dict[str, Any] | None:
+    """Write all but the weights, then run the folder's exits against the live model's."""
+    config = selection.config
+    if layout == PUBLISHED:
+        describe_published(folder, selection)
+    else:
+        describe(folder, selection.model_class, config)
+    # Users of the released layout write <sep> and <cls> themselves.
+    copy_tokenizer(source.tokenizer, folder, config.max_position_embeddings, framed=layout == OURS)
+    exit_layer = config.matryoshka_layers[0] if selection.exit_index is not None else None
+    write_json(folder / FACTS_NAME, {**source.facts, "exit": exit_layer, "layout": layout})
+    if source.card is None or source.probe is None:
+        return None
+    write_card(folder, config, source.card)
+    report = parity_report(folder, source.probe, source.card.precision, dtype)
+    write_json(folder / PARITY_NAME, report)
+    return report
+
+
+@contextmanager
+def open_source(folder: Path, step: int | None) -> Iterator[Source]:
+    """Open a run directory or a converted checkpoint.
+
+    Raises:
+        MoseError: it is neither, a file is missing or damaged, or a step is asked of a converted checkpoint.
+    """
+    if (folder / "config.json").is_file():
+        if step is not None:
+            raise MoseError(f"{folder}: is a converted checkpoint, which has no steps; expected a run directory with --step")
+        with WeightFiles(folder) as weights:
+            yield _converted_source(folder, weights)
+    else:
+        yield _run_source(folder, step)
+
+
+def _converted_source(folder: Path, weights: WeightFiles) -> Source:
+    config = read_model_config(folder)
+    classes = {kind.__name__: kind for kind in (ModularStarEncoder, ModularStarEncoderForRetrieval)}
+    found = (config.architectures or [None])[0]
+    if found not in classes:
+        raise MoseError(f"{folder / 'config.json'}: architectures is {found}, expected one of {', '.join(classes)}")
+    return Source(classes[found], config, weights.read, folder, {"converted": folder.name})
+
+
+def _run_source(folder: Path, step: int | None) -> Source:
+    run = RunDirectory(folder)
     config = load_config(PretrainConfig, run.config)
     checkpoint = find_checkpoint(run, step)
     manifest = read_checkpoint_manifest(checkpoint)
-    with tempfile.TemporaryDirectory(dir=run.checkpoints, prefix=".universal-") as scratch:
-        tensors = merge_slices(checkpoint, Path(scratch))
-        model = build_exported(config, tensors)
-    parity = parity_report(model, checkpoint, config)
-    chosen = model if exit_layer is None else truncate_at(model, exit_layer)
-    facts = {"run": run_folder.name, "progress": manifest["progress"], "identity": manifest["identity"], "exit": exit_layer}
-    with atomic_folder(output) as folder:
-        save_model(folder, chosen)
-        copy_tokenizer(run.path, folder, config.model.max_length)
-        write_json(folder / FACTS_NAME, facts)
-        write_json(folder / PARITY_NAME, parity)
-    return parity
+    if fault := first_fault(checkpoint, manifest, sorted(manifest["files"]), checksums=False):
+        raise MoseError(fault)
+    progress, weights = manifest["progress"], MergedWeights(checkpoint / STATE_TAG)
+    card = RunFacts(
+        name=folder.resolve().name,
+        step=progress["step"],
+        consumed_rows=progress["consumed_rows"],
+        consumed_tokens=progress["consumed_tokens"],
+        dataset=Path(config.data.dataset).name,
+        dataset_fingerprint=str(manifest["identity"].get("data.fingerprint", "not recorded")),
+        precision=config.parallel.precision,
+        metrics=last_metrics(run.read_metrics(), progress["step"]),
+    )
+
+    def read(name: str) -> Tensor:
+        tensor = weights.read(name)
+        return tensor[: config.model.vocabulary_size] if sharding_of(name) is Sharding.VOCABULARY else tensor
+
+    shape = ModularStarEncoderConfig(**config.model.hugging_face())
+    facts = {"run": card.name, "progress": progress, "identity": manifest["identity"]}
+    return Source(ModularStarEncoder, shape, read, folder, facts, card, checkpoint / PROBE_NAME)
 
 
 def find_checkpoint(run: RunDirectory, step: int | None) -> Path:
@@ -64,75 +171,3 @@ def find_checkpoint(run: RunDirectory, step: int | None) -> Path:
         wanted = "complete checkpoint" if step is None else checkpoint_name(step)
         raise MoseError(f"{run.checkpoints}: holds no {wanted}; expected one written by `mose-pretrain train`")
     return checkpoint
-
-
-def merge_slices(checkpoint: Path, scratch: Path) -> Callable[[str], Tensor]:
-    """Merge ZeRO partitions and tensor slices by DeepSpeed's universal conversion; returns a reader of whole fp32 tensors."""
-    target = scratch / "universal"
-    words = ["--input_folder", str(checkpoint / STATE_TAG), "--output_folder", str(target)]
-    workers = ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *words, *workers]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise MoseError(f"{checkpoint}: DeepSpeed could not merge its parts: {reason}")
-
-    def read(name: str) -> Tensor:
-        path = target / "zero" / name / "fp32.pt"
-        if not path.is_file():
-            raise MoseError(f"{checkpoint}: holds no parameter {name}")
-        value = torch.load(path, map_location="cpu", weights_only=True)
-        tensor: Tensor = value["param"] if isinstance(value, dict) else value
-        return tensor
-
-    return read
-
-
-@torch.no_grad()
-def build_exported(config: PretrainConfig, read: Callable[[str], Tensor]) -> ModularStarEncoder:
-    """The plain model with the checkpoint's weights; padding rows of the vocabulary are cut off."""
-    with torch.device("meta"):
-        model = ModularStarEncoder(ModularStarEncoderConfig(**config.model.hugging_face()))
-    model.to_empty(device="cpu")
-    for name, parameter in model.named_parameters():
-        tensor = read(name)
-        if sharding_of(name) is Sharding.VOCABULARY:
-            # ZeRO 3 stores a parameter flat: its rows are found again from the shape of one.
-            tensor = tensor.reshape(config.model.padded_vocabulary_size, *parameter.shape[1:])[: config.model.vocabulary_size]
-        elif tensor.numel() == parameter.numel():
-            tensor = tensor.reshape(parameter.shape)
-        if tensor.shape != parameter.shape:
-            raise MoseError(f"checkpoint: {name} is {list(tensor.shape)}, the run's config makes it {list(parameter.shape)}")
-        parameter.copy_(tensor)
-    return model.eval()  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def parity_report(model: ModularStarEncoder, checkpoint: Path, config: PretrainConfig) -> dict[str, Any]:
-    """Largest difference at each exit to the states [N, D] that the live model gave when it was saved.
-
-    Raises:
-        MoseError: in fp32, an exit differs by more than 5e-6 of its largest value.
-    """
-    path = checkpoint / "probe.safetensors"
-    if not path.is_file():
-        raise MoseError(f"{path}: no such file; expected the live model's states, written with each checkpoint")
-    probe = load_file(path)
-    inputs = (probe["input_ids_N"], probe["positions_N"], probe["cu_seqlens"])
-    states = model.starEncoder2(*inputs, int(torch.diff(probe["cu_seqlens"]).max()))
-    exits = {}
-    for layer, state_ND in zip(config.model.exit_layers, states, strict=True):
-        live_ND = probe[f"exit_{layer:02d}"].float()
-        difference, largest = float((state_ND - live_ND).abs().max()), float(live_ND.abs().max())
-        exits[f"{layer:02d}"] = {"largest_difference": difference, "largest_value": largest, "relative": difference / largest}
-    worst = max(values["relative"] for values in exits.values())
-    if config.parallel.precision == "fp32" and not worst <= FP32_TOLERANCE:
-        raise MoseError(
-            f"{checkpoint}: exported model differs by {worst:.1e} of the largest value, at most {FP32_TOLERANCE} expected"
-        )
-    return {
-        "precision_of_training": config.parallel.precision,
-        "tolerance_in_fp32": FP32_TOLERANCE,
-        "worst": worst,
-        "exits": exits,
-    }

@@ -15,8 +15,10 @@ from mose.atomic_file import write_json
 from mose.converted_checkpoint import load_pretrained
 from mose.run_directory import exit_scalar
 from mose.tokenizer import load_tokenizer
-from pretrain.data import BatchPlan, PackedRows, validation_batches
+from pretrain.data import BatchPlan, validation_batches
 from pretrain.loss import COLUMNS, Denominators, whole_vocabulary
+from pretrain.packed_rows import Rows
+from pretrain.sources import open_split
 from pretrain.step import exit_metrics
 from pretrain.training_model import TrainingModel
 
@@ -56,7 +58,7 @@ def evaluate_held_out(checkpoint: Path, dataset: Path, split: str, max_rows: int
         MoseError: the checkpoint or the data set cannot be read, or their tokenizers differ.
     """
     encoder, tokenizer = load_pretrained(checkpoint), load_tokenizer(checkpoint)
-    rows = PackedRows(dataset, split, tokenizer.fingerprint())
+    rows = open_split(dataset, split, tokenizer.fingerprint())
     plan = BatchPlan(seed, 8, 8, tokenizer.special, tokenizer.ordinary_ids())
     model = TrainingModel(encoder, whole_vocabulary(tokenizer.vocabulary_size)).eval()
     layers = encoder.config.matryoshka_layers
@@ -69,7 +71,7 @@ def evaluate_held_out(checkpoint: Path, dataset: Path, split: str, max_rows: int
         counts_V += np.bincount(batch.labels_M.numpy(), minlength=len(counts_V))
         num_rows, mixed = num_rows + batch.num_rows, mixed + int(batch.mixed_B.clamp(min=0).sum())
     report = _exits(totals, Denominators(int(counts_V.sum()), num_rows), layers)
-    frequencies_V = token_counts(PackedRows(dataset, "train", tokenizer.fingerprint()), tokenizer.vocabulary_size)
+    frequencies_V = token_counts(open_split(dataset, "train", tokenizer.fingerprint()), tokenizer.vocabulary_size)
     return report | {
         "rows": num_rows,
         "masked_tokens": int(counts_V.sum()),
@@ -93,11 +95,12 @@ def _exits(totals: torch.Tensor, denominators: Denominators, layers: list[int]) 
     return {"exits": exits}
 
 
-def token_counts(rows: PackedRows, vocabulary_size: int) -> NDArray[np.int64]:
+def token_counts(rows: Rows, vocabulary_size: int) -> NDArray[np.int64]:
     """How often each token stands in the first rows of a split, padding left out."""
     counts_V = np.zeros(vocabulary_size, dtype=np.int64)
     for start in range(0, min(len(rows), FREQUENCY_ROWS), 256):
-        tokens_RT, labels = rows.rows(np.arange(start, min(start + 256, len(rows), FREQUENCY_ROWS), dtype=np.int64))
+        rows_R = np.arange(start, min(start + 256, len(rows), FREQUENCY_ROWS), dtype=np.int64)
+        tokens_RT, labels = rows.tokens(rows_R), rows.labels(rows_R)
         real_RT = np.arange(rows.sequence_length) >= rows.sequence_length - labels.num_tokens[:, None]
         counts_V += np.bincount(tokens_RT[real_RT], minlength=vocabulary_size)
     return counts_V

@@ -37,12 +37,18 @@ class MadeUpRows:
         """Slots T of a row."""
         return self._sequence_length
 
-    def rows(self, rows_R: NDArray[np.int64]) -> tuple[TOKENS, RowLabels]:
-        """Tokens [R, T] and labels [R] of these rows."""
+    def reach(self, start: int, count: int) -> None:
+        """Nothing to fetch ahead."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def tokens(self, rows_R: NDArray[np.int64]) -> TOKENS:
+        """Tokens [R, T] of these rows."""
         shape = (len(rows_R), self._sequence_length)
         tokens_RT = generator("made-up rows").integers(len(MADE_UP.ids()), self._vocabulary_size, shape)
         tokens_RT[:, 0], tokens_RT[:, -1] = MADE_UP.sep, MADE_UP.cls
-        return tokens_RT.astype(token_dtype(self._vocabulary_size)), self.labels(rows_R)
+        return tokens_RT.astype(token_dtype(self._vocabulary_size))
 
     def labels(self, rows_R: NDArray[np.int64]) -> RowLabels:
         """Labels [R]: every other row is mixed."""

@@ -16,7 +16,9 @@ from mose.seeding import UINT64_ARRAY, counter_random, derive_key
 
 INT64_ARRAY = NDArray[np.int64]
 
-BLOCK_ROWS = 32
+# Rows of one task share repositories. With N tasks, blocks of B rows and windows of W, a batch repeats repositories about
+# 1 + N (B - 1) / W times as often as in a full shuffle: 1.06 at 4,096 tasks, within the bar of 1.1 (benchmarks/loader.py).
+BLOCK_ROWS = 16
 WINDOW_ROWS = 1 << 20
 # Luby and Rackoff: four rounds of a Feistel network with random round functions are a pseudorandom permutation; two more
 # because halves of a few bits carry little in each round. Even, so that halves of unequal width end where they began.
@@ -36,22 +38,29 @@ def rows_at(
     The last block, where it is shorter than `block_rows`, keeps its place at the end of the sequence of blocks, hence in
     the last windows; the very last window may be shorter than `window_rows`.
     """
+    sequence_P = sequence_at(seed, epoch, positions_P, num_rows, window_rows)
+    block_P, inside_P = np.divmod(sequence_P, block_rows)
+    return blocks_at(seed, epoch, block_P, num_rows, block_rows) * block_rows + inside_P
+
+
+def sequence_at(seed: int, epoch: int, positions_P: INT64_ARRAY, num_rows: int, window_rows: int) -> INT64_ARRAY:
+    """Where these positions stand in the sequence of permuted blocks laid end to end; never outside their window of it."""
     window_P, inside_P = np.divmod(positions_P, window_rows)
     size_P = np.minimum(window_rows, num_rows - window_P * window_rows).astype(np.uint64)
     window_keys_P = counter_random(derive_key(seed, "order of rows in a window", epoch), window_P.astype(np.uint64))
-    shuffled_P = _permute(inside_P.astype(np.uint64), size_P, window_keys_P, min(window_rows, num_rows))
-    sequence_P = window_P * window_rows + shuffled_P.astype(np.int64)
-    return _permute_blocks(sequence_P, num_rows, block_rows, derive_key(seed, "order of blocks", epoch))
+    shuffled_P = permute(inside_P.astype(np.uint64), size_P, window_keys_P, min(window_rows, num_rows))
+    return window_P * window_rows + shuffled_P.astype(np.int64)
 
 
-def _permute_blocks(sequence_P: INT64_ARRAY, num_rows: int, block_rows: int, key: int) -> INT64_ARRAY:
+def blocks_at(seed: int, epoch: int, places_P: INT64_ARRAY, num_rows: int, block_rows: int) -> INT64_ARRAY:
+    """The blocks that stand at these places of an epoch's sequence of blocks; block b is rows b * block_rows and on."""
     full_blocks = num_rows // block_rows
-    block_P, inside_P = np.divmod(sequence_P, block_rows)
-    full_P = block_P < full_blocks
-    blocks = block_P[full_P].astype(np.uint64)
-    sizes = np.full_like(blocks, full_blocks)
-    block_P[full_P] = _permute(blocks, sizes, np.full_like(blocks, key), full_blocks).astype(np.int64)
-    return block_P * block_rows + inside_P
+    full_P = places_P < full_blocks
+    blocks_P, full_places = places_P.copy(), places_P[full_P].astype(np.uint64)
+    key = derive_key(seed, "order of blocks", epoch)
+    sizes, keys = np.full_like(full_places, full_blocks), np.full_like(full_places, key)
+    blocks_P[full_P] = permute(full_places, sizes, keys, full_blocks).astype(np.int64)
+    return blocks_P
 
 
 def row_at(
@@ -70,15 +79,22 @@ def rows_of_run(
     seed: int, start: int, count: int, num_rows: int, block_rows: int = BLOCK_ROWS, window_rows: int = WINDOW_ROWS
 ) -> tuple[INT64_ARRAY, INT64_ARRAY]:
     """Rows and epochs, both [count], of positions start..start+count-1 counted from the start of training, over epochs."""
-    epochs, positions = np.divmod(np.arange(start, start + count, dtype=np.int64), num_rows)
-    rows = np.empty(count, dtype=np.int64)
-    for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        rows[chosen] = rows_at(seed, int(epoch), positions[chosen], num_rows, block_rows, window_rows)
-    return rows, epochs
+    return rows_of_run_at(seed, np.arange(start, start + count, dtype=np.int64), num_rows, block_rows, window_rows)
 
 
-def _permute(values_P: UINT64_ARRAY, sizes_P: UINT64_ARRAY, keys_P: UINT64_ARRAY, largest: int) -> UINT64_ARRAY:
+def rows_of_run_at(
+    seed: int, positions_P: INT64_ARRAY, num_rows: int, block_rows: int = BLOCK_ROWS, window_rows: int = WINDOW_ROWS
+) -> tuple[INT64_ARRAY, INT64_ARRAY]:
+    """Rows and epochs, both [P], of these positions [P] counted from the start of training, over epochs."""
+    epochs_P, inside_P = np.divmod(positions_P, num_rows)
+    rows_P = np.empty_like(positions_P)
+    for epoch in np.unique(epochs_P):
+        chosen = epochs_P == epoch
+        rows_P[chosen] = rows_at(seed, int(epoch), inside_P[chosen], num_rows, block_rows, window_rows)
+    return rows_P, epochs_P
+
+
+def permute(values_P: UINT64_ARRAY, sizes_P: UINT64_ARRAY, keys_P: UINT64_ARRAY, largest: int) -> UINT64_ARRAY:
     """Permute each value of 0..size-1 under its key; sizes and keys may differ by position, `largest` bounds the sizes.
 
     A Feistel network permutes 0..2^bits-1; a result outside 0..size-1 is permuted again until it falls inside (cycle

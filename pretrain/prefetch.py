@@ -4,7 +4,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from pretrain.data import GlobalBatchLoader, MicroBatch
+from pretrain.data import GlobalBatchLoader
+from pretrain.micro_batch import MicroBatch
 
 
 class Prefetcher:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mose.run_directory import exit_scalar
 from mose.seeding import derive_key
-from pretrain.data import MicroBatch
 from pretrain.loss import COLUMNS, Denominators
+from pretrain.micro_batch import MicroBatch
 from pretrain.parallel.context import ParallelContext
 
 

@@ -1,59 +1,60 @@
 """READ FIRST. One pre-training run: open the data, build the engine, resume, loop. Knows time; `step.py` knows tensors."""
 
 import contextlib
-import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mose.config import fingerprint, require, save_config
+from mose.config import save_config
 from mose.run_directory import RunDirectory
 from mose.schedule import learning_rate
-from mose.tokenizer import Tokenizer, load_tokenizer
-from pretrain.checkpoint import CheckpointStore, Progress, config_values
+from mose.tokenizer import Tokenizer
+from pretrain.checkpoint import CHANGES_NAME, Progress
+from pretrain.checkpoint_store import NEVER, CheckpointStore, ResumeRequest, Selection, record_changes
 from pretrain.config import PretrainConfig
-from pretrain.data import BatchPlan, GlobalBatchLoader, PackedRows, validation_batches
+from pretrain.data import BatchPlan, GlobalBatchLoader, validation_batches
 from pretrain.estimate import shape_of
+from pretrain.identity import config_values
 from pretrain.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, MetricWriter
 from pretrain.parallel.context import ParallelContext, initialize_parallel, leave_parallel
 from pretrain.parallel.engine import Engine
 from pretrain.prefetch import Prefetcher
 from pretrain.probe import run_probe
+from pretrain.sources import RunData, open_run_data
 from pretrain.step import StepResult, train_step
 from pretrain.throughput import Stopwatch
 from pretrain.training_model import build_training_model
 from pretrain.validation import validate
+from pretrain.warm_start import fill_from_converted
 
 
-def train(config: PretrainConfig) -> None:
+def train(config: PretrainConfig, request: ResumeRequest) -> None:
     """Run (or continue) `config`, from its first step to `max_steps`; every rank calls it.
 
     Raises:
         MoseError: the config, the data set, the launched ranks or a checkpoint in the run directory do not fit together.
     """
-    data = open_data(config)
+    data = open_run_data(config)
     config = config.resolve(data.tokenizer.vocabulary_size)
     context = initialize_parallel(config)
     try:
-        run = prepare_run_directory(config, data, context)
-        engine = build_engine(config, context)
+        run = RunDirectory(Path(config.output))
+        if request.mode == NEVER:
+            run.create(resume=False)
         store = CheckpointStore(run.checkpoints, context, identity_of(config, data, context))
-        progress = resume(store, engine)
+        selection = store.select(request)
+        engine = build_engine(config, context, selection)
+        progress = resume(store, engine, selection)
+        # Only now: a run that is refused leaves nothing behind, and the config of the run that was there as it was.
+        prepare_run_directory(config, data, context, selection)
         if progress.step >= config.max_steps and context.is_main:
             print(f"{config.output}: already at step {progress.step} of {config.max_steps}")
         loop(Run(config, context, data, run, engine, store), progress)
     finally:
         leave_parallel()
-
-
-@dataclass(frozen=True)
-class Data:
-    """The two splits a run reads, and the tokenizer they were packed with."""
-
-    rows: PackedRows
-    held_out: PackedRows | None
-    tokenizer: Tokenizer
+        data.close()
 
 
 @dataclass(frozen=True)
@@ -62,55 +63,44 @@ class Run:
 
     config: PretrainConfig
     context: ParallelContext
-    data: Data
+    data: RunData
     directory: RunDirectory
     engine: Engine
     store: CheckpointStore
 
 
-def open_data(config: PretrainConfig) -> Data:
-    """Open the data set and check that its rows fit the model."""
-    require(bool(config.data.dataset), "data.dataset: not given, expected a folder written by `mose-data pack`")
-    folder = Path(config.data.dataset)
-    tokenizer = load_tokenizer(folder)
-    rows = PackedRows(folder, config.data.split, tokenizer.fingerprint())
-    longest = f"model.max_length: {config.model.max_length}, the rows of {folder} have {rows.sequence_length} slots"
-    require(rows.sequence_length <= config.model.max_length, longest)
-    wanted = config.intervals.validation_rows > 0 and rows.manifest.rows(config.data.validation_split) > 0
-    held_out = PackedRows(folder, config.data.validation_split, tokenizer.fingerprint()) if wanted else None
-    return Data(rows, held_out, tokenizer)
-
-
-def prepare_run_directory(config: PretrainConfig, data: Data, context: ParallelContext) -> RunDirectory:
-    """Write the resolved config, versions and tokenizer before anything runs."""
+def prepare_run_directory(
+    config: PretrainConfig, data: RunData, context: ParallelContext, selection: Selection | None = None
+) -> None:
+    """Write the resolved config, versions, tokenizer, and with what a resumed run goes on otherwise, before any step."""
     run = RunDirectory(Path(config.output))
     if context.is_main:
         run.create(resume=True)
+        if selection is not None:
+            record_changes(run.path / CHANGES_NAME, selection)
         save_config(config, run.config)
         run.write_versions()
         data.tokenizer.copy_to(run.path)
     context.barrier()
-    return run
 
 
-def build_engine(config: PretrainConfig, context: ParallelContext) -> Engine:
-    """Build this rank's slice of the model and hand it to DeepSpeed."""
+def build_engine(config: PretrainConfig, context: ParallelContext, selection: Selection | None = None) -> Engine:
+    """Build this rank's slice of the model and hand it to DeepSpeed, ready to load `selection`."""
     dtype = torch.bfloat16 if config.parallel.precision == "bf16" else torch.float32
     model = build_training_model(config.model, config.seed, dtype, context)
-    return Engine(model, config, context)
+    if config.start_from and selection is None:
+        fill_from_converted(model, Path(config.start_from), config, context)
+    return Engine(model, config, context, merged=selection is not None and selection.converts)
 
 
-def identity_of(config: PretrainConfig, data: Data, context: ParallelContext) -> dict[str, object]:
+def identity_of(config: PretrainConfig, data: RunData, context: ParallelContext) -> dict[str, object]:
     """What must be the same for a run to continue."""
-    manifest = data.rows.manifest
-    shards = [dataclasses.asdict(shard) for shard in manifest.shards(config.data.split)]
-    return config_values(config, fingerprint([manifest.tokenizer_fingerprint, shards]), context.layout.world_size)
+    return config_values(config, data.fingerprint, context.layout.world_size)
 
 
-def resume(store: CheckpointStore, engine: Engine) -> Progress:
-    """Continue from the latest complete checkpoint, or start at step 0."""
-    latest = store.latest()
-    return Progress(0, 0, 0) if latest is None else store.load(engine, latest)
+def resume(store: CheckpointStore, engine: Engine, selection: Selection | None) -> Progress:
+    """Continue from the selected checkpoint, or start at step 0."""
+    return Progress(0, 0, 0) if selection is None else store.load(engine, selection)
 
 
 def batch_plan(config: PretrainConfig, tokenizer: Tokenizer, context: ParallelContext) -> BatchPlan:
@@ -134,7 +124,7 @@ def loop(run: Run, progress: Progress) -> None:
     config, context = run.config, run.context
     plan = batch_plan(config, run.data.tokenizer, context)
     stopwatch = Stopwatch(shape_of(config), context.device, context.layout.world_size)
-    loader = GlobalBatchLoader(run.data.rows, plan)
+    loader = GlobalBatchLoader(run.data.rows, plan, run.data.mixture)
     with Prefetcher(loader, progress.consumed_rows) as prefetcher, open_writer(run, progress) as writer:
         for step in range(progress.step, config.max_steps):
             rate = learning_rate(step, config.schedule)
@@ -142,7 +132,8 @@ def loop(run: Run, progress: Progress) -> None:
             stopwatch.add(result, prefetcher.last_wait_seconds)
             progress = advance(progress, result, config)
             if due(progress.step, config.intervals.log_every_steps, config.max_steps):
-                report(run, writer, progress, step_values(result, rate, config) | stopwatch.read(result))
+                values = step_values(result, rate, config) | run.data.scalars(config.seed, progress.consumed_rows)
+                report(run, writer, progress, values | stopwatch.read(result))
             if due(progress.step, config.intervals.validate_every_steps, config.max_steps):
                 report_validation(run, writer, progress, plan)
             if due(progress.step, config.intervals.checkpoint_every_steps, config.max_steps):
@@ -192,7 +183,9 @@ def report_validation(run: Run, writer: MetricWriter | None, progress: Progress,
 
 
 def save(run: Run, progress: Progress) -> None:
-    """Write a checkpoint with its probe, then remove those that are not to be kept."""
+    """Write a checkpoint with its probe, say how long training stood still for it, and remove those that are not kept."""
     intervals = run.config.intervals
-    run.store.save(run.engine, progress, run_probe(run.engine, run.config, run.context))
+    saved = run.store.save(run.engine, progress, run_probe(run.engine, run.config, run.context))
+    if run.context.is_main:
+        print(f"checkpoint {saved}", file=sys.stderr, flush=True)
     run.store.prune(intervals.keep_last_checkpoints, intervals.permanent_every_steps)

@@ -13,8 +13,8 @@ from mose.model.initialization import draw_parameter
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.sharding import Sharding, patterns_of, sharding_of
 from mose.model_config import ModelConfig
-from pretrain.data import MicroBatch
 from pretrain.loss import Denominators, VocabularyOperations, exit_loss, exit_weights, whole_vocabulary
+from pretrain.micro_batch import MicroBatch
 from pretrain.parallel.context import ParallelContext
 
 

@@ -1,51 +1,119 @@
-"""Repositories that are rows of parquet files in the schema of The Stack v2 train-full-ids, with `content` in `files`."""
+"""Repositories that are rows of parquet files in the schema of The Stack v2 train-full-ids, with `content` or a blob store."""
 
-import functools
-import glob
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from data_prep.blob_store import BODY, NOT_FETCHED, open_store
 from data_prep.records import RepositoryRef, SourceFile, content_sha1
 from data_prep.sources.file_kinds import UNKNOWN_LANGUAGE
+from data_prep.sources.parquet_file import CONTENT, FILE_COLUMNS, columns_of, corrupt, expand, open_parquet, stamp
+from data_prep.sources.row_batches import LIMIT_BYTES, binary_content, leaves_of, plan_row_group, row_batches
+from data_prep.sources.row_cache import CACHE_BYTES, process_cache
 from mose.errors import MoseError
 
 KIND = "stack_v2"
-FILE_COLUMNS = ("blob_id", "path", "language", "detected_licenses", "license_type", "src_encoding", "is_vendor", "is_generated")
+REPOSITORY_TOO_LARGE = "repository_too_large"
+"""`SourceFile.problem` where a row, or one before it in its row group, cannot be decoded within the memory bound."""
+NO_CONTENT = "no_content"
+"""`SourceFile.problem` where content is null and there is no blob store to ask."""
+READ_COLUMNS = (*FILE_COLUMNS, CONTENT)
 
 
-def list_rows(pattern: str) -> list[RepositoryRef]:
-    """Each row of each parquet file that matches the glob `pattern` as a repository; reads names only.
+@dataclass(frozen=True)
+class RowFiles:
+    """The files of one row."""
+
+    files: pa.StructArray
+    """One a file, with the columns of `FILE_COLUMNS` and, where it was read, `content` as bytes."""
+    too_large: bool = False
+
+
+def list_rows(pattern: str, has_store: bool = False) -> list[RepositoryRef]:
+    """Each row of each parquet file that matches the glob or URL `pattern` as a repository; reads names only.
 
     Raises:
-        MoseError: no file matches, one is not a readable parquet file, or it lacks a column.
+        MoseError: no file matches, one is not a readable parquet file, lacks a column, or lacks content without a blob store.
     """
-    paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (the pattern may be absolute)
-    if not paths:
-        raise MoseError(f"{pattern}: stack_v2: no such file; expected parquet files in The Stack v2 schema")
-    return [ref for path in paths for ref in _rows_of(path)]
+    return [
+        RepositoryRef(name=name, kind=KIND, location=path, index=row)
+        for path in expand(pattern)
+        for row, name in enumerate(row_names(path, has_store))
+    ]
 
 
-def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFile]:
-    """The row's files in path order.
+def row_names(path: str, has_store: bool) -> list[str]:
+    """`repo_name` of each row of a parquet file, after its schema was checked.
 
     Raises:
-        MoseError: the file is truncated or corrupt, or was replaced by a shorter one.
+        MoseError: as `list_rows`, or a name is empty.
     """
-    group, row = _position(ref)
-    files = _row_group(ref.location, group).slice(row, 1).combine_chunks().flatten()
-    columns = {name: files.field(name).to_pylist() for name in FILE_COLUMNS}
-    contents = files.field("content")
-    paths = ["/" + (path or "").lstrip("/") for path in columns["path"]]
-    for i in sorted(range(len(paths)), key=lambda index: (paths[index], index)):
-        if wanted(paths[i]):
-            yield _source_file(ref.name, paths[i], contents[i].as_py() or b"", {name: columns[name][i] for name in columns})
+    check_repositories(path, has_store)
+    try:
+        names: list[str] = open_parquet(path).read(columns=["repo_name"]).column("repo_name").to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise corrupt(path, error) from None
+    for row, name in enumerate(names):
+        if not name:
+            raise MoseError(f"{path}: repo_name: row {row} is empty; expected a name such as owner/project")
+    return names
 
 
-def _source_file(repository: str, path: str, utf8: bytes, facts: dict[str, Any]) -> SourceFile:
-    content, encoding = original_bytes(utf8, facts["src_encoding"] or "UTF-8")
+def check_repositories(path: str, has_store: bool) -> None:
+    """Check that rows are repositories whose bodies can be had.
+
+    Raises:
+        MoseError: rows are single files, or they have no content and there is no blob store.
+    """
+    columns = columns_of(path)
+    if not columns.is_nested:
+        raise MoseError(f"{path}: files: no such column; expected one row a repository: `mose-data group` makes them of files")
+    if CONTENT not in columns.file and not has_store:
+        raise MoseError(
+            f"{path}: files.content: no such column; expected contents, or sources.blob_store with what `mose-data fetch` brought"
+        )
+
+
+def read(ref: RepositoryRef, wanted: Callable[[str], bool], blob_store: str = "") -> Iterator[SourceFile]:
+    """The row's files in path order; what has no content has a `problem` instead.
+
+    Raises:
+        MoseError: the file is truncated or corrupt, or was replaced by a shorter one; the blob store is damaged.
+    """
+    return source_files(ref.name, row_files(ref.location, ref.index), wanted, blob_store)
+
+
+def source_files(name: str, row: RowFiles, wanted: Callable[[str], bool], blob_store: str) -> Iterator[SourceFile]:
+    """The wanted files of a row in path order, bodies read one at a time.
+
+    Raises:
+        MoseError: the blob store is damaged.
+    """
+    paths = ["/" + (path or "").lstrip("/") for path in row.files.field("path").to_pylist()]
+    order = [i for i in sorted(range(len(paths)), key=lambda index: (paths[index], index)) if wanted(paths[i])]
+    columns = {column: row.files.field(column).to_pylist() for column in FILE_COLUMNS}
+    has_content = any(row.files.type.field(i).name == CONTENT for i in range(row.files.type.num_fields))
+    contents = row.files.field(CONTENT) if has_content else pa.nulls(len(paths), pa.large_binary())
+    store = open_store(blob_store) if blob_store else None
+    absent = [i for i in order if not contents[i].is_valid] if store else []
+    places = dict(zip(absent, store.locate_names([columns["blob_id"][i] or "" for i in absent]), strict=True)) if store else {}
+    for i in order:
+        facts = {column: columns[column][i] for column in columns}
+        encoding = facts["src_encoding"] or "UTF-8"
+        if contents[i].is_valid:
+            content, encoding = original_bytes(contents[i].as_py(), encoding)
+            problem = ""
+        else:
+            problem, content = store.get_located(places[i]) if store else (NO_CONTENT, b"")
+        # Bodies of a row that is too large to decode may still be in the store.
+        if row.too_large and problem in (NO_CONTENT, NOT_FETCHED):
+            problem = REPOSITORY_TOO_LARGE
+        yield _source_file(name, paths[i], content, encoding, facts, "" if problem == BODY else problem)
+
+
+def _source_file(repository: str, path: str, content: bytes, encoding: str, facts: dict[str, Any], problem: str) -> SourceFile:
     return SourceFile(
         repository=repository,
         path=path,
@@ -57,6 +125,7 @@ def _source_file(repository: str, path: str, utf8: bytes, facts: dict[str, Any])
         encoding=encoding,
         is_vendored=bool(facts["is_vendor"]),
         is_generated=bool(facts["is_generated"]),
+        problem=problem,
     )
 
 
@@ -73,64 +142,50 @@ def original_bytes(utf8: bytes, encoding: str) -> tuple[bytes, str]:
         return utf8, "UTF-8"
 
 
-def _rows_of(path: str) -> list[RepositoryRef]:
-    file = _open(path)
-    _check_schema(path, file.schema_arrow)
+def row_files(path: str, row: int) -> RowFiles:
+    """The files of one row of a parquet file, by its number.
+
+    Raises:
+        MoseError: the file is truncated or corrupt, or has no such row.
+    """
+    group, inside = _position(path, row)
+    cached: pa.ChunkedArray | None = process_cache().get((path, stamp(path), group), lambda: _small_row_group(path, group))
+    if cached is not None:
+        return RowFiles(cached.slice(inside, 1).combine_chunks().flatten())
+    for batch in row_batches(path, group, READ_COLUMNS, LIMIT_BYTES // 8, repository=()):
+        if batch.first <= inside < batch.first + batch.rows.num_rows:
+            return batch_row(batch.rows, inside - batch.first, batch.too_large)
+    raise MoseError(f"{path}: row group {group} ended before row {inside}; expected the file that was listed")
+
+
+def batch_row(rows: pa.RecordBatch, index: int, too_large: bool) -> RowFiles:
+    """The files of row `index` of a batch."""
+    files = rows.column("files").slice(index, 1)
+    return RowFiles(binary_content(files).flatten(), too_large)
+
+
+def _small_row_group(path: str, group: int) -> tuple[pa.ChunkedArray | None, int]:
+    """A row group's `files` and their size in bytes; None when it is to be streamed."""
+    plan = plan_row_group(path, group)
+    metadata = open_parquet(path).metadata.row_group(group)
+    if max(plan.total_bytes, metadata.total_byte_size) > CACHE_BYTES // 2:
+        return None, 0
     try:
-        names = file.read(columns=["repo_name"]).column("repo_name").to_pylist()
+        leaves = leaves_of(columns_of(path), READ_COLUMNS, ())
+        files = open_parquet(path).read_row_group(group, columns=leaves, use_threads=False).column("files")
     except (OSError, pa.ArrowException) as error:
-        raise _corrupt(path, error) from None
-    if None in names or "" in names:
-        row = next(i for i, name in enumerate(names) if not name)
-        raise MoseError(f"{path}: repo_name: row {row} is empty; expected a name such as owner/project")
-    return [RepositoryRef(name=name, kind=KIND, location=path, index=row) for row, name in enumerate(names)]
+        raise corrupt(path, error) from None
+    files = binary_content(files)
+    return files, int(files.nbytes)
 
 
-def _check_schema(path: str, schema: pa.Schema) -> None:
-    missing = [name for name in ("repo_name", "files") if name not in schema.names]
-    if not missing:
-        struct: Any = getattr(schema.field("files").type, "value_type", None)
-        inside = {struct.field(i).name for i in range(struct.num_fields)} if pa.types.is_struct(struct) else set()
-        missing = [f"files.{name}" for name in (*FILE_COLUMNS, "content") if name not in inside]
-    if missing:
-        raise MoseError(f"{path}: {missing[0]}: no such column; expected the schema of The Stack v2 with content in files")
-
-
-def _position(ref: RepositoryRef) -> tuple[int, int]:
-    """Row group and row inside it of a repository."""
-    metadata = _open(ref.location).metadata
-    row = ref.index
+def _position(path: str, row: int) -> tuple[int, int]:
+    """Row group and row inside it."""
+    metadata = open_parquet(path).metadata
+    inside = row
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
-        if row < rows:
-            return group, row
-        row -= rows
-    raise MoseError(f"{ref.location}: has no row {ref.index}; expected the file that was listed")
-
-
-@functools.lru_cache(maxsize=1)
-def _row_group(path: str, group: int) -> pa.ChunkedArray:
-    """One row group's `files`, contents as bytes; kept until another is read, because neighbours are read one after another."""
-    try:
-        files = _open(path).read_row_group(group, columns=["files"]).column("files")
-    except (OSError, pa.ArrowException) as error:
-        raise _corrupt(path, error) from None
-    # As bytes: a string column that is not UTF-8 would raise in the middle of a file list.
-    return files.cast(pa.large_list(_with_binary_content(files.type.value_type)))
-
-
-def _with_binary_content(struct: pa.StructType) -> pa.StructType:
-    fields = [struct.field(i) for i in range(struct.num_fields)]
-    return pa.struct([field.with_type(pa.large_binary()) if field.name == "content" else field for field in fields])
-
-
-def _open(path: str) -> pq.ParquetFile:
-    try:
-        # This buffer and no pre-buffering: .27 GB instead of 1.56 GB for row groups of 43 MB (measured).
-        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-    except (OSError, pa.ArrowException) as error:
-        raise _corrupt(path, error) from None
-
-
-def _corrupt(path: str, error: Exception) -> MoseError:
-    return MoseError(f"{path}: not a complete parquet file: {str(error).splitlines()[0]}; expected The Stack v2 rows")
+        if inside < rows:
+            return group, inside
+        inside -= rows
+    raise MoseError(f"{path}: has no row {row}; expected the file that was listed")

@@ -5,12 +5,8 @@ from dataclasses import dataclass
 
 from mose.errors import MoseError
 from mose.packed_sequence import TOKENS, assemble, packed_length
+from mose.retrieval_prompts import CODE_INSTRUCTION, NO_LANGUAGE_INSTRUCTION, TEXT_INSTRUCTION
 from mose.tokenizer import Tokenizer
-
-# Wording of the released model card; the language stands in lower case.
-TEXT_INSTRUCTION = "Represent this code description for retrieving supporting snippets of code:"
-CODE_INSTRUCTION = "Represent this {language} code snippet for retrieval:"
-NO_LANGUAGE_INSTRUCTION = "Represent this code snippet for retrieval:"
 
 
 @dataclass(frozen=True)

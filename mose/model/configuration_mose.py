@@ -28,12 +28,14 @@ class ModularStarEncoderConfig(PretrainedConfig):
         conditional_size: int = 4,
         matryoshka_layers: list[int] | None = None,
         norm_after_last_layer: bool = True,
+        exit_layer: int | None = None,
         pad_token_id: int = 0,
         **kwargs: Any,
     ):
         """`matryoshka_layers` are the exits, counted in layers from 1; the last one is the model's depth.
 
         `norm_after_last_layer` is false in a model cut at an early exit: only the full model's last state is normalised.
+        `exit_layer` is set by the caller who opens a checkpoint of all exits and wants one: deeper layers are not built.
         """
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
@@ -51,6 +53,7 @@ class ModularStarEncoderConfig(PretrainedConfig):
         self.conditional_size = conditional_size
         self.matryoshka_layers = matryoshka_layers or [4, 9, 18, 27, 36]
         self.norm_after_last_layer = norm_after_last_layer
+        self.exit_layer = exit_layer
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(pad_token_id=pad_token_id, **kwargs)
 
@@ -58,3 +61,21 @@ class ModularStarEncoderConfig(PretrainedConfig):
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def depth(self) -> int:
+        """Layers that are built and run: all of them, or those up to `exit_layer`.
+
+        Raises:
+            ValueError: `exit_layer` is none of the exits.
+        """
+        if self.exit_layer is None:
+            return self.num_hidden_layers
+        if self.exit_layer not in self.matryoshka_layers:
+            raise ValueError(f"exit_layer: {self.exit_layer}, expected one of the model's exits {self.matryoshka_layers}")
+        return self.exit_layer
+
+    @property
+    def exits(self) -> list[int]:
+        """The exits whose states are computed, shallow to deep."""
+        return [layer for layer in self.matryoshka_layers if layer <= self.depth]

@@ -78,9 +78,10 @@ class StarEncoder2(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(StarEncoder2Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon) if config.norm_after_last_layer else nn.Identity()
-        self.exits = nn.ModuleList(nn.Identity() for _ in config.matryoshka_layers)
+        self.layers = nn.ModuleList(StarEncoder2Layer(config) for _ in range(config.depth))
+        normed = config.norm_after_last_layer and config.depth == config.num_hidden_layers
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon) if normed else nn.Identity()
+        self.exits = nn.ModuleList(nn.Identity() for _ in config.exits)
 
     def forward(self, input_ids_N: Tensor, positions_N: Tensor, cu_seqlens: Tensor, max_length: int) -> list[Tensor]:
         """States [N, D] at each exit, shallow to deep: raw at all but the deepest, which has gone through `norm`."""
@@ -211,6 +212,20 @@ class ModularStarEncoderPreTrainedModel(PreTrainedModel):
     base_model_prefix = ""
     _no_split_modules = ("StarEncoder2Layer",)
 
+    def __init__(self, config: Config, exit_layer: int | None = None):
+        """`exit_layer` builds and loads the model up to that exit; sentence-transformers passes it in `model_kwargs`."""
+        if exit_layer is not None:
+            config.exit_layer = exit_layer
+        super().__init__(config)
+        if config.depth < config.num_hidden_layers:
+            deeper = "|".join(str(layer) for layer in range(config.depth, config.num_hidden_layers))
+            heads = "|".join(str(index) for index in range(len(config.exits), len(config.matryoshka_layers)))
+            # What the file holds for deeper exits is left unread on purpose, and needs no warning.
+            self._keys_to_ignore_on_load_unexpected = {
+                rf"^starEncoder2\.(norm|layers\.({deeper}))\.",
+                rf"^projection_heads\.({heads})\.",
+            }
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
@@ -235,8 +250,8 @@ class ModularStarEncoderPreTrainedModel(PreTrainedModel):
 class ModularStarEncoder(ModularStarEncoderPreTrainedModel):
     """The pre-trained model: trunk, pooler, MLM and ICC heads."""
 
-    def __init__(self, config: Config):
-        super().__init__(config)
+    def __init__(self, config: Config, exit_layer: int | None = None):
+        super().__init__(config, exit_layer)
         self.starEncoder2 = StarEncoder2(config)
         self.pooler = StarEncoder2Pooler(config)
         self.cls = StarEncoder2PreTrainingHeads(config)
@@ -267,12 +282,12 @@ class ModularStarEncoder(ModularStarEncoderPreTrainedModel):
 class ModularStarEncoderForRetrieval(ModularStarEncoderPreTrainedModel):
     """The fine-tuned model: trunk and one projection head an exit (two D x D linears, as the released sizes imply)."""
 
-    def __init__(self, config: Config):
-        super().__init__(config)
+    def __init__(self, config: Config, exit_layer: int | None = None):
+        super().__init__(config, exit_layer)
         width = config.hidden_size
         self.starEncoder2 = StarEncoder2(config)
         self.projection_heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, width)) for _ in config.matryoshka_layers
+            nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, width)) for _ in config.exits
         )
         self.post_init()
 
@@ -288,7 +303,7 @@ class ModularStarEncoderForRetrieval(ModularStarEncoderPreTrainedModel):
         """Run rows [B, T], padded on either side; `last_hidden_state` is that of `exit_layer` (default: the deepest exit)."""
         states, rows = self.run_trunk(input_ids, attention_mask)
         projected = [head(state) for head, state in zip(self.projection_heads, states, strict=True)]
-        chosen = self.config.matryoshka_layers.index(exit_layer) if exit_layer is not None else -1
+        chosen = self.config.exits.index(exit_layer) if exit_layer is not None else -1
         return RetrievalOutput(
             last_hidden_state=rows.pad(projected[chosen]),
             projected_pooled_normalized=tuple(F.normalize(state[rows.last_B], dim=-1) for state in projected),

@@ -1,6 +1,9 @@
 """DeepSpeed: the process group, and the engine that owns gradients, ZeRO and the optimiser; the only file importing it."""
 
+import argparse
+import contextlib
 import datetime
+import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,11 @@ import torch
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
+from mose.errors import MoseError
+from pretrain.checkpoint import STATE_TAG
 from pretrain.config import OptimizerConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.zero import deepspeed_config
-
-STATE_TAG = "state"
 
 
 def join_process_group(timeout_seconds: int) -> None:
@@ -40,8 +43,11 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 class Engine:
     """A thin face of DeepSpeed's engine: exactly what `step.py` and `checkpoint.py` use."""
 
-    def __init__(self, model: nn.Module, config: PretrainConfig, context: ParallelContext):
-        """Hand `model` (this rank's slice) to DeepSpeed with torch's AdamW; fused on CUDA."""
+    def __init__(self, model: nn.Module, config: PretrainConfig, context: ParallelContext, merged: bool = False):
+        """Hand `model` (this rank's slice) to DeepSpeed with torch's AdamW; fused on CUDA.
+
+        With `merged`, `load` expects a state that `merge_parts` wrote.
+        """
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.optimizer),
             lr=config.schedule.peak_learning_rate,
@@ -50,6 +56,8 @@ class Engine:
             fused=context.device.type == "cuda",
         )
         settings = deepspeed_config(config, context.layout)
+        if merged:
+            settings["checkpoint"] = {"load_universal": True}
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=context.mpu)
         self._data_ranks = context.layout.data_ranks
 
@@ -96,5 +104,39 @@ class Engine:
         self.deepspeed.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Read this rank's part of a state that `save` wrote in the same layout; the caller has checked its checksums."""
+        """Read this rank's part of a state that `save` wrote in the same layout; the caller has checked its checksums.
+
+        DeepSpeed also brings back the decay, betas and clipping of the run that saved, which would silently undo a change
+        of the config: this run's own are put in their place.
+        """
+        optimizer = self.deepspeed.optimizer
+        wanted = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        clipping = optimizer.clip_grad
+        # It warns on every rank that no `mpu` was given, as is right without tensor parallelism.
+        deepspeed_logger.setLevel(logging.ERROR)
         self.deepspeed.load_checkpoint(str(folder), tag=STATE_TAG)
+        deepspeed_logger.setLevel(logging.WARNING)
+        for group, values in zip(optimizer.param_groups, wanted, strict=True):
+            group.update(values)
+        optimizer.clip_grad = clipping
+
+
+def merge_parts(checkpoint: Path, target: Path) -> None:
+    """Merge the ranks' parts of a checkpoint into whole tensors by DeepSpeed's universal conversion, in this process.
+
+    `target` then holds `zero/PARAMETER/fp32.pt`, `exp_avg.pt`, `exp_avg_sq.pt` and `step.pt`.
+
+    Raises:
+        MoseError: DeepSpeed could not.
+    """
+    from deepspeed.checkpoint import ds_to_universal
+
+    workers = {"num_extract_workers": 1, "num_merge_workers": 1}
+    flags = {"keep_temp_folder": False, "strict": True, "inject_missing_state": False}
+    source = {"input_folder": str(checkpoint / STATE_TAG), "output_folder": str(target)}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            ds_to_universal.main(argparse.Namespace(**source, **workers, **flags))
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise MoseError(f"{checkpoint}: DeepSpeed could not merge its parts: {reason}") from error

@@ -52,7 +52,12 @@ def test_pretrain_job_refuses(values: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "message"), [({"pack_config": ""}, "pack_config: not given"), ({"max_running": 0}, "max_running: 0, expected 1")]
+    ("values", "message"),
+    [
+        ({"pack_config": ""}, "pack_config: not given"),
+        ({"max_running": 0}, "max_running: 0, expected 1"),
+        ({"max_array_elements": 0}, "max_array_elements: 0, expected 1"),
+    ],
 )
 def test_pack_job_refuses(values: dict[str, Any], message: str) -> None:
     with pytest.raises(MoseError, match=message):

@@ -75,11 +75,46 @@ def test_launch_submits_the_script_it_wrote(folder: Path, capsys: pytest.Capture
 def test_launch_pack_submits_the_merge_behind_the_array(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install_sbatch(folder)
     assert launch("pack", "--pack_config", "pack.yaml") == 0
-    assert capsys.readouterr().out == "submitted job 41 (tasks) and job 42 (merge, when every task is done)\n"
+    assert capsys.readouterr().out == "submitted job 41 (tasks) and job 42 (status and merge, when every task has ended)\n"
     array, finish = (folder / "calls").read_text().splitlines()
     assert array == '["--parsable", "logs/mose.sbatch"]'
-    assert "--dependency=afterok:41" in finish
+    assert "--dependency=afterany:41" in finish
     assert "mose-data finish data/one" in finish
+
+
+def install_status(folder: Path, shown: str, code: int) -> None:
+    (folder / "tools").mkdir(exist_ok=True)
+    error = "echo 'mose-data: error: data/one: holds no config.yaml' >&2" if code == 2 else ":"
+    text = f'#!/bin/sh\n[ "$*" = "status data/one --missing" ] || exit 9\necho {shown!r}\n{error}\nexit {code}\n'
+    (folder / "tools/mose-data").write_text(text)
+    (folder / "tools/mose-data").chmod(0o755)
+
+
+def test_only_the_missing_tasks_are_submitted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_sbatch(folder)
+    install_status(folder, "0,2", 1)
+    assert launch("pack", "--pack_config", "pack.yaml", "--missing-only") == 0
+    assert "#SBATCH --array=0,2%64\n" in (folder / "logs/mose.sbatch").read_text()
+    install_status(folder, "1-2", 1)
+    assert launch("pack", "--pack_config", "pack.yaml", "--missing-only", "--print-only") == 0
+    assert "#SBATCH --array=1,2%64\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("shown", "code", "expected"),
+    [
+        ("", 0, "data/one: every task is done or running; expected one to submit (`mose-data finish` merges them)"),
+        ("", 2, "data/one: holds no config.yaml"),
+    ],
+)
+def test_nothing_to_submit_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], shown: str, code: int, expected: str
+) -> None:
+    install_sbatch(folder)
+    install_status(folder, shown, code)
+    assert launch("pack", "--pack_config", "pack.yaml", "--missing-only") == 2
+    assert capsys.readouterr().err == f"mose-cluster: error: {expected}\n"
+    assert not (folder / "calls").exists()
 
 
 def test_no_sbatch_on_this_machine(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

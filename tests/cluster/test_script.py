@@ -33,6 +33,7 @@ SCRIPTS = {
         30,
     ),
     "pack": pack_script(PackJobConfig("configs/pack.yaml", max_running=16, job=JOB), DatasetFacts("data/stack_v2", 64)),
+    "pack_many": pack_script(PackJobConfig("configs/pack.yaml", max_array_elements=3), DatasetFacts("data/stack_v2", 10)),
 }
 
 
@@ -57,12 +58,39 @@ def test_options_come_before_the_first_command(name: str) -> None:
     assert all(line.startswith("#") for line in lines[:last_option])
 
 
-def test_finish_waits_for_every_task_and_is_dropped_when_one_fails() -> None:
+def test_finish_waits_for_the_end_of_every_task_and_says_what_is_missing() -> None:
     command = finish_command(JOB, DatasetFacts("my data", 3), "17")
-    assert command[:4] == ["sbatch", "--parsable", "--dependency=afterok:17", "--kill-on-invalid-dep=yes"]
+    assert command[:3] == ["sbatch", "--parsable", "--dependency=afterany:17"]
     wrapped = shlex.split(command[-1].removeprefix("--wrap="))
     # A wrapped line is run by /bin/sh, which need not know `source`.
-    assert wrapped == ["bash", "-euc", "source .venv/bin/activate && mose-data finish 'my data'"]
+    shown = "{ mose-data status 'my data' || true; }"
+    assert wrapped == ["bash", "-euc", f"source .venv/bin/activate && {shown} && mose-data finish 'my data'"]
+
+
+@pytest.mark.parametrize(("status", "finish", "code"), [(1, 2, 2), (0, 0, 0)])
+def test_the_merge_runs_whatever_status_says_and_its_code_counts(tmp_path: Path, status: int, finish: int, code: int) -> None:
+    write_tool(tmp_path, "mose-data", f'echo "$*" >> calls; [[ $1 == status ]] && exit {status}; exit {finish}')
+    wrapped = finish_command(AllocationConfig(), DatasetFacts("my data", 3), "17")[-1].removeprefix("--wrap=")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = subprocess.run(["sh", "-c", wrapped], cwd=tmp_path, env=environment, check=False)
+    assert result.returncode == code
+    assert (tmp_path / "calls").read_text() == "status my data\nfinish my data\n"
+
+
+def test_missing_tasks_are_the_only_elements() -> None:
+    some = pack_script(PackJobConfig("pack.yaml"), DatasetFacts("data", 64), [9, 3])
+    assert "#SBATCH --array=3,9%64\n" in some
+    folded = pack_script(PackJobConfig("pack.yaml", max_array_elements=4), DatasetFacts("data", 64), [9, 3, 5])
+    assert "#SBATCH --array=1,3%64\n" in folded
+
+
+def test_an_element_does_several_tasks_and_goes_on_after_a_failed_one(tmp_path: Path) -> None:
+    write_tool(tmp_path, "mose-data", 'echo "${@: -1}" >> calls; [[ ${@: -1} != 4 ]]')
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "1"}
+    command = ["bash", "-c", SCRIPTS["pack_many"]]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, check=False)
+    assert result.returncode == 1
+    assert (tmp_path / "calls").read_text().split() == ["1", "4", "7"]
 
 
 def write_tool(folder: Path, name: str, body: str) -> None:

@@ -1,10 +1,7 @@
 """A data set: the same bytes for any number of workers and interruptions, and a clear line for what does not belong to it."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +9,15 @@ import numpy as np
 import pytest
 import webdataset
 
+from data_prep.claim import Claim
 from data_prep.config import PackConfig, PackingConfig
-from data_prep.dataset import finish, pack_dataset
+from data_prep.dataset import pack_dataset
+from data_prep.filters import FiltersConfig
+from data_prep.finish import finish
+from data_prep.opt_out import load_opt_out
 from data_prep.records import RepositoryRef
 from data_prep.verify import verify_dataset
-from mose.config import load_config, save_config
+from mose.config import load_config
 from mose.errors import MoseError
 from mose.manifest import SPLITS, read_manifest
 from mose.shard_format import ShardReader
@@ -66,46 +67,12 @@ def test_tasks_one_by_one_then_finish_give_the_same(tmp_path: Path) -> None:
     parts = replace(config, output=str(tmp_path / "parts"))
     for task in (2, 0):
         assert pack_dataset(parts, task) is None
-    with pytest.raises(MoseError, match=r"parts: tasks: 1 of 3 have not finished \(1\); run them first"):
+    with pytest.raises(MoseError, match=r"parts: tasks: 1 of 3 have not finished; run them first: --array=1$"):
         finish(tmp_path / "parts")
     assert not (tmp_path / "parts" / "manifest.json").exists()
     pack_dataset(parts, 1)
     finish(tmp_path / "parts")
     assert checksums(tmp_path / "parts") == checksums(tmp_path / "dataset")
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(tmp_path: Path, workers: int) -> None:
-    config = make_config(tmp_path, MANY, num_tasks=4, num_workers=workers, held_out_fraction=0.0)
-    pack_dataset(replace(config, output=str(tmp_path / "whole")))
-    save_config(config, tmp_path / "pack.yaml")
-    command = [sys.executable, "-m", "data_prep.cli", "pack", "--config", str(tmp_path / "pack.yaml")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-    markers = tmp_path / "dataset" / "tasks"
-    while process.poll() is None and not any(markers.glob("task-*.json")):
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    _wait_for_end_of_group(process.pid)
-    assert not (tmp_path / "dataset" / "manifest.json").exists(), "the run ended before it could be killed"
-    leftover = tmp_path / "dataset" / "train" / ".shard-000003.tar.1.partial"
-    leftover.parent.mkdir(exist_ok=True)
-    leftover.write_bytes(b"half")
-    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
-    assert checksums(tmp_path / "dataset") == checksums(tmp_path / "whole")
-
-
-def _wait_for_end_of_group(group: int) -> None:
-    """Workers end by themselves when the command that started them was killed."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    os.killpg(group, signal.SIGKILL)
-    raise AssertionError("a worker outlived its parent")
 
 
 def test_webdataset_reads_the_same_tokens_and_labels_as_our_reader(tmp_path: Path) -> None:
@@ -163,13 +130,13 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     pack_dataset(config, task=0)
     make_tokenizer(tmp_path / "other", 620)
-    with pytest.raises(MoseError, match=r"tokenizer: has fingerprint \w+, but .* was begun with \w+"):
+    with pytest.raises(MoseError, match=r"inputs.json: tokenizer: is \w+ in this data set, now \w+: the tokenizer's content"):
         pack_dataset(replace(config, tokenizer=str(tmp_path / "other")))
 
 
 def test_a_run_that_finished_no_task_binds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.dataset.run_task", lambda *arguments: (_ for _ in ()).throw(MoseError("not readable")))
+        patch.setattr("data_prep.job.run_task", lambda *arguments: (_ for _ in ()).throw(MoseError("not readable")))
         with pytest.raises(MoseError, match="not readable"):
             pack_dataset(make_config(tmp_path, seed=5))
     make_byte_level_tokenizer(tmp_path / "byte-level")
@@ -186,8 +153,85 @@ def test_sources_that_changed_between_two_runs_are_refused(tmp_path: Path) -> No
     new = tmp_path / "repositories" / "new"
     new.mkdir()
     (new / "a.py").write_text("x = 1\n")
-    with pytest.raises(MoseError, match=r"task-000000.json: was written when the sources held other repositories"):
+    with pytest.raises(MoseError, match=r"inputs.json: sources: is \w+ in this data set, now \w+: the repositories of"):
         pack_dataset(config)
+
+
+def test_list_files_count_by_their_content_not_by_their_place(tmp_path: Path) -> None:
+    lists = [tmp_path / name for name in ("one.txt", "copy.txt", "other.txt")]
+    for path, text in zip(lists, ("repository-03\n", "repository-03\n", "repository-04\n"), strict=True):
+        path.write_text(text)
+    config = make_config(tmp_path, filters=FiltersConfig(opt_out=(str(lists[0]),)))
+    pack_dataset(config, task=0)
+    pack_dataset(replace(config, filters=FiltersConfig(opt_out=(str(lists[1]),))), task=1)
+    expected = "inputs.json: lists: .*: the content of the opt-out or decontamination files changed since it was begun"
+    for other in ((str(lists[2]),), ()):
+        with pytest.raises(MoseError, match=expected):
+            pack_dataset(replace(config, filters=FiltersConfig(opt_out=other)), task=2)
+    lists[0].write_text("# nobody\n")
+    load_opt_out.cache_clear()  # as in another process
+    with pytest.raises(MoseError, match=expected):
+        pack_dataset(config, task=2)
+
+
+def test_a_data_set_can_be_merged_where_its_inputs_are_not(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    for task in range(3):
+        pack_dataset(config, task)
+    for name in ("repositories", "tokenizer"):
+        shutil.rmtree(tmp_path / name)
+    (tmp_path / "dataset").rename(tmp_path / "moved")
+    finish(tmp_path / "moved", checksums=True)
+    assert verify_dataset(tmp_path / "moved") == []
+
+
+def test_finish_with_checksums_sees_what_sizes_do_not_show(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    pack_dataset(config)
+    shard = tmp_path / "dataset/train/shard-000000.tar"
+    content = bytearray(shard.read_bytes())
+    content[4000] ^= 255
+    shard.write_bytes(content)
+    finish(tmp_path / "dataset")
+    with pytest.raises(MoseError, match=r"shard-000000.tar: its SHA-256 is not the one that task-000000.json says"):
+        finish(tmp_path / "dataset", checksums=True)
+
+
+def test_finish_counts_the_rows_of_an_index(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    pack_dataset(config)
+    index = tmp_path / "dataset/train/index-000000.npy"
+    os.truncate(index, index.stat().st_size - 16)
+    with pytest.raises(MoseError, match=r"index-000000.npy: missing, or of another size than task-000000.json says"):
+        finish(tmp_path / "dataset")
+    sums = checksums(tmp_path / "dataset")
+    pack_dataset(config)
+    assert checksums(tmp_path / "dataset").keys() == sums.keys()
+    finish(tmp_path / "dataset")
+
+
+def test_a_config_that_was_edited_or_inputs_that_are_gone_are_named(tmp_path: Path) -> None:
+    pack_dataset(make_config(tmp_path))
+    path = tmp_path / "dataset/config.yaml"
+    path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+    with pytest.raises(MoseError, match=r"config.yaml: was changed since the data set was begun"):
+        finish(tmp_path / "dataset")
+    (tmp_path / "dataset/tasks/inputs.json").write_text("[")
+    with pytest.raises(MoseError, match=r"inputs.json: not a record of inputs"):
+        finish(tmp_path / "dataset")
+    (tmp_path / "dataset/tasks/inputs.json").unlink()
+    with pytest.raises(MoseError, match=r"inputs.json: no such file"):
+        finish(tmp_path / "dataset")
+
+
+def test_a_data_set_that_is_being_begun_with_another_config_is_refused(tmp_path: Path) -> None:
+    """No task has finished yet, but one is running: it binds the folder."""
+    config = make_config(tmp_path)
+    pack_dataset(config, 0)
+    (tmp_path / "dataset/tasks/task-000000.json").unlink()
+    with Claim(tmp_path / "dataset", 0), pytest.raises(MoseError, match=r"config.yaml: seed: is 0 in this data set, 1 was asked"):
+        pack_dataset(replace(config, seed=1), 1)
+    pack_dataset(replace(config, seed=1), 1)
 
 
 def test_a_folder_that_is_not_a_data_set_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -220,7 +264,7 @@ def test_a_repository_that_cannot_be_read_fails_in_a_worker_with_its_name(
 ) -> None:
     gone = RepositoryRef("gone", "directory", str(tmp_path / "gone"))
     refs = [*[RepositoryRef(f"g{i}", "directory", str(tmp_path / "gone")) for i in range(30)], gone]
-    monkeypatch.setattr("data_prep.dataset.list_repositories", lambda sources: refs)
+    monkeypatch.setattr("data_prep.deal.list_repositories", lambda sources: refs)
     with pytest.raises(MoseError, match="gone"):
         pack_dataset(make_config(tmp_path, num_workers=2))
     assert not list((tmp_path / "dataset").rglob("*.tar"))

@@ -1,5 +1,6 @@
 """Encoding in bulk against sentencepiece itself, and the fall back when gigatoken does not agree."""
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,28 @@ def test_text_that_spells_a_special_token_is_text(encoder: Encoder) -> None:
         assert encoder.tokenizer.decode(ids) == text
 
 
+def test_only_text_that_spells_the_hidden_special_tokens_is_encoded_twice(
+    encoder: Encoder, reference: sentencepiece.SentencePieceProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again: list[str] = []
+    slow = encoder.tokenizer.encode
+    monkeypatch.setattr(encoder.tokenizer, "encode", lambda text: again.append(text) or slow(text))
+    hidden = "x \U0010ffff2 y"
+    assert_equal(encoder, reference, ["a <sep> b <cls><mask><pad><unk>", hidden, "", "\U0010ffff"])
+    assert again == [hidden]
+
+
+def test_flat_ids_are_those_of_the_texts_one_after_another(encoder: Encoder) -> None:
+    texts = ["def f(): pass", "", "<mask>", "x = 1\n"]
+    tokens, bounds = encoder.encode_flat(texts)
+    assert [tokens[start:end].tolist() for start, end in itertools.pairwise(bounds)] == [
+        ids.tolist() for ids in encoder.encode_batch(texts)
+    ]
+    assert (bounds[0], bounds[-1]) == (0, len(tokens))
+
+
 def test_gigatoken_alone_would_read_special_tokens_in_text(model: Path) -> None:
-    # Why such texts take the slow way; when this fails, they need not any more.
+    # Why gigatoken is given other spellings; when this fails, it need not be any more.
     ids = gigatoken.Tokenizer.from_sentencepiece(str(model)).encode("a <sep> b")
     assert SentencePieceTokenizer(model).special.sep in ids
 

@@ -1,28 +1,49 @@
 """One task: which repositories it takes, what its shard and lineage say, and that it appears whole or not at all."""
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import task as task_module
-from data_prep.config import PackingConfig
+from data_prep import cutter as cutter_module
+from data_prep.config import PackConfig, PackingConfig
+from data_prep.decontamination import DecontaminationConfig
+from data_prep.dropped import read_dropped
 from data_prep.pieces import cut
-from data_prep.records import RepositoryRef
-from data_prep.sources.source import list_repositories
+from data_prep.records import RepositoryRef, SourceFile
+from data_prep.sources.source import list_repositories, read_repository
 from data_prep.split import split_of
-from data_prep.task import MIN_REPOSITORIES_PER_TASK, TaskResult, deal_repositories, marker_path, read_marker, run_task
+from data_prep.task import (
+    MIN_REPOSITORIES_PER_TASK,
+    TaskProgress,
+    TaskResult,
+    deal_repositories,
+    marker_path,
+    read_marker,
+    run_task,
+)
+from mose.atomic_file import file_sha256
 from mose.errors import MoseError
 from mose.manifest import SPLITS
 from mose.packed_sequence import snippet_bounds
+from mose.row_index import RowIndex, token_checksums
 from mose.shard_format import RecordLayout, ShardReader
+from mose.storage import storage_path
 from mose.tokenizer import load_tokenizer
-from tests.data_prep.repositories import SEQUENCE_LENGTH, make_config
+from tests.data_prep.repositories import SEQUENCE_LENGTH, checksums, make_config
 
 
 def run_only_task(folder: Path, **changes: object) -> tuple[Path, TaskResult]:
     config = make_config(folder, num_tasks=1, **changes).resolve()
-    return Path(config.output), run_task(config, 0, list_repositories(config.sources), "listing")
+    return Path(config.output), run_task(config, 0, read_all(config), "listing")
+
+
+def read_all(config: PackConfig) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
+    return ((ref, read_repository(ref, config.sources)) for ref in list_repositories(config.sources))
 
 
 def test_every_repository_is_dealt_once_whatever_the_number_of_tasks(tmp_path: Path) -> None:
@@ -116,11 +137,13 @@ def test_an_error_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     def cut_once_too_often(*arguments: object) -> object:
         nonlocal calls
         calls += 1
-        if calls > 60:
+        if calls > 20:
+            assert list((tmp_path / "dataset" / "train").iterdir()) == [], "rows on disk have no name"
             raise MoseError("a file went away")
         return cut(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(task_module, "cut", cut_once_too_often)
+    monkeypatch.setattr(cutter_module, "cut", cut_once_too_often)
+    monkeypatch.setattr(cutter_module, "BATCH_CHARACTERS", 100)
     with pytest.raises(MoseError, match="a file went away"):
         run_only_task(tmp_path, packing=PackingConfig(sequence_length=64, pool_tokens=64))
     assert [path for path in (tmp_path / "dataset").rglob("*") if path.is_file()] == []
@@ -138,6 +161,81 @@ def test_repositories_without_a_usable_file_are_named(tmp_path: Path) -> None:
     assert sorted(result.unusable_examples) == ["binary", "empty", "nothing", "other"]
     reasons = result.filters["reasons"]
     assert [reasons[name]["files"] for name in ("empty", "binary", "undecodable")] == [1, 1, 1]
+
+
+def test_rows_stand_in_random_order_over_all_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutter_module, "BATCH_CHARACTERS", 1000)
+    dataset, result = run_only_task(tmp_path, held_out_fraction=0.0, packing=PackingConfig(sequence_length=64, pool_tokens=600))
+    lines = pq.read_table(dataset / result.shards["train"].lineage_path).to_pylist()
+    rows = result.rows["train"]["rows"]
+    assert rows > 100
+    assert [line["row"] for line in lines] == sorted(line["row"] for line in lines)
+    numbers = [int(line["repository"].removeprefix("repository-")) for line in lines]
+    # Pools are made of repositories that were read together: were rows left in the order of pools, this would be near 1.
+    assert abs(np.corrcoef(np.arange(len(numbers)), numbers)[0, 1]) < 0.2
+
+
+def test_index_says_what_shard_and_marker_say(tmp_path: Path) -> None:
+    dataset, result = run_only_task(tmp_path)
+    layout = RecordLayout(SEQUENCE_LENGTH, load_tokenizer(tmp_path / "tokenizer").dtype)
+    for entry in result.shards.values():
+        every = np.arange(entry.rows)
+        reader, index = ShardReader(dataset / entry.path, layout, entry.rows), RowIndex(dataset / entry.index_path, entry.rows)
+        for name in ("mixed", "num_tokens", "num_snippets"):
+            assert (getattr(index.labels(every), name) == getattr(reader.labels(every), name)).all()
+        assert (index.checksums(every) == token_checksums(reader.tokens(every))).all()
+        for path, sha256 in (
+            (entry.path, entry.sha256),
+            (entry.index_path, entry.index_sha256),
+            (entry.lineage_path, entry.lineage_sha256),
+        ):
+            assert file_sha256(dataset / path) == sha256
+
+
+def test_the_bytes_are_a_function_of_the_repositories_in_their_order(tmp_path: Path) -> None:
+    config = make_config(tmp_path, num_tasks=1).resolve()
+    runs = []
+    for name in ("one", "other"):
+        run_task(replace(config, output=str(tmp_path / name)), 0, read_all(config), "listing")
+        runs.append(checksums(tmp_path / name))
+    assert runs[0] == runs[1]
+
+
+def test_a_task_reports_how_far_it_is_after_each_repository(tmp_path: Path) -> None:
+    config = make_config(tmp_path, num_tasks=1).resolve()
+    seen: list[TaskProgress] = []
+    result = run_task(config, 0, read_all(config), "listing", seen.append)
+    assert [progress.repositories for progress in seen] == list(range(1, result.repositories + 1))
+    assert seen[-1].bytes == result.filters["reasons"]["kept"]["bytes"] > 0
+    assert all(before.rows <= after.rows for before, after in itertools.pairwise(seen))
+
+
+def test_pieces_that_repeat_an_evaluation_file_are_dropped_and_listed(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    victim = sorted((tmp_path / "repositories").rglob("*.py"))[5]
+    evaluation = tmp_path / "evaluation.txt"
+    evaluation.write_bytes(victim.read_bytes())
+    decontamination = DecontaminationConfig(files=(str(evaluation),), ngram_words=5, min_words=5, min_distinct_words=3)
+    dataset, result = run_only_task(tmp_path, decontamination=decontamination)
+    lines = list(read_dropped(dataset, "contaminated"))
+    name = "/" + str(victim.relative_to(tmp_path / "repositories" / victim.relative_to(tmp_path / "repositories").parts[0]))
+    assert any(line[1] == name and "evaluation.txt" in line[5] for line in lines)
+    contaminated = result.filters["contaminated"]["evaluation.txt"]
+    assert contaminated == {"files": len(lines), "bytes": sum(line[4] for line in lines)}
+    for entry in result.shards.values():
+        kept = pq.read_table(dataset / entry.lineage_path).to_pylist()
+        assert not [line for line in kept if line["path"] == name and line["repository"] == victim.parent.name]
+    assert config.output == str(dataset)
+
+
+def test_a_data_set_on_an_object_store_has_the_same_bytes(tmp_path: Path) -> None:
+    config = make_config(tmp_path, num_tasks=1).resolve()
+    run_task(config, 0, read_all(config), "listing")
+    remote = replace(config, output=f"memory://{tmp_path.name}/dataset")
+    run_task(remote, 0, read_all(config), "listing")
+    store = storage_path(remote.output)
+    for path in (path for path in Path(config.output).rglob("*") if path.is_file()):
+        assert (store / str(path.relative_to(config.output))).read_bytes() == path.read_bytes()
 
 
 def test_a_marker_that_is_no_marker_is_named(tmp_path: Path) -> None:

@@ -16,17 +16,20 @@ import pytest
 from data_prep.config import PackingConfig
 from data_prep.dataset import pack_dataset
 from data_prep.split_writer import LINEAGE_SCHEMA
-from data_prep.verify import verify_dataset
+from data_prep.verify import COMMAND, verify, verify_dataset
 from mose.atomic_file import file_sha256
+from mose.command import run_command
 from mose.errors import MoseError
 from mose.manifest import ShardEntry, read_manifest, write_manifest
 from mose.shard_format import RecordLayout
+from mose.storage import storage_path
 from mose.tokenizer import load_tokenizer
 from tests.data_prep.repositories import SEQUENCE_LENGTH, make_config
 from tests.datasets import make_tokenizer
 
 SHARD = "train/shard-000000.tar"
 LINEAGE = "train/lineage-000000.parquet"
+INDEX = "train/index-000000.npy"
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +53,8 @@ def renew_checksums(dataset: Path) -> None:
 
 
 def _renewed(dataset: Path, entry: ShardEntry) -> ShardEntry:
-    sums = [file_sha256(dataset / path) for path in (entry.path, entry.lineage_path)]
-    return replace(entry, sha256=sums[0], lineage_sha256=sums[1])
+    sums = [file_sha256(dataset / path) for path in (entry.path, entry.index_path, entry.lineage_path)]
+    return replace(entry, sha256=sums[0], index_sha256=sums[1], lineage_sha256=sums[2])
 
 
 def change_tokens(dataset: Path, row: int, change: Callable[[np.ndarray, Any], None]) -> None:
@@ -113,6 +116,109 @@ def test_a_truncated_shard(dataset: Path) -> None:
     size = (dataset / SHARD).stat().st_size
     os.truncate(dataset / SHARD, size - 512)
     assert only_problem(dataset).startswith(f"{dataset / SHARD}: {size - 512} bytes, its manifest says {size}")
+
+
+def change_index(dataset: Path, change: Callable[[np.ndarray], None]) -> None:
+    index = np.load(dataset / INDEX)
+    change(index)
+    np.save(dataset / INDEX, index)
+    renew_checksums(dataset)
+
+
+def test_a_missing_index(dataset: Path) -> None:
+    (dataset / INDEX).unlink()
+    assert only_problem(dataset) == f"{dataset / INDEX}: no such file, but manifest.json lists it"
+
+
+def test_an_index_with_a_flipped_bit(dataset: Path) -> None:
+    content = bytearray((dataset / INDEX).read_bytes())
+    content[-3] ^= 1
+    (dataset / INDEX).write_bytes(content)
+    assert only_problem(dataset).startswith(f"{dataset / INDEX}: SHA-256 is")
+
+
+def test_an_index_of_another_shard(dataset: Path) -> None:
+    np.save(dataset / INDEX, np.load(dataset / INDEX)[:-1])
+    renew_checksums(dataset)
+    assert f"{dataset / INDEX}: holds " in only_problem(dataset)
+    (dataset / INDEX).write_bytes(b"not an array")
+    renew_checksums(dataset)
+    assert f"{dataset / INDEX}: not a readable index of rows" in only_problem(dataset)
+
+
+def test_an_index_whose_label_is_not_that_of_the_shard(dataset: Path) -> None:
+    def turn(index: np.ndarray) -> None:
+        index["mixed"][2] ^= 1
+
+    old = int(np.load(dataset / INDEX)["mixed"][2])
+    change_index(dataset, turn)
+    problem = only_problem(dataset)
+    assert problem.startswith(f'{dataset / SHARD}: row 2: its .json member is {{"mixed": {old}')
+    assert f"its index says mixed {1 - old}" in problem
+
+
+def test_an_index_whose_checksum_is_not_that_of_the_tokens(dataset: Path) -> None:
+    def damage(index: np.ndarray) -> None:
+        index["crc32"][3] += 1
+
+    change_index(dataset, damage)
+    assert only_problem(dataset) == f"{dataset / SHARD}: row 3: CRC-32 of its tokens is not the one that {INDEX} says"
+
+
+def test_a_damaged_tar_header(dataset: Path) -> None:
+    stride = read_manifest(dataset).layout().stride
+    with (dataset / SHARD).open("r+b") as file:
+        file.seek(stride * 4 + 300)
+        file.write(b"x")
+    assert "row 4: its record is not as written" in only_problem(dataset)
+    assert "SHA-256" in only_problem(dataset)
+    renew_checksums(dataset)
+    assert only_problem(dataset).startswith(f"{dataset / SHARD}: row 4: its record is not as written")
+
+
+def test_a_sample_reads_some_shards_and_looks_at_the_size_of_all(dataset: Path) -> None:
+    shards = sum(map(len, read_manifest(dataset).splits.values()))
+    whole, some = verify(dataset), verify(dataset, 0.4)
+    assert (whole.shards, some.shards) == (shards, round(0.4 * shards))
+    assert (
+        0
+        < some.num_bytes
+        < whole.num_bytes
+        == sum(path.stat().st_size for split in ("train", "held_out") for path in (dataset / split).iterdir())
+    )
+    content = bytearray((dataset / SHARD).read_bytes())
+    content[5000] ^= 1
+    (dataset / SHARD).write_bytes(content)
+    found = [bool(verify_dataset(dataset, 0.4, seed)) for seed in range(12)]
+    assert any(found)
+    assert not all(found)
+    os.truncate(dataset / SHARD, 512)
+    assert all(len(verify_dataset(dataset, 0.4, seed)) == 1 for seed in range(4))
+    for share in (0.0, 1.5):
+        with pytest.raises(MoseError, match="expected a share above 0 and up to 1"):
+            verify(dataset, share)
+
+
+def test_a_data_set_on_an_object_store(dataset: Path) -> None:
+    remote = storage_path("memory://verified/dataset")
+    for path in dataset.rglob("*"):
+        if path.is_file():
+            (remote / path.relative_to(dataset).as_posix()).write_bytes(path.read_bytes())
+    assert verify_dataset(remote) == []
+    content = bytearray((dataset / SHARD).read_bytes())
+    content[5000] ^= 1
+    (remote / SHARD).write_bytes(bytes(content))
+    assert f"{remote / SHARD}: SHA-256 is" in only_problem(remote)
+    (remote / INDEX).unlink()
+    assert f"{remote / INDEX}: no such file" in only_problem(remote)
+
+
+def test_the_command_says_how_much_it_read_and_how_fast(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("mose-data", "", {"verify": COMMAND}, ["verify", str(dataset)]) == 0
+    assert re.fullmatch(r"ok: [\d,]+ rows of \d+ shards \([\d,]+ MB in [\d.]+ s, [\d,]+ MB/s\)\n", capsys.readouterr().out)
+    (dataset / INDEX).unlink()
+    assert run_command("mose-data", "", {"verify": COMMAND}, ["verify", str(dataset)]) == 2
+    assert capsys.readouterr().err == f"mose-data: error: {dataset / INDEX}: no such file, but manifest.json lists it\n"
 
 
 def test_a_flipped_bit(dataset: Path) -> None:

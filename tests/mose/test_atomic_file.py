@@ -1,6 +1,7 @@
 """Atomic files and folders: whole or not at all, and nothing temporary stays after an error."""
 
 import hashlib
+import io
 import os
 import signal
 import socket
@@ -10,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from mose.atomic_file import TEMPORARY_MARK, atomic_folder, atomic_write, file_sha256, temporary_path, write_json, write_text
+from mose.atomic_file import (
+    TEMPORARY_MARK,
+    _NamedFile,
+    atomic_folder,
+    atomic_write,
+    file_sha256,
+    temporary_path,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -84,3 +94,11 @@ def test_the_checksum_is_sha256(tmp_path: Path) -> None:
     content = os.urandom((1 << 20) + 17)
     (tmp_path / "file").write_bytes(content)
     assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_full_disk_names_the_file_that_was_being_written(tmp_path: Path) -> None:
+    """/dev/full fails every write as a full disk does; other files that are open at the time are not blamed."""
+    with pytest.raises(OSError, match=r"No space left on device: '.*shard\.tar'"), atomic_write(tmp_path / "other"):
+        file = io.BufferedWriter(_NamedFile(tmp_path / "shard.tar", Path("/dev/full")))
+        file.write(b"x" * 100_000)
+    assert list(tmp_path.iterdir()) == []

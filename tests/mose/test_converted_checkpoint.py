@@ -1,6 +1,8 @@
 """Covers the converted checkpoint: round trips, truncation at each exit, and every broken folder as one line."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ from mose.converted_checkpoint import (
 )
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.modeling_mose import ModularStarEncoder
+from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
+from mose.tokenizer import Tokenizer, load_tokenizer
+from tests.commands import environment
 from tests.datasets import make_tokenizer
+from tests.mose.byte_tokenizer import make_byte_tokenizer
 
 CONFIG = ModularStarEncoderConfig(
     vocab_size=60,
@@ -132,20 +137,85 @@ def test_broken_folders_are_named(folder: Path, tmp_path: Path) -> None:
         load_pretrained(folder)
 
 
-def test_sentence_transformers_gives_our_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sentence_transformers import SentenceTransformer
+# Run where no package of ours can be imported: the folder's embeddings of each exit, opened by each library.
+READER = """
+import json, sys
+for name in ("mose", "pretrain", "finetune", "data_prep", "cluster"):
+    sys.modules[name] = None
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+folder, texts, exits = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+found = {}
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+for layer in exits:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True, exit_layer=layer)
+    rows = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(rows.input_ids, rows.attention_mask)
+    state = torch.nn.functional.normalize(output.last_hidden_state[:, -1], dim=-1)
+    found[f"transformers {layer}"] = state.tolist()
+    encoder = SentenceTransformer(folder, trust_remote_code=True, device="cpu", model_kwargs={"exit_layer": layer})
+    found[f"layers {layer}"] = len(encoder[0].model.starEncoder2.layers)
+    found[f"plain {layer}"] = encoder.encode(texts, prompt="").tolist()
+    found[f"default {layer}"] = encoder.encode(texts).tolist()
+    found[f"python {layer}"] = encoder.encode(texts, prompt_name="python").tolist()
+    found[f"query {layer}"] = encoder.encode_query(texts).tolist()
+    found[f"document {layer}"] = encoder.encode_document(texts).tolist()
+print(json.dumps(found))
+"""
+TEXTS = ["abc def", "a", "for x in table: print(x)"]
 
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    tokenizer = make_tokenizer(tmp_path / "with_bytes", 420)
-    config = ModularStarEncoderConfig(**{**CONFIG.to_dict(), "vocab_size": 420})
+
+def our_embedding(model: ModularStarEncoderForRetrieval, tokenizer: Tokenizer, parts: list[str], index: int) -> torch.Tensor:
+    """What our own stages compute of `<sep>` part `<sep>` part ... `<cls>` at exit number `index`."""
+    special = tokenizer.special
+    ids = [token for part in parts for token in (special.sep, *tokenizer.encode(part).tolist())] + [special.cls]
+    with torch.no_grad():
+        bounds = torch.tensor([0, len(ids)], dtype=torch.int32)
+        return model.embed(torch.tensor(ids), torch.arange(len(ids)), bounds, len(ids))[index][0]
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "tokenizer.json"])
+def test_other_libraries_give_our_embeddings_at_each_exit_without_our_packages(kind: str, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path / "tokenizer", 420)
+    if kind == "tokenizer.json":
+        make_byte_tokenizer(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    config = ModularStarEncoderConfig(**{**CONFIG.to_dict(), "vocab_size": 420, "initializer_range": 0.2})
     retrieval = retrieval_from_pretrained(random_like(config, 1), 2)
-    write_checkpoint(tmp_path / "retrieval", retrieval, tmp_path / "with_bytes", {})
-    texts = ["abc def", "a", "for x in table: print(x)"]
-    theirs = torch.tensor(SentenceTransformer(str(tmp_path / "retrieval"), trust_remote_code=True, device="cpu").encode(texts))
+    write_checkpoint(tmp_path / "retrieval", retrieval, tmp_path / "tokenizer", {})
+    assert load_tokenizer(tmp_path / "retrieval").fingerprint() == tokenizer.fingerprint()
+    line = [sys.executable, "-c", READER, str(tmp_path / "retrieval"), json.dumps(TEXTS), "[1, 2, 4]"]
+    done = subprocess.run(line, cwd=tmp_path, env=environment(HF_HOME=str(tmp_path)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    document, python = "Represent this code snippet for retrieval:", "Represent this python code snippet for retrieval:"
+    query = "Represent this code description for retrieving supporting snippets of code:"
     model = load_retrieval(tmp_path / "retrieval")
-    for text, embedding in zip(texts, theirs, strict=True):
-        ids_N = torch.tensor([tokenizer.special.sep, *tokenizer.encode(text).tolist(), tokenizer.special.cls])
-        with torch.no_grad():
-            bounds = torch.tensor([0, len(ids_N)], dtype=torch.int32)
-            ours = model.embed(ids_N, torch.arange(len(ids_N)), bounds, len(ids_N))[-1][0]
-        assert (ours - embedding).abs().max() <= 1e-5
+    before = {
+        "transformers": [],
+        "plain": [],
+        "default": [document],
+        "document": [document],
+        "python": [python],
+        "query": [query],
+    }
+    for index, layer in enumerate(config.matryoshka_layers):
+        assert found[f"layers {layer}"] == layer
+        for name, instruction in before.items():
+            for text, theirs in zip(TEXTS, found[f"{name} {layer}"], strict=True):
+                ours = our_embedding(model, tokenizer, [*instruction, text], index)
+                assert (ours - torch.tensor(theirs)).abs().max() <= 1e-5, (name, layer, text)
+
+
+def test_an_exit_that_the_model_lacks_is_named() -> None:
+    with pytest.raises(ValueError, match=r"exit_layer: 3, expected one of the model's exits \[1, 2, 4\]"):
+        ModularStarEncoder(ModularStarEncoderConfig(**CONFIG.to_dict()), exit_layer=3)
+
+
+def test_a_folder_without_the_sep_token_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    make_byte_tokenizer(tmp_path / "tokenizer", specials=("<|endoftext|>", "<cls>", "<mask>"))
+    with pytest.raises(MoseError, match=r"tokenizer\.json: has no <sep> token"):
+        write_checkpoint(tmp_path / "new", random_like(CONFIG, 1), tmp_path / "tokenizer", {})

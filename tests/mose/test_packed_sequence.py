@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mose.errors import MoseError
-from mose.packed_sequence import SpecialTokens, assemble, check_row, packed_length, snippet_bounds, token_dtype
+from mose.packed_sequence import SpecialTokens, assemble, assemble_rows, check_row, packed_length, snippet_bounds, token_dtype
 
 SPECIAL = SpecialTokens(pad=0, unk=1, sep=2, cls=3, mask=4)
 DTYPE = token_dtype(100)
@@ -71,3 +71,19 @@ def test_the_token_type_holds_every_id_of_the_vocabulary() -> None:
 def test_a_vocabulary_larger_than_the_token_type_is_refused() -> None:
     with pytest.raises(MoseError, match="do not fit the widest token type, uint32"):
         token_dtype((1 << 32) + 1)
+
+
+@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=4), max_size=6), st.integers(0, 3))
+def test_many_rows_at_once_are_those_assembled_one_by_one(rows: list[list[int]], more: int) -> None:
+    tokens = np.arange(10, 500, dtype=DTYPE)
+    lengths = np.array([length for row in rows for length in row], dtype=np.int64)
+    starts = np.arange(len(lengths), dtype=np.int64) * 7
+    length = max([packed_length(row) for row in rows], default=3) + more
+    counts = np.array([len(row) for row in rows], dtype=np.int64)
+    found = assemble_rows(tokens, starts, lengths, counts, SPECIAL, length)
+    snippets = iter(tokens[start : start + size] for start, size in zip(starts, lengths, strict=True))
+    expected = [assemble([next(snippets) for _ in row], SPECIAL, length, DTYPE).tolist() for row in rows]
+    assert found.tolist() == expected
+    if rows:
+        with pytest.raises(MoseError, match="at most"):
+            assemble_rows(tokens, starts, lengths, counts, SPECIAL, length - more - 1)

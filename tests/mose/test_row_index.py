@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mose.errors import MoseError
-from mose.row_index import INDEX_DTYPE, INDEX_OFFSET, RowIndex, index_bytes, make_index
+from mose.row_index import INDEX_DTYPE, INDEX_OFFSET, RowIndex, index_bytes, index_header, make_index
 from mose.shard_format import RowLabels
 
 ROWS = np.arange(24, dtype=np.uint16).reshape(3, 8)
@@ -16,7 +16,9 @@ LABELS = RowLabels(np.array([1, 0, 1]), np.array([8, 5, 0]), np.array([2, 1, 0])
 
 def test_entries_lie_at_the_same_offset_for_any_number_of_rows() -> None:
     for rows in (0, 1, 1000, 10**6):
-        assert len(index_bytes(np.zeros(rows, INDEX_DTYPE))) == INDEX_OFFSET + rows * INDEX_DTYPE.itemsize
+        content = index_bytes(np.zeros(rows, INDEX_DTYPE))
+        assert len(content) == INDEX_OFFSET + rows * INDEX_DTYPE.itemsize
+        assert content[:INDEX_OFFSET] == index_header(rows)
 
 
 def test_labels_and_checksums_come_back(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mose import shard_format
 from mose.errors import MoseError
-from mose.shard_format import RecordLayout, ShardReader, ShardWriter, row_key
+from mose.shard_format import RecordLayout, RowLabels, ShardReader, ShardWriter, row_key
 
 LENGTH = 40
 ROWS = st.lists(
@@ -137,3 +138,36 @@ def test_a_token_that_does_not_fit_the_stored_type_is_refused() -> None:
     layout = RecordLayout(8, np.dtype(np.uint16))
     with pytest.raises(MoseError, match="token id 65536 does not fit uint16"):
         layout.record("key", np.array([0, 0, 2, 65536, 7, 7, 7, 3], dtype=np.uint32), 0, 6, 1)
+
+
+@pytest.mark.parametrize(("length", "dtype"), [(40, np.uint16), (100, np.uint32)])
+def test_many_rows_at_once_have_the_bytes_of_one_record_after_another(
+    monkeypatch: pytest.MonkeyPatch, length: int, dtype: type[np.unsignedinteger]
+) -> None:
+    monkeypatch.setattr(shard_format, "_ROWS_A_WRITE", 64)
+    layout = RecordLayout(length, np.dtype(dtype))
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 60_000, (200, length)).astype(dtype)
+    labels = RowLabels(random.integers(0, 2, 200), random.integers(0, 1_000_000, 200), random.integers(0, 12, 200))
+    file = io.BytesIO()
+    writer = ShardWriter(file, layout, 123_456)
+    writer.write_rows(rows[:150], RowLabels(labels.mixed[:150], labels.num_tokens[:150], labels.num_snippets[:150]))
+    # Far into a shard all nine digits of the row number count.
+    writer.rows = 987_654_321
+    writer.write_rows(rows[150:], RowLabels(labels.mixed[150:], labels.num_tokens[150:], labels.num_snippets[150:]))
+    numbers = [*range(150), *range(987_654_321, 987_654_371)]
+    columns = zip(numbers, rows, labels.mixed, labels.num_tokens, labels.num_snippets, strict=True)
+    assert file.getvalue() == b"".join(layout.record(row_key(123_456, number), *row) for number, *row in columns)
+
+
+def test_wide_tokens_are_stored_narrow_where_they_fit_and_refused_where_not() -> None:
+    layout, file = layout_of(), io.BytesIO()
+    writer = ShardWriter(file, layout, 7)
+    rows = np.full((3, layout.sequence_length), 65_535, dtype=np.uint32)
+    labels = RowLabels(*(np.zeros(3, dtype=np.int64) for _ in range(3)))
+    writer.write_rows(rows, labels)
+    assert file.getvalue()[: layout.stride] == layout.record(row_key(7, 0), rows[0], 0, 0, 0)
+    rows[1, 5] = 65_536
+    with pytest.raises(MoseError, match="000007-000000004: token id 65536 does not fit uint16"):
+        writer.write_rows(rows, labels)
+    assert len(file.getvalue()) == 3 * layout.stride

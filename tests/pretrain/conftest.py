@@ -1,5 +1,6 @@
 """Data sets that tests of the training stage share; nobody writes to them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from mose.config import save_config
 from mose.tokenizer import Tokenizer, load_tokenizer
 from tests.commands import command_line, run_well
 from tests.datasets import make_dataset
+from tests.distributed import RankPools
 from tests.pretrain.cells import tiny_config
 
 
@@ -31,3 +33,11 @@ def finished_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     words = ["train", "--config", folder / "config.yaml", "--output", folder / "run", "--max_steps", 6]
     run_well(command_line("pretrain", *words, "--intervals.log_every_steps", 1, "--intervals.checkpoint_every_steps", 2))
     return folder / "run"
+
+
+@pytest.fixture(scope="package")
+def pools() -> Iterator[RankPools]:
+    """Live ranks for all tests of this folder: starting four of them takes a minute on a busy machine."""
+    pools = RankPools()
+    yield pools
+    pools.close()

@@ -1,5 +1,6 @@
 """The loader: parity with webdataset, shares that only `consumed_rows` decides, micro-batches, bad data sets, prefetching."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -13,14 +14,19 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from numpy.typing import NDArray
 
 from mose.errors import MoseError
 from mose.manifest import MANIFEST_NAME, read_manifest
-from mose.shard_format import ShardReader
+from mose.packed_sequence import TOKENS
+from mose.row_index import INDEX_OFFSET
+from mose.shard_format import RowLabels, ShardReader
 from mose.tokenizer import Tokenizer, load_tokenizer
-from pretrain.data import IGNORED_LABEL, BatchPlan, GlobalBatchLoader, MicroBatch, PackedRows, validation_batches
+from pretrain.data import BatchPlan, GlobalBatchLoader, validation_batches
 from pretrain.masking import mask_rows
+from pretrain.micro_batch import IGNORED_LABEL, MicroBatch
 from pretrain.order import rows_of_run
+from pretrain.packed_rows import PackedRows, Rows
 from pretrain.prefetch import Prefetcher
 from tests.datasets import make_dataset
 
@@ -40,6 +46,10 @@ def plan_for(
 ) -> BatchPlan:
     special, ordinary = tokenizer.special, tokenizer.ordinary_ids()
     return BatchPlan(SEED, global_rows, micro_batch_rows, special, ordinary, data_rank, data_ranks, block_rows=4)
+
+
+def read(rows: Rows, numbers: NDArray[np.int64]) -> tuple[TOKENS, RowLabels]:
+    return rows.tokens(numbers), rows.labels(numbers)
 
 
 def as_rows(batches: list[MicroBatch]) -> list[tuple[int, bytes]]:
@@ -69,7 +79,7 @@ def test_rows_equal_those_that_webdataset_decodes(dataset: Path, rows: PackedRow
     shards = [str(dataset / shard.path) for shard in read_manifest(dataset).shards("train")]
     assert len(shards) > 1
     samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
-    tokens_RT, labels = rows.rows(np.arange(len(rows)))
+    tokens_RT, labels = read(rows, np.arange(len(rows)))
     assert len(samples) == len(rows) == 100
     assert np.array_equal(np.stack([sample["npy"] for sample in samples]), tokens_RT)
     for name in ("mixed", "num_tokens", "num_snippets"):
@@ -77,9 +87,9 @@ def test_rows_equal_those_that_webdataset_decodes(dataset: Path, rows: PackedRow
 
 
 def test_rows_come_in_the_order_asked_for(rows: PackedRows) -> None:
-    everything, all_labels = rows.rows(np.arange(len(rows)))
+    everything, all_labels = read(rows, np.arange(len(rows)))
     asked = np.random.default_rng(0).integers(0, len(rows), 60)
-    tokens_RT, labels = rows.rows(asked)
+    tokens_RT, labels = read(rows, asked)
     assert np.array_equal(tokens_RT, everything[asked])
     assert np.array_equal(labels.num_tokens, all_labels.num_tokens[asked])
 
@@ -132,7 +142,7 @@ def test_micro_batches_are_the_stored_rows_without_padding(rows: PackedRows, tok
     epoch_of = dict(zip(numbers.tolist(), epochs.tolist(), strict=True))
     for batch in GlobalBatchLoader(rows, plan).share(96):
         chosen = batch.row_numbers_B.numpy()
-        tokens_RT, labels = rows.rows(chosen)
+        tokens_RT, labels = read(rows, chosen)
         masked = mask_rows(
             tokens_RT,
             labels.num_tokens,
@@ -142,9 +152,11 @@ def test_micro_batches_are_the_stored_rows_without_padding(rows: PackedRows, tok
             tokenizer.special,
             tokenizer.ordinary_ids(),
         )
+        seen_RT, selected_RT = tokens_RT.copy(), np.zeros(tokens_RT.shape, dtype=bool)
+        seen_RT.reshape(-1)[masked.places_M], selected_RT.reshape(-1)[masked.places_M] = masked.seen_M, True
         stored = [row[-n:] for row, n in zip(tokens_RT, labels.num_tokens, strict=True)]
-        seen = [row[-n:] for row, n in zip(masked.input_RT, labels.num_tokens, strict=True)]
-        selected = np.concatenate([row[-n:] for row, n in zip(masked.selected_RT, labels.num_tokens, strict=True)])
+        seen = [row[-n:] for row, n in zip(seen_RT, labels.num_tokens, strict=True)]
+        selected = np.concatenate([row[-n:] for row, n in zip(selected_RT, labels.num_tokens, strict=True)])
         assert np.array_equal(batch.input_ids_N, np.concatenate(seen))
         assert np.array_equal(batch.positions_N, np.concatenate([np.arange(n) for n in labels.num_tokens]))
         assert np.diff(batch.cu_seqlens).tolist() == labels.num_tokens.tolist()
@@ -196,11 +208,11 @@ def test_validation_is_every_held_out_row_once_with_equal_turns(dataset: Path, t
 
 
 def test_open_shards_are_bounded(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretrain.data._OPEN_SHARDS", 2)
+    monkeypatch.setattr("pretrain.packed_rows.raise_descriptor_limit", lambda: 8)
     closed = []
     monkeypatch.setattr(ShardReader, "close", lambda reader: closed.append(reader.path.name))
     rows = PackedRows(dataset, "train")
-    expected = [rows.rows(np.array([row]))[0] for row in (0, 30, 60, 99, 0)]
+    expected = [read(rows, np.array([row]))[0] for row in (0, 30, 60, 99, 0)]
     assert closed == [f"shard-{number:06d}.tar" for number in (0, 1, 2)]
     assert np.array_equal(expected[0], expected[-1])
 
@@ -209,10 +221,10 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     """Opening and reading a split of 14 MB, all of it in shuffled order, adds far less than 14 MB to the process's own memory."""
     dataset = make_dataset(tmp_path, rows=2500, sequence_length=2048, rows_per_shard=1000, held_out_rows=1)
     program = (
-        "import sys, numpy as np; from pathlib import Path; from pretrain.data import PackedRows\n"
+        "import sys, numpy as np; from pathlib import Path; from pretrain.packed_rows import PackedRows\n"
         "def private(): return int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1])\n"
         "before = private(); rows = PackedRows(Path(sys.argv[1]), 'train')\n"
-        "for part in np.random.default_rng(0).permutation(len(rows)).reshape(-1, 20): rows.rows(part)\n"
+        "for part in np.random.default_rng(0).permutation(len(rows)).reshape(-1, 20): rows.tokens(part)\n"
         "print(private() - before)"
     )
     grown = subprocess.run([sys.executable, "-c", program, str(dataset)], check=True, capture_output=True, text=True).stdout
@@ -226,8 +238,10 @@ def copy(dataset: Path, tmp_path: Path) -> Path:
 
 def test_missing_shard_is_named(copy: Path) -> None:
     (copy / "train" / "shard-000002.tar").unlink()
+    rows = PackedRows(copy, "train")
+    rows.tokens(np.arange(48))
     with pytest.raises(MoseError, match=r"shard-000002\.tar: no such shard, but the manifest lists it"):
-        PackedRows(copy, "train")
+        rows.tokens(np.arange(100))
 
 
 def test_truncated_shard_is_named(copy: Path) -> None:
@@ -235,7 +249,13 @@ def test_truncated_shard_is_named(copy: Path) -> None:
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.truncate(size - 512)
-    with pytest.raises(MoseError, match=rf"shard-000001\.tar: {size - 512} bytes, expected {size} as in the manifest"):
+    with pytest.raises(MoseError, match=rf"shard-000001\.tar: {size - 512} bytes, its manifest says {size}"):
+        PackedRows(copy, "train").labels(np.array([30]))
+
+
+def test_first_shard_is_looked_at_when_the_data_set_is_opened(copy: Path) -> None:
+    (copy / "train" / "shard-000000.tar").unlink()
+    with pytest.raises(MoseError, match=r"shard-000000\.tar: no such shard"):
         PackedRows(copy, "train")
 
 
@@ -260,27 +280,20 @@ def test_unknown_split_is_refused(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "damage", "message"),
+    ("name", "offset", "damage", "message"),
     [
-        ("token", b"\xff\xff", r"train: token id 65535 in one of rows 0\.\.99, expected ids below vocabulary_size 320"),
-        ("label", b"?", r"shard-000000\.tar: a \.json member is damaged"),
-        ("length", b"999", r"train: num_tokens \d+ of a row, expected at most 48"),
+        ("shard-000000.tar", "token", b"\xff\xff", r"train: token id 65535 in one of rows 0\.\.99, expected ids below voc.* 320"),
+        ("index-000000.npy", "length", b"\xe7\x03", r"train: num_tokens 999 of a row, expected at most 48"),
+        ("index-000000.npy", "header", b"?", r"index-000000\.npy: not a readable index of rows"),
     ],
 )
-def test_damaged_row_is_found_when_it_is_read(copy: Path, offset: str, damage: bytes, message: str) -> None:
-    layout = read_manifest(copy).layout()
-    places = {
-        "token": layout.token_offset,
-        "label": layout.json_offset,
-        "length": layout.json_offset + len('{"mixed": 0, "num_tokens":    '),
-    }
-    with (copy / "train" / "shard-000000.tar").open("r+b") as file:
+def test_damaged_row_is_found_when_it_is_read(copy: Path, name: str, offset: str, damage: bytes, message: str) -> None:
+    places = {"token": read_manifest(copy).layout().token_offset, "length": INDEX_OFFSET, "header": 0}
+    with (copy / "train" / name).open("r+b") as file:
         file.seek(places[offset])
         file.write(damage)
-    rows = PackedRows(copy, "train")
-    with pytest.raises(MoseError, match=message):
-        rows.rows(np.arange(100))
-    rows.close()
+    with pytest.raises(MoseError, match=message), contextlib.closing(PackedRows(copy, "train")) as rows:
+        read(rows, np.arange(100))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ PAPER_RUN = Path(__file__).parents[2] / "configs" / "mose_1b.yaml"
 def test_numbers_of_the_papers_run() -> None:
     config = load_config(PretrainConfig, PAPER_RUN)
     before = psutil.Process().memory_info().rss
-    numbers = dict(derived_numbers(config, Layout.of(config, 512), None))
+    numbers = dict(derived_numbers(config, Layout.of(config, 512), ()))
     assert psutil.Process().memory_info().rss - before < 64 << 20
     assert numbers["parameters"].startswith("1,104,091,214")
     assert numbers["token slots a step"].startswith("4,194,304")

@@ -7,15 +7,20 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from mose.converted_checkpoint import load_pretrained
+from mose.converted_checkpoint import load_pretrained, load_retrieval, retrieval_from_pretrained, truncate_at, write_checkpoint
+from mose.errors import MoseError
+from mose.published_checkpoint import import_published
 from mose.run_directory import RunDirectory
 from mose.tokenizer import load_tokenizer
+from pretrain.export import ExportRequest, export_run
+from pretrain.merged_weights import MergedWeights
 from tests.commands import command_line, environment, launcher_line, refused, run_well
 
 TOLERANCE = 5e-6
@@ -62,7 +67,9 @@ def test_exported_model_is_the_live_one_without_our_packages(finished_run: Path,
 
 
 @pytest.mark.parametrize(
-    "layout", [("--parallel.tensor_parallel_size", "2"), ("--parallel.zero_stage", "3")], ids=["tensor-parallel-2", "zero-3"]
+    "layout",
+    [("--parallel.tensor_parallel_size", "2"), ("--parallel.tensor_parallel_size", "2", "--parallel.zero_stage", "3")],
+    ids=["tensor-parallel-2", "tensor-parallel-2-zero-3"],
 )
 def test_every_layout_exports(layout: tuple[str, str], finished_run: Path, tmp_path: Path) -> None:
     words = ["train", "--config", finished_run / "config.yaml", "--output", tmp_path / "run", "--max_steps", 6]
@@ -87,6 +94,54 @@ def test_one_exit_of_an_earlier_step(finished_run: Path, tmp_path: Path) -> None
     with torch.no_grad():
         (state,) = model.starEncoder2(probe["input_ids_N"], probe["positions_N"], probe["cu_seqlens"], 48)
     assert (state - probe["exit_02"]).abs().max() <= TOLERANCE * probe["exit_02"].abs().max()
+    assert "| optimiser steps | 4 |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_all_exits_from_one_reading(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five models of one run: each folder stands alone, has its own parity report, and no weight is read twice."""
+    reads: Counter[str] = Counter()
+    read = MergedWeights.read
+
+    def counted(weights: MergedWeights, name: str) -> torch.Tensor:
+        reads[name] += 1
+        return read(weights, name)
+
+    monkeypatch.setattr(MergedWeights, "read", counted)
+    reports = export_run(finished_run, tmp_path / "out", ExportRequest(all_exits=True))
+    assert set(reads.values()) == {1}
+    export_run(finished_run, tmp_path / "whole", ExportRequest())
+    whole = load_pretrained(tmp_path / "whole")
+    assert reports.keys() == {"exit_01", "exit_02", "exit_04"}
+    for layer in (1, 2, 4):
+        folder = tmp_path / "out" / f"exit_{layer:02d}"
+        parity = json.loads((folder / "parity.json").read_text())
+        assert parity == reports[folder.name]
+        assert (parity["exits"].keys(), parity["worst"] <= TOLERANCE) == ({f"{layer:02d}"}, True)
+        cut, expected = load_pretrained(folder), truncate_at(whole, layer)
+        for (name, ours), theirs in zip(cut.named_parameters(), expected.parameters(), strict=True):
+            assert torch.equal(ours, theirs), name
+
+
+def test_published_layout_of_a_run_is_its_bf16_and_comes_back(finished_run: Path, tmp_path: Path) -> None:
+    (report,) = export_run(finished_run, tmp_path / "out", ExportRequest(layout="published")).values()
+    assert report is not None
+    assert (report["stored_as"], report["worst"] <= report["tolerance"]) == ("bfloat16", True)
+    import_published(tmp_path / "out", tmp_path / "back")
+    export_run(finished_run, tmp_path / "ours", ExportRequest())
+    read, whole = load_pretrained(tmp_path / "back"), load_pretrained(tmp_path / "ours")
+    for (name, ours), theirs in zip(read.named_parameters(), whole.named_parameters(), strict=True):
+        assert torch.equal(ours, theirs[1].bfloat16().float()), name
+
+
+def test_a_fine_tuned_folder_is_cut_at_an_exit(finished_run: Path, tmp_path: Path) -> None:
+    export_run(finished_run, tmp_path / "ours", ExportRequest())
+    retrieval = retrieval_from_pretrained(load_pretrained(tmp_path / "ours"), 1)
+    write_checkpoint(tmp_path / "tuned", retrieval, tmp_path / "ours", {})
+    export_run(tmp_path / "tuned", tmp_path / "cut", ExportRequest(exits=(2,)))
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected = retrieval.eval()(ids).projected_pooled_normalized[1]
+        assert torch.equal(load_retrieval(tmp_path / "cut")(ids).projected_pooled_normalized[0], expected)
 
 
 def test_what_cannot_be_exported_is_one_line(finished_run: Path, tmp_path: Path) -> None:
@@ -99,10 +154,26 @@ def test_what_cannot_be_exported_is_one_line(finished_run: Path, tmp_path: Path)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_model_that_disagrees_is_not_exported(finished_run: Path, tmp_path: Path) -> None:
+def copied(finished_run: Path, tmp_path: Path) -> Path:
     shutil.copytree(finished_run, tmp_path / "run")
-    source, target = (tmp_path / "run" / "checkpoints" / f"step-00000{step}" / "probe.safetensors" for step in (2, 6))
-    shutil.copyfile(source, target)
+    return tmp_path / "run" / "checkpoints" / "step-000006"
+
+
+def test_a_model_that_disagrees_is_not_exported(finished_run: Path, tmp_path: Path) -> None:
+    checkpoint = copied(finished_run, tmp_path)
+    shutil.copyfile(checkpoint.parent / "step-000002" / "probe.safetensors", checkpoint / "probe.safetensors")
     line = refused(command_line("pretrain", "export", tmp_path / "run", "--output", tmp_path / "out"))
     assert "exported model differs by" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_is_not_exported(finished_run: Path, tmp_path: Path) -> None:
+    checkpoint = copied(finished_run, tmp_path)
+    (part,) = checkpoint.rglob("*_optim_states.pt")
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(MoseError, match="optim_states.pt"):
+        export_run(tmp_path / "run", tmp_path / "out", ExportRequest())
+    part.unlink()
+    with pytest.raises(MoseError, match="optim_states.pt"):
+        export_run(tmp_path / "run", tmp_path / "out", ExportRequest())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -12,8 +12,8 @@ from scipy.stats import entropy as scipy_entropy
 from mose.converted_checkpoint import random_like, write_checkpoint
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from pretrain.data import PackedRows
 from pretrain.held_out import cross_entropy_of_frequencies, entropy, evaluate_held_out, token_counts, wilson_interval
+from pretrain.packed_rows import PackedRows
 from tests.datasets import make_dataset
 from tests.pretrain.cells import tiny_config
 
@@ -46,7 +46,7 @@ def test_report_of_a_random_model_is_near_uniform(dataset: Path, tmp_path: Path)
 
 def test_counts_are_those_of_real_tokens(dataset: Path) -> None:
     rows = PackedRows(dataset, "held_out")
-    assert token_counts(rows, rows.manifest.vocabulary_size).sum() == rows.manifest.tokens("held_out")
+    assert token_counts(rows, rows.table.manifest.vocabulary_size).sum() == rows.table.manifest.tokens("held_out")
 
 
 def test_other_tokenizer_is_refused(dataset: Path, tmp_path: Path) -> None:

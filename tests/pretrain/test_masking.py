@@ -1,12 +1,14 @@
 """Masking: rates, what is never masked, and that only (seed, epoch, row) decides it."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mose.packed_sequence import TOKENS, SpecialTokens
-from pretrain.masking import Masked, mask_rows
+from pretrain.masking import mask_rows, row_keys
 
 SPECIAL = SpecialTokens(pad=0, unk=1, sep=2, cls=3, mask=4)
 VOCABULARY = 512
@@ -27,10 +29,34 @@ def some_rows(count: int, length: int, seed: int = 0) -> tuple[TOKENS, NDArray[n
     return tokens, num_tokens
 
 
+@dataclass(frozen=True)
+class Dense:
+    """Rows as the model sees them [R, T], and which slots it must predict [R, T]."""
+
+    input_RT: TOKENS
+    selected_RT: NDArray[np.bool_]
+
+
+def mask_epochs(
+    tokens: TOKENS,
+    num_tokens: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    epochs: NDArray[np.int64],
+    seed: int = 0,
+    share: float = 0.15,
+) -> Dense:
+    masked = mask_rows(tokens, num_tokens, rows, epochs, seed, SPECIAL, ORDINARY, share)
+    assert (np.diff(masked.places_M) > 0).all()
+    seen, selected = tokens.copy(), np.zeros(tokens.shape, dtype=bool)
+    seen.reshape(-1)[masked.places_M] = masked.seen_M
+    selected.reshape(-1)[masked.places_M] = True
+    return Dense(seen, selected)
+
+
 def mask(
     tokens: TOKENS, num_tokens: NDArray[np.int64], rows: NDArray[np.int64], epoch: int = 0, seed: int = 0, share: float = 0.15
-) -> Masked:
-    return mask_rows(tokens, num_tokens, rows, np.full_like(rows, epoch), seed, SPECIAL, ORDINARY, share)
+) -> Dense:
+    return mask_epochs(tokens, num_tokens, rows, np.full_like(rows, epoch), seed, share)
 
 
 def test_rates() -> None:
@@ -113,7 +139,7 @@ def test_epochs_seeds_and_rows_draw_apart() -> None:
 def test_rows_of_another_epoch_in_one_batch() -> None:
     tokens, num_tokens = some_rows(1, 256)
     twice, lengths, numbers = np.repeat(tokens, 2, axis=0), np.repeat(num_tokens, 2), np.array([7, 7])
-    masked = mask_rows(twice, lengths, numbers, np.array([0, 1]), 0, SPECIAL, ORDINARY)
+    masked = mask_epochs(twice, lengths, numbers, np.array([0, 1]))
     for place, epoch in enumerate((0, 1)):
         alone = mask(tokens, num_tokens, numbers[:1], epoch)
         assert np.array_equal(masked.selected_RT[place], alone.selected_RT[0])
@@ -124,6 +150,47 @@ def test_the_stored_rows_are_not_changed_and_the_type_stays() -> None:
     tokens, num_tokens = some_rows(4, 64)
     before = tokens.copy()
     for dtype in (np.uint16, np.uint32):
-        masked = mask(tokens.astype(dtype), num_tokens, np.arange(4))
-        assert masked.input_RT.dtype == dtype
+        masked = mask_rows(tokens.astype(dtype), num_tokens, *np.zeros((2, 4), np.int64), 0, SPECIAL, ORDINARY.astype(dtype))
+        assert masked.seen_M.dtype == dtype
     assert np.array_equal(tokens, before)
+
+
+def test_slots_of_a_row_and_rows_of_a_slot_are_drawn_independently() -> None:
+    """Neighbours in a row, and the same slot of neighbouring rows, epochs and seeds, are masked together as often as chance says."""
+    count, length = 3000, 512
+    tokens, num_tokens = np.full((count, length), 100, dtype=np.uint16), np.full(count, length)
+    selected = mask(tokens, num_tokens, np.arange(count)).selected_RT
+    pairs = {
+        "next slot": (selected[:, 1:], selected[:, :-1]),
+        "slot 8 further": (selected[:, 8:], selected[:, :-8]),
+        "next row": (selected[1:], selected[:-1]),
+        "row 64 further": (selected[64:], selected[:-64]),
+        "next epoch": (selected, mask(tokens, num_tokens, np.arange(count), epoch=1).selected_RT),
+        "next seed": (selected, mask(tokens, num_tokens, np.arange(count), seed=1).selected_RT),
+    }
+    for name, (one, other) in pairs.items():
+        expected = 0.15**2 * one.size
+        assert abs((one & other).sum() - expected) < 5 * np.sqrt(expected), name
+
+
+def test_masked_tokens_of_a_slot_and_of_a_row_vary_as_a_coin_would() -> None:
+    """Chi-square over slots and over rows: neither is favoured, and rows are not evened out."""
+    count, length = 2000, 512
+    tokens, num_tokens = np.full((count, length), 100, dtype=np.uint16), np.full(count, length)
+    selected = mask(tokens, num_tokens, np.arange(count)).selected_RT
+    for counts, draws in ((selected.sum(axis=0), count), (selected.sum(axis=1), length)):
+        chi_squared = ((counts - 0.15 * draws) ** 2 / (draws * 0.15 * 0.85)).sum()
+        assert abs(chi_squared - len(counts)) < 5 * np.sqrt(2 * len(counts))
+
+
+def test_half_of_a_rows_key_is_not_enough_to_give_its_masks() -> None:
+    """500 million rows share 32-bit halves of their keys by chance; the masks then still differ."""
+    keys = row_keys(0, np.zeros(1 << 17, dtype=np.int64), np.arange(1 << 17))
+    low = keys & np.uint64(0xFFFFFFFF)
+    order = np.argsort(low)
+    same = np.flatnonzero(np.diff(low[order]) == 0)
+    assert len(same), "2 to the 17 rows are enough for a pair, seed 0 has one"
+    pair = order[[same[0], same[0] + 1]]
+    tokens = np.full((2, 1024), 100, dtype=np.uint16)
+    one, other = mask(tokens, np.full(2, 1024), pair).selected_RT
+    assert (one & other).sum() < 60

@@ -11,8 +11,9 @@ from mose.model import attention_mose
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.tokenizer import Tokenizer
-from pretrain.data import BatchPlan, GlobalBatchLoader, PackedRows
+from pretrain.data import BatchPlan, GlobalBatchLoader
 from pretrain.loss import Denominators, whole_vocabulary
+from pretrain.packed_rows import PackedRows
 from pretrain.step import StepResult
 from pretrain.throughput import Stopwatch, device_peak, step_flops
 from pretrain.training_model import TrainingModel

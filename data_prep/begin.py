@@ -1,0 +1,213 @@
+"""The start of a data set: its config, tokenizer and inputs written down once, and compared at every later start."""
+
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.claim import read_claim
+from data_prep.config import PackConfig, content_fields, content_fingerprint, lists_fingerprint
+from data_prep.task_folder import list_tasks
+from mose.atomic_file import TEMPORARY_MARK, atomic_write, write_json
+from mose.config import fingerprint, load_config, save_config
+from mose.errors import MoseError
+from mose.storage import is_local, storage_path
+from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME, SentencePieceTokenizer, Tokenizer, load_tokenizer
+
+CONFIG_NAME = "config.yaml"
+TOKENIZER_NAMES = (SENTENCEPIECE_NAME, HUGGING_FACE_NAME)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Fingerprints of all that decides the bytes of a data set; written to `tasks/inputs.json`."""
+
+    fields: str
+    """Of the config's fields."""
+    tokenizer: str
+    lists: str
+    """Of what stands in the opt-out and decontamination files."""
+    sources: str
+    """Of the repositories, or of the parquet files that hold them."""
+    all: str
+    """Of fields, tokenizer and lists: what a task's marker carries."""
+
+
+# How `lists` and `sources` are called in a sentence, and what to look at.
+_MEANING = {
+    "tokenizer": "the tokenizer's content",
+    "lists": "the content of the opt-out or decontamination files",
+    "sources": "the repositories of the sources",
+}
+
+
+def inputs_path(dataset: Path) -> Path:
+    """Where the fingerprints of a data set's inputs lie."""
+    return dataset / "tasks" / "inputs.json"
+
+
+def inputs_of(config: PackConfig, tokenizer: Tokenizer, sources: str) -> Inputs:
+    """The fingerprints that a data set of this config has."""
+    fields = fingerprint(content_fields(config))
+    return Inputs(fields, tokenizer.fingerprint(), lists_fingerprint(config), sources, content_fingerprint(config, tokenizer))
+
+
+def read_inputs(dataset: Path) -> Inputs | None:
+    """What a data set was begun with, None if it was not.
+
+    Raises:
+        MoseError: the file is there but is no such record.
+    """
+    path = inputs_path(dataset)
+    try:
+        return Inputs(**json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise MoseError(f"{path}: not a record of inputs: {error}; remove it, and the next `mose-data pack` writes it") from None
+
+
+def read_config_of(dataset: Path) -> PackConfig:
+    """The resolved config of a data set that was begun.
+
+    Raises:
+        MoseError: there is none, or it cannot be read.
+    """
+    path = dataset / CONFIG_NAME
+    if not path.is_file():
+        raise MoseError(f"{dataset}: holds no {CONFIG_NAME}; expected a folder that `mose-data pack` has begun")
+    return _load(path).resolve()
+
+
+def begin(config: PackConfig, tokenizer: Tokenizer, inputs: Inputs) -> None:
+    """Write config, tokenizer and inputs into the folder, or check that what has been done there is of the same ones.
+
+    As long as no task has finished or runs, a folder binds nobody. Nothing is listed where all is as it was, so that thousands
+    of tasks may begin at once.
+
+    Raises:
+        MoseError: the folder holds something else, or was begun with other inputs; the line says which.
+    """
+    dataset = storage_path(config.output)
+    if is_local(dataset) and dataset.exists() and not dataset.is_dir():
+        raise MoseError(f"{dataset}: output: is a file, expected a folder")
+    path = dataset / CONFIG_NAME
+    there = _load(path) if path.is_file() else None
+    if there is None:
+        _check_is_free(dataset)
+    elif _is_same(there, config, inputs, read_inputs(dataset)) and _tokenizer_of(dataset) == inputs.tokenizer:
+        return
+    elif _is_bound(dataset):
+        _check_same(there, config, path)
+        _check_inputs(read_inputs(dataset), inputs, dataset)
+    if there != config:
+        save_config(config, path)
+    _copy_tokenizer(dataset, tokenizer)
+    write_json(inputs_path(dataset), vars(inputs))
+
+
+def remove_beginning(dataset: Path) -> None:
+    """Remove what `begin` wrote."""
+    for name in (CONFIG_NAME, *TOKENIZER_NAMES):
+        (dataset / name).unlink(missing_ok=True)
+    inputs_path(dataset).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def opened_tokenizer(path: Path) -> Iterator[Tokenizer]:
+    """A tokenizer whose file is on this machine while the block runs; one on an object store is copied.
+
+    Raises:
+        MoseError: there is no tokenizer, or it lacks a special token.
+    """
+    if is_local(path):
+        yield load_tokenizer(path)
+        return
+    files = [path / name for name in TOKENIZER_NAMES if (path / name).is_file()] or [path]
+    if not files[0].is_file():
+        raise MoseError(f"{path}: no such tokenizer file")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / files[0].name
+        copy.write_bytes(files[0].read_bytes())
+        yield load_tokenizer(copy)
+
+
+def _load(path: Path) -> PackConfig:
+    if is_local(path):
+        return load_config(PackConfig, path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / CONFIG_NAME
+        copy.write_bytes(path.read_bytes())
+        return load_config(PackConfig, copy)
+
+
+def _check_is_free(dataset: Path) -> None:
+    entries = dataset.iterdir() if dataset.exists() else []
+    # Other tasks of the same array may be writing their first files.
+    if any(not entry.name.endswith(TEMPORARY_MARK) for entry in entries) and not (dataset / CONFIG_NAME).is_file():
+        raise MoseError(f"{dataset}: output: holds files but no {CONFIG_NAME}; expected a new folder or a data set to complete")
+
+
+def _is_same(there: PackConfig, asked: PackConfig, inputs: Inputs, found: Inputs | None) -> bool:
+    return content_fields(there) == content_fields(asked) and found == inputs
+
+
+def _is_bound(dataset: Path) -> bool:
+    """Whether a task has finished, or is being worked on."""
+    states = list_tasks(dataset)
+    if states.done:
+        return True
+    claims = (read_claim(dataset, task) for task in states.claimed)
+    return any(claim is not None and claim.is_alive(time.time()) for claim in claims)
+
+
+def _check_same(there: PackConfig, asked: PackConfig, path: Path) -> None:
+    difference = _first_difference(content_fields(there), content_fields(asked))
+    if difference:
+        name, old, new = difference
+        raise MoseError(
+            f"{path}: {name}: is {old!r} in this data set, {new!r} was asked for; expected the same, or another output"
+        )
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
+    for name, value in new.items():
+        if isinstance(value, dict):
+            inside = _first_difference(old[name], value, f"{prefix}{name}.")
+            if inside:
+                return inside
+        elif old[name] != value:
+            return prefix + name, old[name], value
+    return None
+
+
+def _check_inputs(there: Inputs | None, asked: Inputs, dataset: Path) -> None:
+    """What the config's fields do not show: the same paths with other content."""
+    for name, meaning in _MEANING.items():
+        old, new = getattr(there, name, None), getattr(asked, name)
+        if there and old != new:
+            raise MoseError(
+                f"{inputs_path(dataset)}: {name}: is {old} in this data set, now {new}: {meaning} changed since it was begun; "
+                "expected the same, or another output"
+            )
+
+
+def _tokenizer_of(dataset: Path) -> str | None:
+    if not any((dataset / name).is_file() for name in TOKENIZER_NAMES):
+        return None
+    with opened_tokenizer(dataset) as tokenizer:
+        return tokenizer.fingerprint()
+
+
+def _copy_tokenizer(dataset: Path, tokenizer: Tokenizer) -> None:
+    if _tokenizer_of(dataset) == tokenizer.fingerprint():
+        return
+    name = SENTENCEPIECE_NAME if isinstance(tokenizer, SentencePieceTokenizer) else HUGGING_FACE_NAME
+    with atomic_write(dataset / name) as file:
+        file.write(tokenizer.path.read_bytes())
+    for other in set(TOKENIZER_NAMES) - {name}:
+        (dataset / other).unlink(missing_ok=True)

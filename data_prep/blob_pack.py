@@ -1,0 +1,163 @@
+"""One pack file of a blob store: records one after another, and a sorted index beside it that a scan can rebuild.
+
+A record is `HEADER` and the stored bytes. An index is two arrays of the pack's R records, sorted by id: `pack-000000.keys.npy`
+(the first eight bytes of each id, to search in) and `pack-000000.records.npy`.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mose.atomic_file import atomic_write
+from mose.errors import MoseError
+from mose.storage import is_local
+
+MAGIC = b"MSB1"
+HEADER = struct.Struct("<4s20sBBHQQI")
+"""Magic, SHA-1, status, codec, zero, stored bytes, decoded bytes, CRC-32 of header (with this field 0) and stored bytes."""
+RECORD = np.dtype([("id", "u1", 20), ("status", "u1"), ("codec", "u1"), ("offset", "<u8"), ("stored", "<u8"), ("length", "<u8")])
+ID_BYTES = 20
+RAW, GZIP = 0, 1
+
+Ids = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where one blob lies in a pack, or what came instead of it."""
+
+    blob: bytes
+    """SHA-1 of the body, 20 bytes."""
+    status: int
+    codec: int
+    offset: int
+    """Of the header, from the start of the pack."""
+    stored: int
+    """Bytes after the header."""
+    length: int
+    """Bytes of the decoded body, where it is known."""
+
+
+class PackIndex:
+    """The sorted records of one pack, mapped into memory where the file is local."""
+
+    def __init__(self, keys_R: NDArray[np.uint64], records_R: NDArray[Any]) -> None:
+        self.keys_R = keys_R
+        self.records_R = records_R
+
+    def find(self, ids_N: Ids) -> NDArray[np.int64]:
+        """Position of each id [N, 20] in the index, -1 where the pack does not have it."""
+        keys_N = sort_keys(ids_N)
+        place_N = np.searchsorted(self.keys_R, keys_N).astype(np.int64)
+        found_N = np.full(len(ids_N), -1, np.int64)
+        open_N = np.arange(len(ids_N))
+        # Ids that share their first eight bytes lie side by side.
+        while len(open_N):
+            open_N = open_N[place_N[open_N] < len(self.keys_R)]
+            open_N = open_N[self.keys_R[place_N[open_N]] == keys_N[open_N]]
+            same = (self.records_R["id"][place_N[open_N]] == ids_N[open_N]).all(axis=1)
+            found_N[open_N[same]] = place_N[open_N[same]]
+            open_N = open_N[~same]
+            place_N[open_N] += 1
+        return found_N
+
+    def record(self, position: int) -> Record:
+        """The record at a position of the index."""
+        row = self.records_R[position]
+        return Record(bytes(row["id"]), *(int(row[name]) for name in ("status", "codec", "offset", "stored", "length")))
+
+
+def sort_keys(ids_N: Ids) -> NDArray[np.uint64]:
+    """The first eight bytes of each id [N, 20] as a number that sorts as the bytes do."""
+    return np.ascontiguousarray(ids_N[:, :8]).view(">u8").reshape(-1).astype(np.uint64)
+
+
+def encode_record(blob: bytes, status: int, codec: int, length: int, stored: bytes) -> bytes:
+    """The bytes of one record, header and body."""
+    header = HEADER.pack(MAGIC, blob, status, codec, 0, len(stored), length, 0)
+    return header[:-4] + struct.pack("<I", zlib.crc32(stored, zlib.crc32(header))) + stored
+
+
+def is_intact(header: bytes, stored: bytes) -> bool:
+    """Whether a record's checksum agrees with its bytes."""
+    checksum = int.from_bytes(header[-4:], "little")
+    return zlib.crc32(stored, zlib.crc32(header[:-4] + bytes(4))) == checksum
+
+
+def scan(file: IO[bytes]) -> Iterator[Record]:
+    """The records of a pack from its start, checked; ends at the first that is incomplete or damaged."""
+    offset = 0
+    while len(header := file.read(HEADER.size)) == HEADER.size:
+        magic, blob, status, codec, _, stored, length, _ = HEADER.unpack(header)
+        body = file.read(stored) if magic == MAGIC else b""
+        if magic != MAGIC or len(body) != stored or not is_intact(header, body):
+            return
+        yield Record(blob, status, codec, offset, stored, length)
+        offset += HEADER.size + stored
+
+
+def build_index(records: list[Record]) -> PackIndex:
+    """The index of a pack's records; of several of one id the last stays."""
+    records_R = np.zeros(len(records), RECORD)
+    records_R["id"] = np.frombuffer(b"".join(record.blob for record in records), np.uint8).reshape(-1, ID_BYTES)
+    for name in ("status", "codec", "offset", "stored", "length"):
+        records_R[name] = [getattr(record, name) for record in records]
+    ids_R = np.ascontiguousarray(records_R["id"])
+    records_R = records_R[np.argsort(ids_R.view("S20").reshape(-1), kind="stable")]
+    if len(records_R):
+        is_last = np.append((records_R["id"][1:] != records_R["id"][:-1]).any(axis=1), True)
+        records_R = records_R[is_last]
+    return PackIndex(sort_keys(records_R["id"]), records_R)
+
+
+def write_index(pack: Path, index: PackIndex) -> None:
+    """Write the two files of a pack's index; the keys, which say that both are there, last."""
+    for path, values in zip(reversed(index_paths(pack)), (index.records_R, index.keys_R), strict=True):
+        with atomic_write(path) as file:
+            np.save(file, values, allow_pickle=False)
+
+
+def read_index(pack: Path) -> PackIndex | None:
+    """The index beside a pack; None where it is absent, damaged or of a pack of another length."""
+    try:
+        keys_R, records_R = (_load(path) for path in index_paths(pack))
+    except (OSError, ValueError, EOFError):
+        return None
+    if records_R.dtype != RECORD or keys_R.dtype != np.uint64 or len(keys_R) != len(records_R):
+        return None
+    end = int((records_R["offset"] + records_R["stored"]).max()) + HEADER.size if len(records_R) else 0
+    return PackIndex(keys_R, records_R) if end == pack.stat().st_size else None
+
+
+def index_paths(pack: Path) -> tuple[Path, Path]:
+    """The keys file and the records file beside a pack."""
+    return pack.with_suffix(".keys.npy"), pack.with_suffix(".records.npy")
+
+
+def read_stored(pack: Path, file: IO[bytes], record: Record) -> bytes:
+    """The stored bytes of a record.
+
+    Raises:
+        MoseError: they are not those that were written.
+    """
+    file.seek(record.offset)
+    content = file.read(HEADER.size + record.stored)
+    header, stored = content[: HEADER.size], content[HEADER.size :]
+    if len(stored) != record.stored or header[4:24] != record.blob or not is_intact(header, stored):
+        raise MoseError(
+            f"{pack}: damaged at byte {record.offset}; expected blob {record.blob.hex()}: remove the pack, fetch again"
+        )
+    return stored
+
+
+def _load(path: Path) -> NDArray[Any]:
+    if is_local(path):
+        return cast(NDArray[Any], np.load(path, mmap_mode="r", allow_pickle=False))
+    return cast(NDArray[Any], np.load(io.BytesIO(path.read_bytes()), allow_pickle=False))

@@ -1,0 +1,225 @@
+"""Pieces that repeat text of evaluation files, found by n words in a row, so that scores do not measure memory.
+
+Letters: W words, P pieces of a file.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.dropped import DroppedLog
+from data_prep.evaluation_grams import EvaluationGrams
+from data_prep.evaluation_texts import read_examples
+from data_prep.filters import FilterCounts
+from data_prep.records import TextFile
+from data_prep.word_hashes import INT64_ARRAY, Words, find_words, fold, gram_hashes
+from mose.config import require
+from mose.storage import storage_path
+
+CONTAMINATED = "contaminated"
+# Bytes of text whose words are held at a time: arrays of this many words stay in a processor's cache.
+_BLOCK_BYTES = 1 << 18
+_SHOWN_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class DecontaminationConfig:
+    """Which evaluation files must not be in the training text, and how much in common is too much."""
+
+    files: tuple[str, ...] = ()
+    """Evaluation files, paths or URLs: .jsonl, .json, .parquet or plain text, all but parquet also as .gz; empty: none."""
+    fields: tuple[str, ...] = ()
+    """Fields of an example that hold its text; each file with fields must have one of them. Empty means every string at any
+    depth, so also paths and URLs."""
+    ngram_words: int = 13
+    """A piece is dropped when it shares this many words in a row with an example. Words are runs of letters, digits and _,
+    upper and lower case alike; white space and punctuation do not count. 13 is what GPT-3 took (Brown et al. 2020)."""
+    min_words: int = 8
+    """Texts of fewer words than ngram_words are looked for as a whole; those of fewer than this are ignored and counted."""
+    min_distinct_words: int = 5
+    """Words in a row of which fewer are distinct, numbers not counted, are tables of figures and drop nothing."""
+    max_examples: int = 10
+    """Words in a row that more examples than this share are idioms and headers, and drop nothing."""
+
+    def __post_init__(self) -> None:
+        require(2 <= self.ngram_words <= 1000, f"decontamination.ngram_words: is {self.ngram_words}, expected 2 to 1000")
+        require(
+            1 <= self.min_words <= self.ngram_words,
+            f"decontamination.min_words: is {self.min_words}, expected 1 to ngram_words, {self.ngram_words}",
+        )
+        require(
+            0 <= self.min_distinct_words <= self.min_words,
+            f"decontamination.min_distinct_words: is {self.min_distinct_words}, expected 0 to min_words, {self.min_words}",
+        )
+        require(self.max_examples > 0, f"decontamination.max_examples: is {self.max_examples}, expected 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Contamination:
+    """What a piece shares with the evaluation files."""
+
+    file: str
+    """Name of the evaluation file of the first match."""
+    text: str
+    """The first match as it stands in the training text, with what overlaps it; at most 200 characters, on one line."""
+    matches: int
+    """Places of the piece at which n words in a row, or a whole short text, match."""
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """Where n-grams of the evaluation files stand in some bytes, in no order."""
+
+    starts: INT64_ARRAY
+    ends: INT64_ARRAY
+    files: NDArray[np.int32]
+
+    def chosen(self, which: NDArray[Any], offset: int = 0) -> "_Matches":
+        """Some of them (a mask or indices), with `offset` taken off their places."""
+        return _Matches(self.starts[which] - offset, self.ends[which] - offset, self.files[which])
+
+
+class Decontaminator:
+    """Finds what texts share with the evaluation files of one config; loaded once, then it never changes.
+
+    What is compared are 64-bit hashes. Two n-grams share one by chance with probability 2^-64 (2^-59 where the same words
+    stand in another order): 10^12 words against 10^7 n-grams make less than one wrong match.
+    """
+
+    def __init__(self, config: DecontaminationConfig):
+        """Read the evaluation files.
+
+        Raises:
+            MoseError: a file cannot be read, is not what its name says, or lacks the fields.
+        """
+        self._config = config
+        grams = EvaluationGrams(config.ngram_words, config.min_words, config.min_distinct_words)
+        for number, file in enumerate(config.files):
+            for texts in read_examples(file, config.fields):
+                grams.add(texts, number)
+        self._names = [storage_path(file).name for file in config.files]
+        tables = grams.tables(config.max_examples)
+        self._long = tables.pop(config.ngram_words, None)
+        self._short = tables
+        self._beginnings = grams.beginnings()
+        self.num_ngrams = sum(len(table.hashes_S) for table in (self._long, *tables.values()) if table)
+        """Distinct n-grams and whole short texts that are looked for."""
+        self.num_short_texts = grams.num_short_texts
+        """Texts of the evaluation files that are ignored, because they have fewer than `min_words` words."""
+
+    def find(self, text: bytes, byte_offsets: INT64_ARRAY) -> list[Contamination | None]:
+        """What each piece [P] of a UTF-8 text shares with the evaluation files.
+
+        `byte_offsets` [P + 1]: where each piece begins, and where the last one ends. A match over several pieces counts for
+        each of them.
+        """
+        return self.find_batch([text], [byte_offsets])[0]
+
+    def find_batch(self, texts: Sequence[bytes], byte_offsets: Sequence[INT64_ARRAY]) -> list[list[Contamination | None]]:
+        """`find` for many texts at once: several times faster where they are small."""
+        firsts = np.array([0, *itertools.accumulate(len(text) + 1 for text in texts)], dtype=np.int64)
+        matches = self._matches(fold(b"\0".join(texts)))
+        owners = np.searchsorted(firsts, matches.starts, side="right") - 1
+        # The last words of one text and the first of the next are no match.
+        inside = matches.ends < firsts[owners + 1]
+        found: list[list[Contamination | None]] = [[None] * (len(offsets) - 1) for offsets in byte_offsets]
+        for owner in np.unique(owners[inside]).tolist():
+            own = matches.chosen(inside & (owners == owner), int(firsts[owner]))
+            for piece, contamination in self._by_piece(texts[owner], byte_offsets[owner], own):
+                found[owner][piece] = contamination
+        return found
+
+    def _matches(self, folded: bytes) -> _Matches:
+        nowhere = np.zeros(0, dtype=np.int64)
+        found = [_Matches(nowhere, nowhere, nowhere.astype(np.int32))]
+        for words, num_known in _word_blocks(folded, self._config.ngram_words - 1):
+            for size, positions, files in self._lookups(words):
+                ends = positions + size
+                is_new = ends > num_known
+                starts = words.starts_W[positions[is_new]]
+                found.append(_Matches(starts, words.ends_W[ends[is_new] - 1], files[is_new]))
+        return _Matches(
+            np.concatenate([matches.starts for matches in found]),
+            np.concatenate([matches.ends for matches in found]),
+            np.concatenate([matches.files for matches in found]),
+        )
+
+    def _lookups(self, words: Words) -> Iterator[tuple[int, INT64_ARRAY, NDArray[np.int32]]]:
+        """By size of the n-grams: the words at which the matches begin, and their evaluation files."""
+        if self._long:
+            size = self._config.ngram_words
+            yield size, *self._long.find(gram_hashes(words.hashes_W, size))
+        beginnings = gram_hashes(words.hashes_W, self._config.min_words) if self._short else words.hashes_W[:0]
+        candidates, _ = self._beginnings.find(beginnings)
+        for size, table in self._short.items() if len(candidates) else ():
+            hashes_G = gram_hashes(words.hashes_W, size)
+            inside = candidates[candidates < len(hashes_G)]
+            found, files = table.find(hashes_G[inside])
+            yield size, inside[found], files
+
+    def _by_piece(self, text: bytes, byte_offsets: INT64_ARRAY, matches: _Matches) -> Iterator[tuple[int, Contamination]]:
+        last_piece = len(byte_offsets) - 2
+        firsts = np.clip(np.searchsorted(byte_offsets, matches.starts, side="right") - 1, 0, last_piece)
+        lasts = np.clip(np.searchsorted(byte_offsets, matches.ends - 1, side="right") - 1, 0, last_piece)
+        for piece in range(int(firsts.min(initial=0)), last_piece + 1):
+            own = matches.chosen((firsts <= piece) & (piece <= lasts))
+            if len(own.starts):
+                yield piece, Contamination(self._names[own.files[own.starts.argmin()]], _shown(text, own), len(own.starts))
+
+
+def drop_contaminated(
+    decontaminator: Decontaminator | None,
+    files: Sequence[TextFile],
+    byte_offsets: Sequence[INT64_ARRAY],
+    counts: FilterCounts,
+    dropped: DroppedLog | None = None,
+) -> list[NDArray[np.bool_]]:
+    """Which pieces [P] of each file stay; the others are counted and written into `dropped`. All stay without decontaminator."""
+    if decontaminator is None:
+        return [np.ones(len(offsets) - 1, dtype=np.bool_) for offsets in byte_offsets]
+    found = decontaminator.find_batch([file.utf8 for file in files], byte_offsets)
+    for file, offsets, pieces in zip(files, byte_offsets, found, strict=True):
+        for piece, hit in enumerate(pieces):
+            if hit is not None:
+                num_bytes = int(offsets[piece + 1] - offsets[piece])
+                counts.count_contaminated(hit.file, num_bytes)
+                source, detail = file.source, f"{hit.file}: {hit.text}"
+                if dropped is not None:
+                    dropped.add(source.repository, source.path, source.blob_id, CONTAMINATED, num_bytes, detail)
+    return [np.array([hit is None for hit in pieces], dtype=np.bool_) for pieces in found]
+
+
+def _word_blocks(folded: bytes, num_repeated: int) -> Iterator[tuple[Words, int]]:
+    """The words of `folded` in blocks of bounded size; each begins with the last `num_repeated` words of the block before.
+
+    Gives the words and how many of them are repeated.
+    """
+    known = find_words(b"")
+    start = 0
+    while start < len(folded):
+        end = min(start + _BLOCK_BYTES, len(folded))
+        if end < len(folded):
+            # No block ends inside a word. A run of word bytes that is longer than a block is taken whole.
+            space = folded.rfind(b"\0", start, end)
+            space = space if space >= 0 else folded.find(b"\0", end)
+            end = space + 1 if space >= 0 else len(folded)
+        words = known.joined(find_words(folded[start:end], start))
+        yield words, len(known)
+        known = words.last(num_repeated)
+        start = end
+
+
+def _shown(text: bytes, matches: _Matches) -> str:
+    """The first match with those that overlap it, on one line."""
+    order = np.argsort(matches.starts, kind="stable")
+    start = end = int(matches.starts[order[0]])
+    for index in order.tolist():
+        if matches.starts[index] > end:
+            break
+        end = max(end, int(matches.ends[index]))
+    # A character has at most 4 bytes.
+    return " ".join(text[start : min(end, start + 4 * _SHOWN_CHARACTERS)].decode("utf-8", "replace").split())[:_SHOWN_CHARACTERS]

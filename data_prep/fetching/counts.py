@@ -1,0 +1,93 @@
+"""What a run of `fetch` did: every wanted blob under one outcome, requests and bytes, and how it is shown while it runs."""
+
+import contextlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+INTERVAL_SECONDS = 30.0
+
+
+@dataclass
+class FetchCounts:
+    """Counters of one run; `wanted` = `known` + `repeated` + `stored` + `given_up`, summed over their reasons."""
+
+    wanted: int = 0
+    """Blobs named by the inputs, each once a row group."""
+    known: "Counter[str]" = field(default_factory=Counter)
+    """Not asked for, because the store knows them: by status."""
+    repeated: int = 0
+    """Named again while a request for them was under way."""
+    stored: "Counter[str]" = field(default_factory=Counter)
+    """Newly in the store: by status, `body` for those that were fetched."""
+    given_up: "Counter[str]" = field(default_factory=Counter)
+    """Not in the store, asked for again by the next run: by the last failure."""
+    retries: "Counter[str]" = field(default_factory=Counter)
+    """Requests made once more: by the failure before."""
+    requests: int = 0
+    bytes_received: int = 0
+    """Of bodies, as they were stored."""
+    bytes_decoded: int = 0
+    seconds: float = 0.0
+
+    def accounted(self) -> int:
+        """Wanted blobs that have an outcome."""
+        return sum(self.known.values()) + self.repeated + sum(self.stored.values()) + sum(self.given_up.values())
+
+    def to_plain(self) -> dict[str, Any]:
+        """The counts as nested dictionaries, for JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        # `dataclasses.asdict` would make counters of pairs out of counters.
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
+
+    def rates(self) -> str:
+        """Blobs and megabytes a second so far, retries, and outcomes other than a body."""
+        seconds = max(self.seconds, 1e-9)
+        rest = {**self.stored, **self.given_up}
+        shown = "".join(f", {number:,} {name}" for name, number in sorted(rest.items()) if name != "body" and number)
+        speed = f"{self.stored['body'] / seconds:,.0f} blobs/s, {self.bytes_received / seconds / 1e6:,.2f} MB/s"
+        return f"{speed}, {sum(self.retries.values()):,} retries{shown}"
+
+
+@contextlib.contextmanager
+def show_counts(counts: FetchCounts, total: int) -> Iterator[Callable[[], None]]:
+    """Show how far a run is over `total` files, of which some are one blob; yields the function to call after each outcome.
+
+    A bar on a terminal, one line an interval elsewhere.
+    """
+    began = time.monotonic()
+    with _bar(counts, total) if sys.stderr.isatty() else _lines(counts, total) as show:
+
+        def update() -> None:
+            counts.seconds = time.monotonic() - began
+            show()
+
+        yield update
+        counts.seconds = time.monotonic() - began
+
+
+@contextlib.contextmanager
+def _bar(counts: FetchCounts, total: int) -> Iterator[Callable[[], None]]:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[rates]}"))
+    with Progress(TextColumn("fetch"), *columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("fetch", total=total, rates="")
+        yield lambda: progress.update(task, completed=counts.accounted(), rates=counts.rates())
+
+
+@contextlib.contextmanager
+def _lines(counts: FetchCounts, total: int) -> Iterator[Callable[[], None]]:
+    due = INTERVAL_SECONDS
+
+    def show() -> None:
+        nonlocal due
+        if counts.seconds >= due:
+            due = counts.seconds + INTERVAL_SECONDS
+            print(f"fetch: {counts.accounted():,} of at most {total:,} blobs, {counts.rates()}", file=sys.stderr, flush=True)
+
+    yield show

@@ -1,0 +1,87 @@
+"""Which blobs the inputs of `fetch` name: read from two columns, a row group at a time.
+
+F: files of a row group.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from data_prep.blob_store import parse_id
+from data_prep.sources.grouped import is_grouped, parts_of
+from data_prep.sources.parquet_file import LENGTH, Columns, columns_of, corrupt, expand, open_parquet
+
+_BLOB_ID = "blob_id"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A blob and what the input says of its size."""
+
+    blob: bytes | None
+    """SHA-1, 20 bytes; None where the input's `blob_id` is not one."""
+    length: int
+    """`length_bytes`; 0 where it is not told."""
+
+
+def input_files(inputs: Sequence[str], task: int, num_tasks: int) -> list[str]:
+    """The parquet files of one task: every `num_tasks`-th of the inputs' parts and files.
+
+    Raises:
+        MoseError: an input does not exist, or lacks a column.
+    """
+    paths: list[str] = []
+    for pattern in inputs:
+        paths += [part.location for part in parts_of([pattern])] if is_grouped(pattern) else expand(pattern)
+    mine = paths[task::num_tasks]
+    for path in mine:
+        columns_of(path)
+    return mine
+
+
+def count_files(paths: Sequence[str]) -> int:
+    """How many files the rows of parquet files list, by their footers; a blob may be in several."""
+    total = 0
+    for path in paths:
+        leaf, metadata = columns_of(path).file[_BLOB_ID][0], open_parquet(path).metadata
+        for group in range(metadata.num_row_groups):
+            chunks = (metadata.row_group(group).column(i) for i in range(metadata.num_columns))
+            total += sum(chunk.num_values for chunk in chunks if chunk.path_in_schema == leaf)
+    return total
+
+
+def wanted_blobs(paths: Sequence[str]) -> Iterator[list[Wanted]]:
+    """The blobs of each row group, in order and each once in its row group.
+
+    Raises:
+        MoseError: a file is truncated or corrupt.
+    """
+    for path in paths:
+        columns = columns_of(path)
+        for group in range(open_parquet(path).metadata.num_row_groups):
+            yield _row_group(path, group, columns)
+
+
+def _row_group(path: str, group: int, columns: Columns) -> list[Wanted]:
+    names = [name for name in (_BLOB_ID, LENGTH) if name in columns.file]
+    leaves = [leaf for name in names for leaf in columns.file[name]]
+    try:
+        table = open_parquet(path).read_row_group(group, columns=leaves, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise corrupt(path, error) from None
+    files: Any = table.column("files").combine_chunks().flatten() if columns.is_nested else table
+    ids_F, lengths_F = (
+        _values(files, name, columns.is_nested) if name in names else [0] * len(files) for name in (_BLOB_ID, LENGTH)
+    )
+    # One that is named several times may be told its length once only.
+    longest: dict[str, int] = {}
+    for blob_id, length in zip(ids_F, lengths_F, strict=True):
+        longest[blob_id or ""] = max(longest.get(blob_id or "", 0), length or 0)
+    return [Wanted(parse_id(blob_id), length) for blob_id, length in longest.items()]
+
+
+def _values(files: Any, name: str, is_nested: bool) -> list[Any]:
+    values: list[Any] = (files.field(name) if is_nested else files.column(name)).to_pylist()
+    return values

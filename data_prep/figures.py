@@ -1,0 +1,161 @@
+"""What the rows of a data set are made of, counted from its indexes and lineage tables: one shard in memory at a time.
+
+Letters: R rows, S snippets, F files, T slots of a row.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.lineage_table import LineageTable
+from data_prep.pieces import INT64_ARRAY
+from data_prep.progress import show_progress
+from data_prep.removal_rows import codes, is_of_one
+from data_prep.stored_rows import read_index
+from mose.manifest import SPLITS, Manifest, ShardEntry
+from mose.seeding import generator
+
+# Rows of more snippets than this are counted together.
+MOST_SNIPPETS = 32
+# Only so many repositories, the largest so far, are kept beside the running totals.
+_LARGEST = 50
+
+
+@dataclass(frozen=True)
+class ShardFill:
+    """How full the rows of one task's shard are."""
+
+    path: str
+    rows: int
+    fill: float
+
+
+@dataclass
+class SplitFigures:
+    """Counts of one split; histograms are by exact value."""
+
+    row_tokens: INT64_ARRAY
+    """Rows by tokens, [T + 1]."""
+    snippet_tokens: INT64_ARRAY
+    """Snippets by their own tokens, [T + 1]."""
+    snippets_a_row: INT64_ARRAY = field(default_factory=lambda: np.zeros(MOST_SNIPPETS + 1, np.int64))
+    """Rows by snippets; the last place counts those of more."""
+    mixed_rows: int = 0
+    single_file_rows: int = 0
+    """Rows all of whose snippets are of one file, rows of one snippet included."""
+    single_snippet_tokens: int = 0
+    """Filled slots of rows of one snippet."""
+    files: int = 0
+    lone_file_tokens: int = 0
+    """Slots that the files would fill if each stood alone in a row, cut to it: `<sep>` file `<cls>`."""
+    repositories: int = 0
+    languages: Counter[str] = field(default_factory=Counter)
+    """Text tokens in rows by language."""
+    licences: Counter[str] = field(default_factory=Counter)
+    largest_repositories: Counter[str] = field(default_factory=Counter)
+    """Text tokens in rows of the largest repositories."""
+    fills: list[ShardFill] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Rows, emptied ones included."""
+        return int(self.row_tokens.sum())
+
+    @property
+    def emptied_rows(self) -> int:
+        """Rows of which everything was removed."""
+        return int(self.row_tokens[0])
+
+    @property
+    def tokens(self) -> int:
+        """Filled slots."""
+        return int(self.row_tokens @ np.arange(len(self.row_tokens)))
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of files in the rows: filled slots without `<sep>` and `<cls>`."""
+        return sum(self.languages.values())
+
+    @property
+    def snippets(self) -> int:
+        """Snippets of all rows."""
+        return int(self.snippet_tokens.sum())
+
+    @property
+    def packed_rows(self) -> int:
+        """Rows of two snippets or more."""
+        return int(self.snippets_a_row[2:].sum())
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of every split, and from how many of its shards they were counted."""
+
+    splits: dict[str, SplitFigures]
+    sequence_length: int
+    counted_shards: int
+    shards: int
+
+
+def count_figures(dataset: Path, manifest: Manifest, share: float = 1.0, seed: int = 0) -> Figures:
+    """Count every shard, or this share of each split's drawn with `seed` (at least one).
+
+    Raises:
+        MoseError: an index or a lineage table is missing or damaged.
+    """
+    chosen = [
+        (split, entries[i])
+        for split, entries in manifest.splits.items()
+        for i in sorted(generator(seed, "stats", split).permutation(len(entries))[: max(1, round(share * len(entries)))].tolist())
+    ]
+    size = manifest.sequence_length + 1
+    names = sorted(manifest.splits, key=lambda split: (*SPLITS, split).index(split))
+    splits = {split: SplitFigures(np.zeros(size, np.int64), np.zeros(size, np.int64)) for split in names}
+    with show_progress("counting", sum(entry.rows for _, entry in chosen), "rows") as advance:
+        for split, entry in chosen:
+            _count_shard(dataset, entry, splits[split])
+            advance(entry.rows)
+    return Figures(splits, manifest.sequence_length, len(chosen), sum(map(len, manifest.splits.values())))
+
+
+def _count_shard(dataset: Path, entry: ShardEntry, figures: SplitFigures) -> None:
+    index_R = read_index(dataset / entry.index_path, entry.rows)
+    num_tokens_R = index_R["num_tokens"].astype(np.int64)
+    num_snippets_R = np.minimum(index_R["num_snippets"].astype(np.int64), MOST_SNIPPETS)
+    figures.row_tokens += np.bincount(num_tokens_R, minlength=len(figures.row_tokens))
+    figures.snippets_a_row += np.bincount(num_snippets_R, minlength=MOST_SNIPPETS + 1)
+    figures.mixed_rows += int(index_R["mixed"].sum())
+    figures.single_snippet_tokens += int(num_tokens_R[num_snippets_R == 1].sum())
+    slots = len(figures.row_tokens) - 1
+    figures.fills.append(ShardFill(entry.path, entry.rows, float(num_tokens_R.mean()) / slots))
+    _count_lineage(dataset / entry.lineage_path, entry, figures)
+
+
+def _count_lineage(path: Path, entry: ShardEntry, figures: SplitFigures) -> None:
+    with LineageTable(path) as table:
+        columns = table.columns(["row", "repository", "path", "licence", "language", "num_tokens"])
+    tokens_S = columns["num_tokens"].to_numpy().astype(np.int64)
+    slots = len(figures.row_tokens) - 1
+    figures.snippet_tokens += np.bincount(tokens_S, minlength=slots + 1)
+    repository_S, repositories = codes(columns["repository"])
+    path_S, _ = codes(columns["path"])
+    file_S = repository_S * (path_S.max(initial=0) + 1) + path_S
+    figures.single_file_rows += int(is_of_one(columns["row"].to_numpy(), file_S, entry.rows).sum())
+    _, file_of_S = np.unique(file_S, return_inverse=True)
+    tokens_F = np.bincount(file_of_S, tokens_S).astype(np.int64)
+    figures.files += len(tokens_F)
+    figures.lone_file_tokens += int(np.minimum(tokens_F + 2, slots).sum())
+    totals = _totals(repository_S, repositories, tokens_S)
+    figures.repositories += len(totals)
+    figures.largest_repositories = Counter(dict((figures.largest_repositories + totals).most_common(_LARGEST)))
+    figures.languages.update(_totals(*codes(columns["language"]), tokens_S))
+    figures.licences.update(_totals(*codes(columns["licence"]), tokens_S))
+
+
+def _totals(code_S: INT64_ARRAY, names: Sequence[str], tokens_S: INT64_ARRAY) -> Counter[str]:
+    """Tokens by name, of the names that have any."""
+    totals = np.bincount(code_S, tokens_S, minlength=len(names)).astype(np.int64).tolist()
+    return Counter({name: total for name, total in zip(names, totals, strict=True) if total})

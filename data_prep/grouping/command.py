@@ -1,0 +1,36 @@
+"""`mose-data group`: The Stack v2 in any order of rows to parts of one row a repository, each a random sample of the input."""
+
+import sys
+
+from jsonargparse import ArgumentParser, Namespace
+
+from data_prep.grouping.config import GroupConfig
+from data_prep.grouping.run import group
+from data_prep.sources.grouped import GroupedFolder
+from mose.command import Command, add_config, read_config
+
+_SHOWN = 10
+
+
+def print_grouping(folder: GroupedFolder, output: str) -> None:
+    """Print what a grouped folder holds, on standard output; what could not be kept, on standard error."""
+    held = f"{folder.repositories:,} repositories, {folder.files:,} files, {folder.bytes:,} bytes"
+    print(f"{output}: {held} in {len(folder.parts):,} parts")
+    if folder.empty_repositories:
+        print(f"{folder.empty_repositories:,} rows without files left out", file=sys.stderr)
+    if folder.contents_left_out:
+        names = ", ".join(list(folder.contents_left_out)[:_SHOWN])
+        number = len(folder.contents_left_out)
+        print(f"contents of {number:,} repositories left out, too large for memory_bytes: {names}", file=sys.stderr)
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    add_config(parser, GroupConfig)
+
+
+def _run(parsed: Namespace) -> None:
+    config = read_config(parsed, GroupConfig)
+    print_grouping(group(config), config.output)
+
+
+COMMAND = Command("Group The Stack v2's rows by repository into parts, in bounded memory.", _add_arguments, _run)

@@ -1,0 +1,134 @@
+"""Temporary files of rows dealt to buckets: one Arrow file for all buckets, each batch of one bucket.
+
+F: files (rows) of a table.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data_prep.grouping.columns import KEY
+from mose.atomic_file import write_json
+from mose.errors import MoseError
+
+Assign = Callable[[pa.Table], NDArray[np.int64]]
+"""The bucket of each row of a table."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One record batch of a spill file: rows of one bucket."""
+
+    path: str
+    index: int
+    bucket: int
+    bytes: int
+    """In memory, not on disk."""
+    first_key: int
+    last_key: int
+
+
+class SpillWriter:
+    """Deals rows to buckets, holding at most about `buffer_bytes` of them and as much again while it writes."""
+
+    def __init__(self, path: Path, schema: pa.Schema, assign: Assign, buffer_bytes: int) -> None:
+        self.batches: list[Batch] = []
+        self._path = path
+        self._assign = assign
+        self._buffer_bytes = buffer_bytes
+        self._waiting: list[pa.Table] = []
+        self._waiting_bytes = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] = path.open("wb")
+        options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+        self._writer = pa.ipc.new_file(self._file, schema, options=options)
+
+    def add(self, table: pa.Table) -> None:
+        """Take rows; all of one table are held at once.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if self._waiting and self._waiting_bytes + table.nbytes > self._buffer_bytes:
+            self._flush()
+        self._waiting.append(table)
+        self._waiting_bytes += table.nbytes
+
+    def close(self) -> list[Batch]:
+        """Write the rest; returns what is in the file."""
+        self._flush()
+        self._writer.close()
+        self._file.close()
+        return self.batches
+
+    def __enter__(self) -> "SpillWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        table = pa.concat_tables(self._waiting)
+        self._waiting, self._waiting_bytes = [], 0
+        buckets_F = self._assign(table)
+        order_F = np.argsort(buckets_F, kind="stable")
+        table = table.take(pa.array(order_F))
+        buckets, starts = np.unique(buckets_F[order_F], return_index=True)
+        ends = [*starts[1:].tolist(), len(table)]
+        for bucket, start, end in zip(buckets.tolist(), starts.tolist(), ends, strict=True):
+            rows = table.slice(start, end - start).combine_chunks()
+            keys: Any = pc.min_max(rows.column(KEY))
+            for batch in rows.to_batches():
+                entry = Batch(str(self._path), len(self.batches), bucket, batch.nbytes, keys["min"].as_py(), keys["max"].as_py())
+                self.batches.append(entry)
+                self._writer.write_batch(batch)
+
+
+def read_batches(batches: Sequence[Batch], columns: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """Spilled rows, batch by batch; only `columns` where they are given.
+
+    Raises:
+        MoseError: a spill file is damaged.
+    """
+    for path in dict.fromkeys(batch.path for batch in batches):
+        try:
+            with pa.OSFile(path) as source:
+                schema = pa.ipc.open_file(source).schema
+                fields = [schema.get_field_index(name) for name in columns] or None
+                reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False))
+                for batch in batches:
+                    if batch.path == path:
+                        yield pa.Table.from_batches([reader.get_batch(batch.index)])
+        except (OSError, pa.ArrowException) as error:
+            raise MoseError(f"{path}: spilled rows cannot be read: {error}; remove its folder and group again") from None
+
+
+def save_batches(path: Path, batches: Sequence[Batch], more: dict[str, Any]) -> None:
+    """Write what a finished spill file holds, with other facts; this file is what says that it is finished."""
+    write_json(path, {**more, "batches": [{**asdict(batch), "path": Path(batch.path).name} for batch in batches]})
+
+
+def load_batches(path: Path) -> tuple[list[Batch], dict[str, Any]] | None:
+    """What `save_batches` wrote, None where it did not.
+
+    Raises:
+        MoseError: the file is damaged.
+    """
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        batches = [Batch(**{**entry, "path": str(path.parent / entry["path"])}) for entry in values.pop("batches")]
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise MoseError(f"{path}: cannot be read: {error}; remove its folder and group again") from None
+    return batches, values

@@ -1,0 +1,116 @@
+"""A shard's lineage table read a row group at a time: by row numbers with push-down, by value, or as whole columns."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data_prep.split_writer import LINEAGE_SCHEMA
+from mose.errors import MoseError
+
+# Columns whose values come again and again: held as a number and a dictionary.
+_REPEATED = ("repository", "path", "licence", "language")
+
+
+class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
+    """One open table; memory is that of a row group and of what the caller keeps."""
+
+    def __init__(self, path: Path):
+        """Read the footer of `path`.
+
+        Raises:
+            MoseError: the table is missing, is no parquet file, or has other columns.
+        """
+        self.path = path
+        self._files = contextlib.ExitStack()
+        try:
+            file = self._files.enter_context(path.open("rb"))
+            metadata = pq.read_metadata(file)
+            names = metadata.schema.to_arrow_schema().names
+            if names == LINEAGE_SCHEMA.names:
+                self._parquet = pq.ParquetFile(file, metadata=metadata, read_dictionary=list(_REPEATED))
+        except FileNotFoundError:
+            raise MoseError(f"{path}: no such lineage table, but the manifest lists it") from None
+        except (OSError, pa.ArrowException) as error:
+            self._files.close()
+            raise self._unreadable(error) from None
+        if names != LINEAGE_SCHEMA.names:
+            self._files.close()
+            raise MoseError(f"{path}: columns are {names}, expected {LINEAGE_SCHEMA.names}")
+        self.lines: int = self._parquet.metadata.num_rows
+
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)
+
+    def groups(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
+        """Row groups as tables, in order, with these columns or all.
+
+        Raises:
+            MoseError: the file is damaged.
+        """
+        for group in range(self._parquet.metadata.num_row_groups):
+            yield self._read(group, columns)
+
+    def columns(self, columns: Sequence[str]) -> Any:
+        """These columns of the whole table; one dictionary for each column of repeated text.
+
+        Raises:
+            MoseError: the file is damaged.
+        """
+        groups = list(self.groups(columns))
+        if not groups:
+            return LINEAGE_SCHEMA.empty_table().select(columns)
+        return pa.concat_tables(groups).unify_dictionaries().combine_chunks()
+
+    def of_rows(self, rows_R: NDArray[np.int64]) -> Iterator[Any]:
+        """The lines of these rows (ascending), a table for each row group that may hold one of them."""
+        for group in self._groups_of(rows_R):
+            table = self._read(group, None)
+            found = table.filter(pc.is_in(table["row"], value_set=pa.array(rows_R)))
+            if found.num_rows:
+                yield found
+
+    def of_values(self, column: str, values: Any) -> Iterator[Any]:
+        """The lines whose `column` is one of `values` (an arrow array); other columns are read only where there is a hit."""
+        for group in range(self._parquet.metadata.num_row_groups):
+            hits = is_one_of(self._read(group, [column])[column], values)
+            if pc.any(hits).as_py():
+                yield self._read(group, None).filter(hits)
+
+    def _groups_of(self, rows_R: NDArray[np.int64]) -> Iterator[int]:
+        """Row groups whose range of rows holds a wanted one; all of those that do not say their range."""
+        place = LINEAGE_SCHEMA.get_field_index("row")
+        for group in range(self._parquet.metadata.num_row_groups):
+            statistics = self._parquet.metadata.row_group(group).column(place).statistics
+            if statistics is None or not statistics.has_min_max:
+                yield group
+                continue
+            first, end = np.searchsorted(rows_R, [statistics.min, statistics.max + 1])
+            if first < end:
+                yield group
+
+    def _read(self, group: int, columns: Sequence[str] | None) -> Any:
+        try:
+            return self._parquet.read_row_group(group, columns=None if columns is None else list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> MoseError:
+        return MoseError(f"{self.path}: not a readable parquet file: {str(error).splitlines()[0]}")
+
+
+def is_one_of(column: Any, values: Any) -> Any:
+    """For each line whether its text is among `values`; of a dictionary column each text is looked up once."""
+    chunks = [
+        pc.fill_null(pc.take(pc.is_in(chunk.dictionary, value_set=values), chunk.indices), False)
+        if pa.types.is_dictionary(chunk.type)
+        else pc.is_in(chunk, value_set=values)
+        for chunk in column.chunks
+    ]
+    return pa.chunked_array(chunks, pa.bool_())

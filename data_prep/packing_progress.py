@@ -1,0 +1,90 @@
+"""How far `mose-data pack` is: tasks, rows and tokens a second, as a bar on a terminal, one line an interval elsewhere."""
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from data_prep.progress import INTERVAL_SECONDS
+from data_prep.task import TaskProgress
+
+
+class PackingMeter:
+    """Adds up what tasks under way and tasks just done have read and written, and shows it."""
+
+    def __init__(self, total_tasks: int, done_tasks: int, bar: Progress | None):
+        self._total, self._done, self._bar = total_tasks, done_tasks, bar
+        self._began = time.monotonic()
+        self._due = self._began + INTERVAL_SECONDS
+        self._running: dict[int, TaskProgress] = {}
+        self._repositories: dict[int, int] = {}
+        self._ended = TaskProgress(0, 0, 0, 0)
+        self._line = bar.add_task("", total=total_tasks, completed=done_tasks) if bar else None
+
+    def expect(self, task: int, repositories: int) -> None:
+        """Note that a task is begun, and how many repositories it has."""
+        self._running[task], self._repositories[task] = TaskProgress(0, 0, 0, 0), repositories
+        self.tick()
+
+    def update(self, task: int, progress: TaskProgress) -> None:
+        """Note how far a task is."""
+        self._running[task] = progress
+        self.tick()
+
+    def end(self, task: int, *, is_done: bool) -> None:
+        """Note that a task has ended; what it wrote counts only if it is done."""
+        progress = self._running.pop(task, None)
+        if is_done:
+            self._done += 1
+            self._ended = _sum([self._ended, *([progress] if progress else [])])
+        self.tick()
+
+    def tick(self) -> None:
+        """Show it: the bar at once, a line when the interval is over."""
+        if self._bar and self._line is not None:
+            self._bar.update(self._line, completed=self._completed(), description=self.text())
+        elif time.monotonic() >= self._due:
+            self._due = time.monotonic() + INTERVAL_SECONDS
+            self.say(self.text())
+
+    def say(self, line: str) -> None:
+        """Show a line that is no figure."""
+        if self._bar:
+            self._bar.console.print(line, highlight=False)
+        else:
+            print(f"packing: {line}", file=sys.stderr, flush=True)
+
+    def text(self) -> str:
+        """Tasks, what was read and written, and rates since the command began.
+
+        Rows and tokens come in lumps, when a pool of text is full; text is counted when it is read.
+        """
+        total = _sum([self._ended, *self._running.values()])
+        seconds = max(time.monotonic() - self._began, 1e-3)
+        tasks = f"{self._done:,} of {self._total:,} tasks done, {len(self._running)} under way"
+        rows = f"{total.rows:,} rows ({total.rows / seconds:,.0f}/s), {total.tokens:,} tokens ({total.tokens / seconds:,.0f}/s)"
+        return f"{tasks}; {total.bytes / 1e6:,.0f} MB of text ({total.bytes / 1e6 / seconds:,.1f} MB/s), {rows}"
+
+    def _completed(self) -> float:
+        """Tasks done, with the shares of those under way."""
+        shares = [done.repositories / max(self._repositories.get(task, 0), 1) for task, done in self._running.items()]
+        return self._done + sum(min(share, 1.0) for share in shares)
+
+
+def _sum(parts: list[TaskProgress]) -> TaskProgress:
+    return TaskProgress(*(sum(values) for values in zip(*map(dataclasses.astuple, parts), strict=True)))
+
+
+@contextlib.contextmanager
+def show_packing(total_tasks: int, done_tasks: int) -> Iterator[PackingMeter]:
+    """Show the packing of a data set on standard error while the block runs."""
+    if not sys.stderr.isatty():
+        yield PackingMeter(total_tasks, done_tasks, None)
+        return
+    columns = (TextColumn("packing"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield PackingMeter(total_tasks, done_tasks, bar)

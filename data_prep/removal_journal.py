@@ -1,0 +1,86 @@
+"""What was removed from a data set: `removal.json` while a removal is under way, a line of `removed.jsonl` once complete."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mose.atomic_file import write_json, write_text
+from mose.errors import MoseError
+
+UNFINISHED_NAME = "removal.json"
+REMOVED_NAME = "removed.jsonl"
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One removal: the list that was asked for, what of it was in the data set, and what that took out of which shards."""
+
+    date: str
+    """When it was begun, ISO 8601 in UTC."""
+    list_sha256: str
+    listed_blobs: int
+    listed_repositories: int
+    blobs: tuple[str, ...]
+    """The listed blob ids that were in the data set."""
+    repositories: tuple[str, ...]
+    """The listed repositories that were in the data set."""
+    shards: tuple[str, ...]
+    """Paths of the shards that were rewritten."""
+    rows: int
+    """Rows that lost snippets, emptied ones included."""
+    emptied_rows: int
+    snippets: int
+    text_tokens: int
+
+
+def read_unfinished(dataset: Path) -> Removal | None:
+    """The removal that was begun and not completed, or None.
+
+    Raises:
+        MoseError: its file is damaged.
+    """
+    path = dataset / UNFINISHED_NAME
+    return _parse(path, path.read_text("utf-8")) if path.is_file() else None
+
+
+def write_unfinished(dataset: Path, removal: Removal) -> None:
+    """Write down what is about to be removed."""
+    write_json(dataset / UNFINISHED_NAME, dataclasses.asdict(removal))
+
+
+def read_removed(dataset: Path) -> list[Removal]:
+    """The completed removals, oldest first.
+
+    Raises:
+        MoseError: a line is damaged.
+    """
+    path = dataset / REMOVED_NAME
+    if not path.is_file():
+        return []
+    return [_parse(path, line) for line in path.read_text("utf-8").splitlines()]
+
+
+def complete(dataset: Path, removal: Removal) -> None:
+    """Append the removal to `removed.jsonl`, once, and forget that it was unfinished."""
+    earlier = read_removed(dataset)
+    if removal not in earlier:
+        lines = [json.dumps(dataclasses.asdict(entry)) + "\n" for entry in [*earlier, removal]]
+        write_text(dataset / REMOVED_NAME, "".join(lines))
+    (dataset / UNFINISHED_NAME).unlink()
+
+
+def unfinished_line(dataset: Path, removal: Removal) -> str:
+    """One line for people who meet a data set in the middle of a removal."""
+    path, digest = dataset / UNFINISHED_NAME, removal.list_sha256[:16]
+    begun = f"the removal begun {removal.date} (list {digest}..., {len(removal.shards)} shards) is unfinished"
+    return f"{path}: {begun}; expected `mose-data remove` to be run again with the same list"
+
+
+def _parse(path: Path, text: str) -> Removal:
+    try:
+        values = json.loads(text)
+        lists = {name: tuple(values[name]) for name in ("blobs", "repositories", "shards")}
+        return Removal(**{**values, **lists})
+    except (ValueError, TypeError, KeyError) as error:
+        raise MoseError(f"{path}: not a record of a removal: {error!r}; expected one written by `mose-data remove`") from None

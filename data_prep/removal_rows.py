@@ -1,0 +1,233 @@
+"""One shard without some of its snippets: every row keeps its number, and what is left of it is assembled again.
+
+Letters: R rows, S snippets (lines of the lineage table), T slots of a row.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data_prep.lineage_table import LineageTable
+from data_prep.pieces import INT64_ARRAY
+from data_prep.removal_list import RemovalList
+from data_prep.split_writer import LINEAGE_SCHEMA
+from data_prep.stored_rows import RecordBlock, key_of, read_blocks, read_index, shard_number
+from data_prep.task_folder import remove_leftovers
+from mose.atomic_file import atomic_write, file_sha256
+from mose.errors import MoseError
+from mose.manifest import ShardEntry
+from mose.packed_sequence import TOKENS, SpecialTokens, assemble
+from mose.row_index import index_bytes, make_index
+from mose.shard_format import BLOCK, RecordLayout, RowLabels
+
+TAR_END = b"\0" * (2 * BLOCK)
+
+
+@dataclass(frozen=True)
+class ShardLines:
+    """The lines of one lineage table as numbers [S], ascending by row."""
+
+    row_S: INT64_ARRAY
+    num_tokens_S: INT64_ARRAY
+    repository_S: INT64_ARRAY
+    """Equal where the repository is."""
+    file_S: INT64_ARRAY
+    """Equal where repository and path are."""
+
+    def where(self, chosen_S: NDArray[np.bool_]) -> "ShardLines":
+        """Some of the lines."""
+        return ShardLines(*(column[chosen_S] for column in (self.row_S, self.num_tokens_S, self.repository_S, self.file_S)))
+
+
+def read_lines(table: LineageTable) -> ShardLines:
+    """The columns of a table that say what its rows consist of."""
+    columns = table.columns(["row", "num_tokens", "repository", "path"])
+    row_S, num_tokens_S = (columns[name].to_numpy().astype(np.int64) for name in ("row", "num_tokens"))
+    repository_S, path_S = (codes(columns[name])[0] for name in ("repository", "path"))
+    return ShardLines(row_S, num_tokens_S, repository_S, repository_S * (path_S.max(initial=0) + 1) + path_S)
+
+
+def codes(column: Any) -> tuple[INT64_ARRAY, list[str]]:
+    """A column of text as numbers [S] and the texts they stand for."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
+    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def is_of_one(row_S: INT64_ARRAY, value_S: INT64_ARRAY, rows: int) -> NDArray[np.bool_]:
+    """For each of `rows` rows whether it has lines and all of them have the same value, [R]."""
+    smallest_R = np.full(rows, np.iinfo(np.int64).max)
+    largest_R = np.full(rows, np.iinfo(np.int64).min)
+    np.minimum.at(smallest_R, row_S, value_S)
+    np.maximum.at(largest_R, row_S, value_S)
+    is_one_R: NDArray[np.bool_] = smallest_R == largest_R
+    return is_one_R
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """The rows of a shard that lose snippets: what was in them, what stays, and the labels that are then true."""
+
+    rows: INT64_ARRAY
+    """Row numbers [R], ascending."""
+    first: INT64_ARRAY
+    """Row r's lines are [first[r], first[r + 1]) of `lengths` and `kept`, [R + 1]."""
+    lengths: INT64_ARRAY
+    """Tokens of each snippet, [S]."""
+    kept: NDArray[np.bool_]
+    labels: RowLabels
+
+
+def plan_rows(lines: ShardLines, goes_S: NDArray[np.bool_], rows: int) -> RowPlan:
+    """What becomes of the rows that hold a line which goes."""
+    changed_R = np.unique(lines.row_S[goes_S])
+    concerned_S = np.isin(lines.row_S, changed_R)
+    mine, kept = lines.where(concerned_S), ~goes_S[concerned_S]
+    left = mine.where(kept)
+    counts = np.bincount(left.row_S, minlength=rows)[changed_R]
+    tokens = np.bincount(left.row_S, left.num_tokens_S, minlength=rows)[changed_R].astype(np.int64)
+    num_tokens = np.where(counts > 0, tokens + counts + 1, 0)
+    mixed = (counts > 0) & ~is_of_one(left.row_S, left.repository_S, rows)[changed_R]
+    first = np.append(np.searchsorted(mine.row_S, changed_R), len(mine.row_S))
+    return RowPlan(changed_R, first, mine.num_tokens_S, kept, RowLabels(mixed.astype(np.int64), num_tokens, counts))
+
+
+@dataclass(frozen=True)
+class ShardRewriter:
+    """Rewrites one shard, its index and its lineage table; the same command again completes what a kill interrupted."""
+
+    dataset: Path
+    entry: ShardEntry
+    layout: RecordLayout
+    special: SpecialTokens
+    removal: RemovalList
+
+    @contextlib.contextmanager
+    def rewritten(self) -> Iterator[tuple[ShardEntry, dict[str, int]]]:
+        """Replace shard and index, yield the new entry and the counts of its rows, and replace the lineage table after the block.
+
+        The lineage table goes last because it alone tells what had to go: until then everything can be done again.
+
+        Raises:
+            MoseError: a row is not what its lineage says; nothing more is replaced.
+        """
+        entry = self.entry
+        paths = [self.dataset / name for name in (entry.path, entry.index_path, entry.lineage_path)]
+        remove_leftovers(self.dataset, shard_number(entry))
+        with LineageTable(paths[2]) as table:
+            goes_S = self._goes(table)
+            lines = read_lines(table)
+            plan = plan_rows(lines, goes_S, entry.rows)
+            with atomic_write(paths[2]) as file:
+                self._write_lineage(file, table, goes_S, lines.row_S)
+                file.flush()
+                lineage_sha256 = file_sha256(Path(file.name))
+                index_R, sha256 = self._replace_shard(plan)
+                with atomic_write(paths[1]) as index_file:
+                    index_file.write(index_bytes(index_R))
+                new = replace(
+                    entry,
+                    tokens=int(index_R["num_tokens"].sum()),
+                    sha256=sha256,
+                    index_sha256=file_sha256(paths[1]),
+                    lineage_sha256=lineage_sha256,
+                )
+                yield new, row_counts(index_R, lines.where(~goes_S))
+
+    def _goes(self, table: LineageTable) -> NDArray[np.bool_]:
+        marks = [self.removal.marks(group).to_numpy() for group in table.groups(self.removal.columns)]
+        return np.concatenate([np.zeros(0, dtype=bool), *marks])
+
+    def _write_lineage(self, file: IO[bytes], table: LineageTable, goes_S: NDArray[np.bool_], row_S: INT64_ARRAY) -> None:
+        """Write the lines that stay, in the same row groups, with `snippet` counted anew in each row."""
+        stays_S = ~goes_S
+        before_S: INT64_ARRAY = np.cumsum(stays_S) - stays_S
+        snippet_S: NDArray[np.int32] = (before_S - before_S[np.searchsorted(row_S, row_S)]).astype(np.int32)
+        start = 0
+        with pq.ParquetWriter(file, LINEAGE_SCHEMA, compression="zstd") as writer:
+            for group in table.groups():
+                here = slice(start, start + group.num_rows)
+                start += group.num_rows
+                numbered = group.set_column(group.schema.get_field_index("snippet"), "snippet", pa.array(snippet_S[here]))
+                writer.write_table(numbered.filter(pa.array(stays_S[here])).cast(LINEAGE_SCHEMA))
+
+    def _replace_shard(self, plan: RowPlan) -> tuple[NDArray[np.void], str]:
+        """Copy the shard with the planned rows changed; returns the index [R] of its rows and the file's SHA-256."""
+        path, digest = self.dataset / self.entry.path, hashlib.sha256()
+        index_R = read_index(self.dataset / self.entry.index_path, self.entry.rows)
+        with atomic_write(path) as file:
+            for block in read_blocks(path, self.layout, self.entry.rows):
+                records = self._changed(block, plan, index_R)
+                digest.update(records)
+                file.write(records)
+            digest.update(TAR_END)
+            file.write(TAR_END)
+        return index_R, digest.hexdigest()
+
+    def _changed(self, block: RecordBlock, plan: RowPlan, index_R: NDArray[np.void]) -> bytes:
+        """The bytes of a block with its planned rows changed; the same rows of the index are changed in place."""
+        start, end = np.searchsorted(plan.rows, [block.first_row, block.first_row + len(block.records)])
+        if start == end:
+            return block.records.tobytes()
+        records = block.records.copy()
+        for number in range(start, end):
+            place = int(plan.rows[number])
+            row_T = self._left_of(block.tokens_RT[place - block.first_row], place, plan, number)
+            labels = [int(column[number]) for column in (plan.labels.mixed, plan.labels.num_tokens, plan.labels.num_snippets)]
+            record = self.layout.record(key_of(self.entry, place), row_T, *labels)
+            records[place - block.first_row] = np.frombuffer(record, np.uint8)
+            index_R[place] = make_index(row_T[None], RowLabels(*(np.array([label]) for label in labels)))[0]
+        return records.tobytes()
+
+    def _left_of(self, row_T: TOKENS, place: int, plan: RowPlan, number: int) -> TOKENS:
+        """The row without what goes; a row from which it has gone already is left as it is."""
+        here = slice(plan.first[number], plan.first[number + 1])
+        lengths, kept = plan.lengths[here], plan.kept[here]
+        snippets = split_row(row_T, lengths, self.special)
+        if snippets is None:
+            snippets = split_row(row_T, lengths[kept], self.special)
+            kept = np.ones(int(kept.sum()), dtype=bool)
+        if snippets is None:
+            path = self.dataset / self.entry.path
+            raise MoseError(
+                f"{path}: row {place} is not what its lineage says; expected a data set that passes `mose-data verify`"
+            )
+        left = [snippet for snippet, stays in zip(snippets, kept, strict=True) if stays]
+        if not left:
+            return np.full_like(row_T, self.special.pad)
+        return assemble(left, self.special, len(row_T), row_T.dtype)
+
+
+def split_row(row_T: TOKENS, lengths: INT64_ARRAY, special: SpecialTokens) -> list[TOKENS] | None:
+    """The snippets of a row that consists of snippets of these lengths, None if it does not."""
+    if not len(lengths):
+        return [] if (row_T == special.pad).all() else None
+    ends = len(row_T) - 1 - np.append(np.cumsum((lengths + 1)[::-1])[::-1][1:], 0)
+    starts = ends - lengths
+    separators = np.flatnonzero(row_T == special.sep)
+    if not np.array_equal(separators, starts - 1) or (row_T[: separators[0]] != special.pad).any():
+        return None
+    return [row_T[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def row_counts(index_R: NDArray[np.void], lines: ShardLines) -> dict[str, int]:
+    """Counts of rows as the completion marker has them, and `kept_text_tokens`, the tokens of files that are in a row."""
+    return {
+        "rows": len(index_R),
+        "mixed_rows": int(index_R["mixed"].sum()),
+        "single_snippet_rows": int((index_R["num_snippets"] == 1).sum()),
+        "single_file_rows": int(is_of_one(lines.row_S, lines.file_S, len(index_R)).sum()),
+        "snippets": len(lines.row_S),
+        "tokens": int(index_R["num_tokens"].sum()),
+        "kept_text_tokens": int(lines.num_tokens_S.sum()),
+    }

@@ -1,0 +1,174 @@
+"""Folders that `mose-data group` wrote: parts of one row a repository, described by grouped.json and read in order."""
+
+import dataclasses
+import itertools
+import json
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_prep.records import RepositoryRef, SourceFile
+from data_prep.sources.parquet_file import footer_fingerprint, open_parquet, stamp
+from data_prep.sources.row_batches import row_batches
+from data_prep.sources.row_cache import process_cache
+from data_prep.sources.stack_v2 import READ_COLUMNS, RowFiles, batch_row, check_repositories, row_files, row_names, source_files
+from mose.errors import MoseError
+from mose.storage import storage_path
+
+KIND = "stack_v2_grouped"
+DESCRIPTION = "grouped.json"
+VERSION = 1
+# Rows decoded at a time; `group` writes row groups of about as many bytes.
+_BATCH_BYTES = 1 << 25
+
+
+@dataclass(frozen=True)
+class PartEntry:
+    """What grouped.json says of one part."""
+
+    name: str
+    """File name in the folder."""
+    repositories: int
+    rows: int
+    """More than repositories where one was too large for a row; its rows follow each other."""
+    files: int
+    bytes: int
+    """Sum of `length_bytes`, or of the contents where there is none."""
+    size: int
+    """Bytes of the parquet file."""
+    footer: str
+    """`footer_fingerprint` of the parquet file."""
+
+
+@dataclass(frozen=True)
+class GroupedFolder:
+    """grouped.json, written when every part is there."""
+
+    version: int
+    fingerprint: str
+    """Changes with inputs, seed and columns."""
+    seed: int
+    repositories: int
+    files: int
+    bytes: int
+    parts: tuple[PartEntry, ...]
+    empty_repositories: int = 0
+    """Rows of the input without a single file."""
+    contents_left_out: dict[str, int] = field(default_factory=dict)
+    """Files by repository whose content could not be decoded within the memory bound; their other columns are kept."""
+
+
+@dataclass(frozen=True)
+class GroupedPart:
+    """One part of the grouped folders of a config."""
+
+    number: int
+    """From 0, over all grouped folders of the config in their order; task I of N reads those with number % N == I."""
+    location: str
+    """The parquet file."""
+    entry: PartEntry
+
+
+def is_grouped(text: str) -> bool:
+    """Whether a path or URL is a folder that `mose-data group` completed."""
+    return (storage_path(text) / DESCRIPTION).is_file()
+
+
+def read_description(text: str) -> GroupedFolder:
+    """grouped.json of a folder.
+
+    Raises:
+        MoseError: it cannot be read, or is of another version.
+    """
+    path = storage_path(text) / DESCRIPTION
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        if values["version"] != VERSION:
+            raise MoseError(f"{path}: version: is {values['version']}, expected {VERSION}; group again")
+        values["parts"] = tuple(PartEntry(**entry) for entry in values["parts"])
+        return GroupedFolder(**values)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise MoseError(f"{path}: cannot be read: {error}; expected what `mose-data group` writes") from None
+
+
+def parts_of(folders: list[str]) -> list[GroupedPart]:
+    """The parts of grouped folders, numbered through.
+
+    Raises:
+        MoseError: a grouped.json cannot be read.
+    """
+    places = [(str(storage_path(folder) / entry.name), entry) for folder in folders for entry in read_description(folder).parts]
+    return [GroupedPart(number, location, entry) for number, (location, entry) in enumerate(places)]
+
+
+def read_part(
+    part: GroupedPart, wanted: Callable[[str], bool], blob_store: str = ""
+) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
+    """The repositories of a part in its order, each with its files in path order; read row by row in bounded memory.
+
+    The files of a repository must be taken before the next repository is asked for; those not taken are passed over.
+
+    Raises:
+        MoseError: the part is not the one that grouped.json tells of, or is corrupt; the blob store is damaged.
+    """
+    if footer_fingerprint(part.location) != part.entry.footer:
+        raise MoseError(f"{part.location}: is not the file that {DESCRIPTION} tells of; group again, or copy the folder again")
+    check_repositories(part.location, bool(blob_store))
+    for (name, first), rows in itertools.groupby(_rows(part.location), key=operator.itemgetter(0)):
+        yield RepositoryRef(name, KIND, part.location, first), _files(name, rows, wanted, blob_store)
+
+
+def list_rows(folder: str, has_store: bool) -> list[RepositoryRef]:
+    """Every repository of a grouped folder: for folders small enough that all names fit in memory.
+
+    Raises:
+        MoseError: grouped.json or a part cannot be read.
+    """
+    refs = []
+    for part in parts_of([folder]):
+        names = row_names(part.location, has_store)
+        starts = [row for row, name in enumerate(names) if row == 0 or name != names[row - 1]]
+        refs += [RepositoryRef(name=names[row], kind=KIND, location=part.location, index=row) for row in starts]
+    return refs
+
+
+def read(ref: RepositoryRef, wanted: Callable[[str], bool], blob_store: str = "") -> Iterator[SourceFile]:
+    """The files of a listed repository in path order, over all of its rows.
+
+    Raises:
+        MoseError: the part is corrupt, or the blob store is damaged.
+    """
+    key = (ref.location, stamp(ref.location), "names")
+    names: list[str] = process_cache().get(key, lambda: _sized(row_names(ref.location, has_store=True)))
+    for row in itertools.takewhile(lambda row: names[row] == names[ref.index], range(ref.index, len(names))):
+        yield from source_files(ref.name, row_files(ref.location, row), wanted, blob_store)
+
+
+def _sized(names: list[str]) -> tuple[list[str], int]:
+    return names, sum(map(sys.getsizeof, names))
+
+
+def _rows(location: str) -> Iterator[tuple[tuple[str, int], RowFiles]]:
+    """The repository of each row, with the number of its first row, and the row's files."""
+    repository, row = ("", 0), 0
+    for group in range(open_parquet(location).metadata.num_row_groups):
+        for batch in row_batches(location, group, READ_COLUMNS, _BATCH_BYTES, repository=("repo_name",)):
+            names = batch.rows.column("repo_name").to_pylist()
+            for index, name in enumerate(names):
+                repository = repository if name == repository[0] else (name, row)
+                yield repository, batch_row(batch.rows, index, batch.too_large)
+                row += 1
+
+
+def _files(
+    name: str, rows: Iterator[tuple[tuple[str, int], RowFiles]], wanted: Callable[[str], bool], blob_store: str
+) -> Iterator[SourceFile]:
+    for _, row in rows:
+        yield from source_files(name, row, wanted, blob_store)
+
+
+def to_plain(folder: GroupedFolder) -> dict[str, Any]:
+    """grouped.json as nested dictionaries."""
+    return dataclasses.asdict(folder)

@@ -1,0 +1,92 @@
+"""`mose-data stats`: what a data set holds, as tables, and as one page or picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.charts import Section
+from data_prep.figures import Figures, count_figures
+from data_prep.inspection import escaped
+from data_prep.removal_journal import read_removed
+from data_prep.stats_page import stats_page
+from data_prep.stats_picture import draw_picture
+from data_prep.stats_sections import stats_sections
+from data_prep.summary import cautions, print_cautions, print_overview, print_summary
+from mose.atomic_file import write_text
+from mose.command import Command
+from mose.errors import MoseError
+from mose.manifest import Manifest, read_manifest
+from mose.storage import storage_path
+
+SUFFIXES = (".html", ".png")
+
+
+def page_title(dataset: Path) -> str:
+    """The name of a data set as its page says it."""
+    return f"Data set {dataset.name or dataset}"
+
+
+def print_sections(sections: Sequence[Section]) -> None:
+    """Print the table of each section."""
+    console = Console(highlight=False, markup=False)
+    for section in sections:
+        table = Table(title=section.title, title_justify="left", caption=None)
+        for number, name in enumerate(section.header):
+            table.add_column(name, justify="right" if number else "left", overflow="fold")
+        for row in section.rows:
+            table.add_row(*map(escaped, row))
+        console.print(table)
+
+
+def write_stats(output: Path, dataset: Path, manifest: Manifest, figures: Figures, sections: Sequence[Section]) -> None:
+    """Write the page or the picture, by the suffix of `output`.
+
+    Raises:
+        MoseError: another suffix, or a picture without matplotlib.
+    """
+    if output.suffix == ".png":
+        draw_picture(page_title(dataset), sections, output)
+        return
+    lines = [
+        f"{manifest.rows('train'):,} training rows of {manifest.sequence_length:,} slots, packed "
+        f"{manifest.statistics.get('mode', '')}, vocabulary {manifest.vocabulary_size:,}; tokenizer "
+        f"{manifest.tokenizer_fingerprint}, config {manifest.config_fingerprint}.",
+    ]
+    write_text(output, stats_page(page_title(dataset), lines, cautions(manifest.statistics), sections))
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("dataset", type=str, help="Folder or URL of the data set.")
+    parser.add_argument("--output", type=str | None, default=None, help="Also write page.html, or page.png (needs matplotlib).")
+    parser.add_argument("--quick", action="store_true", help="Only what the manifest says; reads no index and no lineage table.")
+    parser.add_argument("--sample", type=float, default=1.0, help="Share of the shards to count, e.g. .05 for a quick look.")
+    parser.add_argument("--seed", type=int, default=0, help="Which shards a sample holds.")
+
+
+def _run(parsed: Namespace) -> None:
+    dataset = storage_path(parsed.dataset)
+    output = storage_path(parsed.output) if parsed.output else None
+    if output is not None and output.suffix not in SUFFIXES:
+        raise MoseError(f"{output}: output: expected a name in .html or .png")
+    if output is not None and parsed.quick:
+        raise MoseError("output: and quick: are both given; the page needs the counts that --quick leaves out")
+    if not 0 < parsed.sample <= 1:
+        raise MoseError(f"sample: is {parsed.sample}, expected a share above 0 and up to 1")
+    manifest = read_manifest(dataset)
+    if parsed.quick:
+        print_summary(manifest)
+        return
+    figures = count_figures(dataset, manifest, parsed.sample, parsed.seed)
+    sections = stats_sections(manifest, figures, read_removed(dataset))
+    print_overview(manifest)
+    print_sections(sections)
+    print_cautions(manifest)
+    if output is not None:
+        write_stats(output, dataset, manifest, figures, sections)
+        print(f"page: {output}")
+
+
+COMMAND = Command("Tell what a data set holds, as tables and as one page.", _add_arguments, _run)

@@ -1,0 +1,201 @@
+"""The sections of `mose-data stats`: which figures are told, in which order, beside which numbers.
+
+Letters: T slots of a row.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_prep.charts import Bars, Mark, Section, histogram_of, share
+from data_prep.figures import MOST_SNIPPETS, Figures, SplitFigures
+from data_prep.fill_section import fill_section
+from data_prep.pieces import INT64_ARRAY
+from data_prep.removal_journal import Removal
+from mose.manifest import SPLITS, Manifest
+
+_MOST_NAMES = 15
+_LENGTH_BINS = 32
+# ModularStarEncoder's paper: mean tokens of a file alone in a row of 2,048, and of a row packed with in-context snippets.
+PAPER_LONE_TOKENS = 630
+PAPER_PACKED_TOKENS = 1300
+
+
+def stats_sections(manifest: Manifest, figures: Figures, removals: Sequence[Removal] = ()) -> list[Section]:
+    """All sections; charts show the split train (another one where that is empty), tables both."""
+    shown = next(
+        (split for split in (*SPLITS, *figures.splits) if split in figures.splits and figures.splits[split].rows), SPLITS[0]
+    )
+    main = figures.splits[shown]
+    sections = [
+        _overview(figures),
+        _names("Text tokens by language", "language", {split: found.languages for split, found in figures.splits.items()}, shown),
+        _names("Text tokens by licence", "licence", {split: found.licences for split, found in figures.splits.items()}, shown),
+        _row_lengths(main, shown),
+        _lone_and_packed(figures),
+        _snippets_a_row(main, shown),
+        _snippet_lengths(main, shown),
+        _labels(figures),
+        _dropped(manifest),
+        _largest_repositories(main, shown),
+        fill_section(main.fills, shown),
+    ]
+    return sections + ([_removed(removals)] if removals else [])
+
+
+def _overview(figures: Figures) -> Section:
+    slots = figures.sequence_length
+    told: list[tuple[str, ...]] = []
+    splits = list(figures.splits.values())
+    for title, name in (("rows", "rows"), ("repositories", "repositories"), ("files", "files"), ("snippets", "snippets")):
+        told.append((title, *(f"{getattr(found, name):,}" for found in splits)))
+    told.append(("filled slots", *(f"{found.tokens:,}" for found in splits)))
+    told.append(("text tokens", *(f"{found.text_tokens:,}" for found in splits)))
+    told.append(("fill", *(share(found.tokens, found.rows * slots) for found in splits)))
+    told.append(("emptied rows", *(f"{found.emptied_rows:,}" for found in splits)))
+    counted = (
+        "every shard" if figures.counted_shards == figures.shards else f"{figures.counted_shards} of {figures.shards} shards"
+    )
+    text = f"Counted from {counted}; rows of {slots:,} slots. Text tokens are filled slots without <sep> and <cls>."
+    return Section("At a glance", text, ("", *figures.splits), tuple(told))
+
+
+def _names(title: str, what: str, totals: dict[str, Counter[str]], shown: str) -> Section:
+    """Tokens by name: the most frequent ones and the rest as one."""
+    names = [name for name, _ in totals[shown].most_common(_MOST_NAMES)]
+    names += sorted({name for counts in totals.values() for name in counts} - set(totals[shown]))[: _MOST_NAMES - len(names)]
+    all_names = {name for counts in totals.values() for name in counts}
+    rest = len(all_names) - len(names)
+    rows = [(name, {split: counts[name] for split, counts in totals.items()}) for name in names]
+    if rest:
+        left = {split: sum(counts.values()) - sum(counts[name] for name in names) for split, counts in totals.items()}
+        rows.append((f"{rest} others", left))
+    whole = sum(totals[shown].values())
+    cells = tuple((name, *(f"{counts[split]:,}" for split in totals), share(counts[shown], whole)) for name, counts in rows)
+    bars = Bars("text tokens", tuple((name, float(counts[shown])) for name, counts in rows if counts[shown]))
+    text = f"{len(all_names)} in all. The bars are of the split {shown}."
+    return Section(title, text, (what, *totals, f"share of {shown}"), cells, bars)
+
+
+def _row_lengths(figures: SplitFigures, shown: str) -> Section:
+    slots = len(figures.row_tokens) - 1
+    counts = figures.row_tokens[1:]
+    mark = Mark(mean_of(counts, 1), "mean")
+    chart = histogram_of(counts.tolist(), 1, max(1, slots // _LENGTH_BINS), "tokens of a row", "rows", mark)
+    text = f"Filled slots of each row of {shown}, <sep> and <cls> included; a row has {slots:,}. Emptied rows are left out."
+    return Section("Row length", text, ("tokens of a row", ""), _quantiles(counts, 1), chart)
+
+
+def _lone_and_packed(figures: Figures) -> Section:
+    """What packing gains: a file alone in its row against the rows as they are."""
+    rows, bars = [], []
+    for split, found in figures.splits.items():
+        if not found.rows:
+            continue
+        lone = found.lone_file_tokens / max(1, found.files)
+        packed_tokens = found.tokens - found.single_snippet_tokens
+        packed = packed_tokens / max(1, found.packed_rows)
+        single = int(found.snippets_a_row[1])
+        single_mean = f"{found.single_snippet_tokens / single:,.0f}" if single else "-"
+        rows.append((split, f"{lone:,.0f}", f"{packed:,.0f}", f"{packed / max(lone, 1):.2f}x", single_mean, f"{single:,}"))
+        bars += [(f"{split}: a file alone", lone), (f"{split}: packed", packed)]
+    paper = f"{PAPER_PACKED_TOKENS / PAPER_LONE_TOKENS:.2f}x"
+    rows.append(("the paper", f"{PAPER_LONE_TOKENS:,}", f"{PAPER_PACKED_TOKENS:,}", paper, "-", "-"))
+    bars += [("the paper: a file alone", float(PAPER_LONE_TOKENS)), ("the paper: packed", float(PAPER_PACKED_TOKENS))]
+    header = ("", "a file alone", "a packed row", "gain", "a row of one snippet", "such rows")
+    text = (
+        "Mean filled slots if each file stood alone in a row and were cut to it, against the rows of several snippets that there "
+        "are."
+    )
+    return Section("A file alone against a packed row", text, header, tuple(rows), Bars("tokens, mean", tuple(bars)))
+
+
+def _snippets_a_row(figures: SplitFigures, shown: str) -> Section:
+    counts = figures.snippets_a_row
+    rows = tuple(
+        (f"{number}" if number < MOST_SNIPPETS else f"{number} or more", f"{count:,}", share(count, figures.rows))
+        for number, count in enumerate(counts.tolist())
+        if count
+    )
+    last = int(np.flatnonzero(counts)[-1]) if counts.any() else 0
+    mark = Mark(figures.snippets / max(1, figures.rows), "mean")
+    chart = histogram_of(counts[: last + 1].tolist(), 0, 1, "snippets of a row", "rows", mark)
+    text = f"Snippets of each row of {shown}; a row of one carries no in-context signal."
+    return Section("Snippets a row", text, ("snippets", "rows", "share"), rows[:_MOST_NAMES], chart)
+
+
+def _snippet_lengths(figures: SplitFigures, shown: str) -> Section:
+    lengths = figures.snippet_tokens[1:]
+    last = int(np.flatnonzero(lengths)[-1]) if lengths.any() else 0
+    mark = Mark(mean_of(lengths, 1), "mean")
+    width = -(-(last + 1) // _LENGTH_BINS)
+    chart = histogram_of(lengths[: last + 1].tolist(), 1, width, "tokens of a snippet", "snippets", mark)
+    text = f"Tokens of each snippet of {shown}, without <sep>: a short file whole, or a piece of a long one."
+    return Section("Snippet length", text, ("tokens of a snippet", ""), _quantiles(lengths, 1), chart)
+
+
+def _labels(figures: Figures) -> Section:
+    rows, bars = [], []
+    for split, found in figures.splits.items():
+        unmixed = found.rows - found.emptied_rows - found.mixed_rows
+        cells = [
+            f"{found.mixed_rows:,}",
+            share(found.mixed_rows, found.mixed_rows + unmixed),
+            f"{unmixed:,}",
+            f"{found.single_file_rows:,}",
+        ]
+        rows.append((split, *cells, share(found.single_file_rows, unmixed), f"{int(found.snippets_a_row[1]):,}"))
+        bars += [(f"{split}: mixed", float(found.mixed_rows)), (f"{split}: of one repository", float(unmixed))]
+        bars += [(f"{split}: of one file", float(found.single_file_rows))]
+    header = ("", "mixed", "share", "of one repository", "of one file", "of the unmixed", "of one snippet")
+    text = (
+        "A mixed row alternates two repositories. In a row of one file the label tests whether a text goes on, not whether it is "
+        "of the same repository."
+    )
+    return Section("Labels", text, header, tuple(rows), Bars("rows", tuple(bar for bar in bars if bar[1])))
+
+
+def _dropped(manifest: Manifest) -> Section:
+    reasons = manifest.statistics.get("filters", {}).get("reasons", {})
+    found = sorted(((name, tally) for name, tally in reasons.items() if tally["files"]), key=lambda item: -item[1]["bytes"])
+    whole_files, whole = (sum(tally[unit] for _, tally in found) for unit in ("files", "bytes"))
+    rows = tuple(
+        (name, f"{tally['files']:,}", share(tally["files"], whole_files), f"{tally['bytes']:,}", share(tally["bytes"], whole))
+        for name, tally in found
+    )
+    bars = tuple((name, float(tally["bytes"])) for name, tally in found if name != "kept")
+    text = "What the filters did with the files that were read; bars are bytes that were dropped."
+    return Section("Filters", text, ("files", "number", "share", "bytes", "share"), rows, Bars("bytes", bars) if bars else None)
+
+
+def _largest_repositories(figures: SplitFigures, shown: str) -> Section:
+    found = figures.largest_repositories.most_common(_MOST_NAMES)
+    rows = tuple((name, f"{tokens:,}", share(tokens, figures.text_tokens)) for name, tokens in found)
+    text = f"Text tokens in rows of {shown}, which holds {figures.repositories:,} repositories."
+    bars = Bars("text tokens", tuple((name, float(tokens)) for name, tokens in found))
+    return Section("Largest repositories", text, ("repository", "text tokens", f"share of {shown}"), rows, bars)
+
+
+def _removed(removals: Sequence[Removal]) -> Section:
+    rows = tuple(
+        (entry.date, f"{len(entry.blobs):,}", f"{len(entry.repositories):,}", f"{entry.rows:,}", f"{entry.text_tokens:,}")
+        for entry in removals
+    )
+    header = ("removed on", "blobs", "repositories", "rows changed", "text tokens")
+    return Section("Removals", "What `mose-data remove` took out; rows kept their numbers.", header, rows)
+
+
+def mean_of(counts: INT64_ARRAY, first: int = 0) -> float:
+    """The mean of the values `first`, `first` + 1, ... that were counted so often; 0 of none."""
+    return float(counts @ np.arange(first, first + len(counts)) / max(1, counts.sum()))
+
+
+def _quantiles(counts: INT64_ARRAY, first: int) -> tuple[tuple[str, ...], ...]:
+    """Mean and quantiles of the values `first`, `first` + 1, ... that were counted so often."""
+    total = np.cumsum(counts)
+    rows = [("number", f"{int(counts.sum()):,}"), ("mean", f"{mean_of(counts, first):,.1f}")]
+    for percent in (1, 10, 25, 50, 75, 90, 99):
+        value = first + int(np.searchsorted(total, max(1, total[-1] * percent / 100))) if total[-1] else 0
+        rows.append(("median" if percent == 50 else f"{percent} %", f"{value:,}"))
+    return tuple(rows)

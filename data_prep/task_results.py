@@ -1,0 +1,101 @@
+"""The markers of finished tasks, read many at a time, and checked against the files that they speak of."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from data_prep.begin import Inputs
+from data_prep.progress import show_progress
+from data_prep.task import TaskResult, marker_path, read_marker
+from data_prep.task_folder import array_specification
+from mose.atomic_file import file_sha256
+from mose.errors import MoseError
+from mose.manifest import ShardEntry
+from mose.row_index import INDEX_DTYPE, INDEX_OFFSET
+
+# Reading a small file is waiting, on shared file systems and object stores above all.
+READERS = 16
+Result = TypeVar("Result")
+
+
+def in_threads(work: Callable[[int], Result], tasks: Iterable[int]) -> Iterator[Result]:
+    """`work` of each task number, in order, several at a time."""
+    with ThreadPoolExecutor(READERS) as executor:
+        yield from executor.map(work, tasks)
+
+
+def is_finished(dataset: Path, task: int, inputs: Inputs) -> bool:
+    """Whether a task's marker is there, of these inputs, and its files are as it says.
+
+    Raises:
+        MoseError: the marker cannot be read, or is of other inputs.
+    """
+    result = read_marker(marker_path(dataset, task))
+    if result is None:
+        return False
+    _check_inputs(result, marker_path(dataset, task), inputs)
+    return damage(dataset, result) is None
+
+
+def read_results(dataset: Path, num_tasks: int, inputs: Inputs, *, checksums: bool = False) -> list[TaskResult]:
+    """The results of all tasks, their files' sizes checked; with `checksums` every byte is read again.
+
+    Raises:
+        MoseError: tasks are missing (named as SLURM's --array takes them), their files are, or they are of other inputs.
+    """
+    found: list[TaskResult | None] = []
+    with show_progress("reading markers", num_tasks, "tasks") as advance:
+        for result in in_threads(lambda task: read_marker(marker_path(dataset, task)), range(num_tasks)):
+            found.append(result)
+            advance(1)
+    missing = [task for task, result in enumerate(found) if result is None]
+    if missing:
+        raise MoseError(
+            f"{dataset}: tasks: {len(missing)} of {num_tasks} have not finished; run them first: "
+            f"--array={array_specification(missing)}"
+        )
+    results = [result for result in found if result is not None]
+    for result in results:
+        _check_inputs(result, marker_path(dataset, result.task), inputs)
+    with show_progress("checking files", num_tasks, "tasks") as advance:
+        for problem in in_threads(lambda task: damage(dataset, results[task], checksums=checksums), range(num_tasks)):
+            if problem:
+                raise MoseError(f"{problem}; run `mose-data pack` again")
+            advance(1)
+    return results
+
+
+def damage(dataset: Path, result: TaskResult, *, checksums: bool = False) -> str | None:
+    """The first of a task's files that is missing or not as its marker says, in words."""
+    name = marker_path(dataset, result.task).name
+    for entry in result.shards.values():
+        for path, size, sha256 in _files(dataset, entry):
+            if not path.is_file() or size not in (None, path.stat().st_size):
+                return f"{path}: missing, or of another size than {name} says"
+            if checksums and file_sha256(path) != sha256:
+                return f"{path}: its SHA-256 is not the one that {name} says: damaged or replaced"
+    return None
+
+
+def _files(dataset: Path, entry: ShardEntry) -> list[tuple[Path, int | None, str]]:
+    """Each file of a shard with its size (None where no marker tells it) and SHA-256."""
+    index_size = INDEX_OFFSET + entry.rows * INDEX_DTYPE.itemsize
+    return [
+        (dataset / entry.path, entry.num_bytes, entry.sha256),
+        (dataset / entry.index_path, index_size, entry.index_sha256),
+        (dataset / entry.lineage_path, None, entry.lineage_sha256),
+    ]
+
+
+def _check_inputs(result: TaskResult, path: Path, inputs: Inputs) -> None:
+    if result.listing_fingerprint != inputs.sources:
+        raise MoseError(
+            f"{path}: was written when the sources held other repositories ({result.listing_fingerprint}, now {inputs.sources}); "
+            "expected the same, or another output"
+        )
+    if result.config_fingerprint != inputs.all:
+        raise MoseError(
+            f"{path}: config_fingerprint is {result.config_fingerprint}, expected {inputs.all}: written with another config, "
+            "tokenizer or list file; expected the same, or another output"
+        )

@@ -1,0 +1,315 @@
+"""Writes and resumes a run's checkpoints: temporary name, checksums, rename; `latest` points only at whole ones."""
+
+import contextlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed as dist
+
+from mose.atomic_file import file_sha256, sync_file, sync_folder, write_json, write_text
+from mose.errors import MoseError
+from mose.run_directory import checkpoint_name
+from pretrain.checkpoint import (
+    ABANDONED_MARK,
+    DAMAGED_MARK,
+    LATEST_NAME,
+    MANIFEST_NAME,
+    PROBE_NAME,
+    STATE_TAG,
+    Progress,
+    checkpoint_folders,
+    first_fault,
+    latest_checkpoint,
+    manifest_fingerprint,
+    read_checkpoint_manifest,
+    step_of,
+)
+from pretrain.identity import Change, check_changes, describe_layout, needs_conversion
+from pretrain.parallel.context import ParallelContext
+
+if TYPE_CHECKING:
+    from pretrain.parallel.engine import Engine
+
+AUTO, NEVER = "auto", "never"
+
+
+@dataclass(frozen=True)
+class ResumeRequest:
+    """What the user asked for: the newest whole checkpoint, none, or that of one step; and which fields may differ."""
+
+    mode: str = AUTO
+    allowed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.mode not in (AUTO, NEVER) and not self.mode.isdecimal():
+            raise MoseError(f"--resume: {self.mode!r}, expected {AUTO}, {NEVER} or the step of a checkpoint")
+
+    @property
+    def step(self) -> int | None:
+        """The step that was asked for, if one was."""
+        return int(self.mode) if self.mode.isdecimal() else None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A whole checkpoint that this run may resume from, and newer ones that it passes over because they are damaged."""
+
+    checkpoint: Path
+    progress: Progress
+    identity: dict[str, Any]
+    changes: tuple[Change, ...]
+    damaged: tuple[str, ...]
+
+    @property
+    def converts(self) -> bool:
+        """Whether its parts must be merged and cut anew for this run's layout."""
+        return needs_conversion(self.changes)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint as it was written: how much, and how long training stood still for it."""
+
+    path: Path
+    num_bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.path.name}: {self.num_bytes / 1e6:,.1f} MB written in {self.seconds:.2f} s"
+
+
+class CheckpointStore:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, folder: Path, context: ParallelContext, identity: dict[str, Any]):
+        """`folder` is the run's `checkpoints/`; `identity` comes from `config_values`."""
+        self._folder = folder
+        self._context = context
+        self._identity = identity
+
+    def save(self, engine: "Engine", progress: Progress, probe: dict[str, torch.Tensor] | None = None) -> Saved:
+        """Write one checkpoint; every rank calls it, and it is complete on every rank's disk view when this returns.
+
+        `probe` (rank 0's) holds inputs and states of the live model, against which an export is compared.
+
+        Raises:
+            MoseError: it could not be written (disk full, no permission); the last one stands, and the next start removes
+                what is left of this one.
+        """
+        began = time.perf_counter()
+        final = self._folder / checkpoint_name(progress.step)
+        temporary = self._folder / f".{final.name}.partial"
+        with self._removed_on_failure(temporary, final):
+            if self._context.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            self._barrier()
+            engine.save(temporary)
+            if self._context.is_main and probe is not None:
+                from safetensors.torch import save_file
+
+                save_file(probe, temporary / PROBE_NAME)
+            self._barrier()
+            files, sizes = self._described(temporary)
+            if self._context.is_main:
+                self._publish(temporary, final, progress, files, sizes)
+        self._barrier()
+        return Saved(final, sum(sizes.values()), time.perf_counter() - began)
+
+    @contextlib.contextmanager
+    def _removed_on_failure(self, temporary: Path, final: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # torch raises RuntimeError where Python raises OSError. Only rank 0 removes what there is: ranks that still write
+            # would else fail for another reason and say that one first.
+            if self._context.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            reason = _first_reason(error)
+            free = shutil.disk_usage(self._folder).free / 1e9
+            latest = latest_checkpoint(self._folder)
+            kept = f"the last whole one is {latest.name}" if latest else "there is none yet"
+            raise MoseError(f"{final}: could not be written: {reason} ({free:.2f} GB of disk are free); {kept}") from error
+
+    def _described(self, folder: Path) -> tuple[dict[str, str], dict[str, int]]:
+        """SHA-256 and bytes of every file below `folder`, which is flushed to disk first; the ranks share the work."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        parts = sum(path.name.endswith("_optim_states.pt") for path in paths)
+        ranks = self._context.layout.world_size
+        if parts != ranks:
+            raise OSError(f"{parts} of {ranks} ranks' parts are there; expected a folder that all ranks share")
+        mine: dict[str, tuple[str, int]] = {}
+        for path in self._mine(paths):
+            sync_file(path)
+            if not (size := path.stat().st_size):
+                raise OSError(f"{path.name} is empty after it was written")
+            mine[path.relative_to(folder).as_posix()] = file_sha256(path), size
+        merged = {name: value for part in self._gather(mine) for name, value in part.items()}
+        return {name: digest for name, (digest, _) in merged.items()}, {name: size for name, (_, size) in merged.items()}
+
+    def _publish(self, temporary: Path, final: Path, progress: Progress, files: dict[str, str], sizes: dict[str, int]) -> None:
+        manifest = {"progress": asdict(progress), "identity": self._identity, "files": files, "sizes": sizes}
+        write_json(temporary / MANIFEST_NAME, manifest | {"fingerprint": manifest_fingerprint(manifest)})
+        for folder in {path.parent for path in temporary.rglob("*")}:
+            sync_folder(folder)
+        temporary.rename(final)
+        sync_folder(self._folder)
+        self._point_at(final)
+
+    def _point_at(self, checkpoint: Path) -> None:
+        write_text(self._folder / LATEST_NAME, checkpoint.name + "\n")
+
+    def prune(self, keep_last: int, permanent_every: int) -> None:
+        """Remove all but the newest `keep_last` checkpoints and those at multiples of `permanent_every` (0: none)."""
+        if not self._context.is_main:
+            return
+        for checkpoint in checkpoint_folders(self._folder)[:-keep_last]:
+            if not (permanent_every and step_of(checkpoint) % permanent_every == 0):
+                shutil.rmtree(checkpoint)
+
+    def select(self, request: ResumeRequest) -> Selection | None:
+        """The checkpoint to resume from, with every byte checked; None where the run has none yet. Every rank calls it.
+
+        A damaged newest one is told and the one before is taken, unless the user named the step.
+
+        Raises:
+            MoseError: the step asked for is not there or damaged, no checkpoint is whole, or the whole one belongs to another
+                config, data set or layout that cannot be changed to this run's.
+        """
+        names = self._candidates(request)
+        damaged: list[str] = []
+        for name in names:
+            checkpoint = self._folder / name
+            manifest, fault = self._checked(checkpoint)
+            if fault is None:
+                changes = check_changes(checkpoint, manifest["identity"], self._identity, request.allowed)
+                return Selection(checkpoint, Progress(**manifest["progress"]), manifest["identity"], changes, tuple(damaged))
+            if request.step is not None:
+                raise MoseError(fault)
+            damaged.append(name)
+            self._tell(f"warning: {fault}; the checkpoint before is taken")
+        if damaged:
+            raise MoseError(f"{self._folder}: none of {', '.join(damaged)} is whole; expected one, or a new run directory")
+        return None
+
+    def _candidates(self, request: ResumeRequest) -> list[str]:
+        names = [path.name for path in reversed(checkpoint_folders(self._folder))]
+        # One view for all: a shared disk may show a folder to one rank and not yet to another.
+        names = list(self._gather(names)[0])
+        if request.step is None:
+            return names
+        wanted = checkpoint_name(request.step)
+        if wanted not in names:
+            held = ", ".join(reversed(names)) or "none"
+            raise MoseError(f"--resume {request.mode}: {self._folder} holds no {wanted}; it holds {held}")
+        return [wanted]
+
+    def _checked(self, checkpoint: Path) -> tuple[dict[str, Any], str | None]:
+        """The manifest and the first fault that any rank found in its share of the files."""
+        manifest: dict[str, Any] = {}
+        try:
+            manifest = read_checkpoint_manifest(checkpoint)
+            fault = first_fault(checkpoint, manifest, self._mine(sorted(manifest["files"])))
+        except (MoseError, OSError) as error:
+            fault = str(error)
+        return manifest, next((found for found in self._gather(fault) if found), None)
+
+    def load(self, engine: "Engine", selection: Selection) -> Progress:
+        """Read a selected checkpoint into an engine; every rank calls it. Newer checkpoints are set aside under another name.
+
+        Where the layout differs, rank 0 first merges the parts by DeepSpeed's universal format into a temporary folder
+        beside the checkpoint; one that a killed run left is made anew.
+
+        Raises:
+            MoseError: DeepSpeed could not merge the parts.
+        """
+        if not selection.converts:
+            engine.load(selection.checkpoint)
+        else:
+            merged = self._folder / f".merged-{selection.checkpoint.name}"
+            began = time.perf_counter()
+            layouts = f"{describe_layout(selection.identity)} -> {describe_layout(self._identity)}"
+            self._tell(f"resume: {selection.checkpoint.name}: layout changed, {layouts}: its parts are merged")
+            self._on_main(lambda: _merge(selection.checkpoint, merged))
+            engine.load(merged)
+            self._barrier()
+            self._on_main(lambda: shutil.rmtree(merged))
+            self._tell(f"resume: merged and read in {time.perf_counter() - began:.1f} s")
+        self._on_main(lambda: self._take_over(selection))
+        return selection.progress
+
+    def _take_over(self, selection: Selection) -> None:
+        """Make the selected checkpoint the newest: what is newer is damaged or belongs to a course that this run leaves."""
+        for checkpoint in checkpoint_folders(self._folder):
+            if step_of(checkpoint) > selection.progress.step:
+                mark = DAMAGED_MARK if checkpoint.name in selection.damaged else ABANDONED_MARK
+                aside = checkpoint.with_name(mark + checkpoint.name)
+                shutil.rmtree(aside, ignore_errors=True)
+                checkpoint.rename(aside)
+                self._tell(f"resume: {checkpoint.name} is kept as {aside.name}")
+        for left_over in (*self._folder.glob(".step-*.partial"), *self._folder.glob(".merged-*")):
+            shutil.rmtree(left_over)
+        self._point_at(selection.checkpoint)
+
+    def _mine(self, values: list[Any]) -> list[Any]:
+        return values[self._context.rank :: self._context.layout.world_size]
+
+    def _gather(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank."""
+        if self._context.layout.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self._context.layout.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def _barrier(self) -> None:
+        if self._context.layout.world_size > 1:
+            self._context.barrier()
+
+    def _on_main(self, work: Callable[[], None]) -> None:
+        """Do something on rank 0 while the others wait; what went wrong there is raised on every rank."""
+        fault = None
+        if self._context.is_main:
+            try:
+                work()
+            except (MoseError, OSError) as error:
+                fault = str(error)
+        if fault := self._gather(fault)[0]:
+            raise MoseError(fault)
+
+    def _tell(self, sentence: str) -> None:
+        if self._context.is_main:
+            print(sentence, file=sys.stderr, flush=True)
+
+
+def _first_reason(error: BaseException) -> str:
+    """What went wrong first, as one line: torch's own clean-up fails, too, and hides it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text if isinstance(error, OSError) else f"disk full, or a limit on the size of files? torch says: {text}"
+
+
+def _merge(checkpoint: Path, target: Path) -> None:
+    from pretrain.parallel.engine import merge_parts
+
+    shutil.rmtree(target, ignore_errors=True)
+    merge_parts(checkpoint, target / STATE_TAG)
+
+
+def record_changes(path: Path, selection: Selection) -> None:
+    """Append one line of JSON for each value with which a run went on otherwise than before."""
+    lines = [
+        json.dumps({"step": selection.progress.step, "unix_seconds": time.time()} | change.plain())
+        for change in selection.changes
+    ]
+    if lines:
+        before = path.read_text("utf-8") if path.is_file() else ""
+        write_text(path, before + "".join(f"{line}\n" for line in lines))

@@ -1,0 +1,125 @@
+"""A run's identity: every value that decides its numbers, and which of them may differ when a checkpoint is resumed."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mose.config import to_plain
+from mose.errors import MoseError
+from pretrain.config import PretrainConfig
+
+WORLD_SIZE = "world_size"
+DATA_FINGERPRINT = "data.fingerprint"
+TENSOR_RANKS = "parallel.tensor_parallel_size"
+ZERO_STAGE = "parallel.zero_stage"
+PRECISION = "parallel.precision"
+MICRO_BATCH_ROWS = "batch.micro_batch_rows"
+# What may differ between the run that saved and the run that resumes without changing a number. The data set counts by its
+# fingerprint, not by where it lies or whether it is staged; the sources of a mixture by weight and name, too.
+FREE_FIELDS = (
+    "output",
+    "max_steps",
+    "intervals",
+    "parallel.collective_timeout_seconds",
+    "data.dataset",
+    "data.staging",
+    "data.mixture.dataset",
+)
+# How the same sums are spread over devices: these change the last bits of a loss and nothing else.
+LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, MICRO_BATCH_ROWS, "parallel.threads_per_rank")
+# Where one of these differs, the saved parts are not the parts that a rank of this run needs.
+RESHAPING_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, PRECISION)
+_SHAPES = ("vocabulary_size", "width", "feed_forward_width", "num_layers", "num_heads", "num_key_value_heads", "exit_layers")
+# The stored tensors have these shapes, and the optimiser's states these groups: no flag can change that.
+FIXED_FIELDS = (*(f"model.{name}" for name in (*_SHAPES, "layer_index_width")), "optimizer.decay_biases_and_norms")
+
+
+def config_values(config: PretrainConfig, data_fingerprint: str, world_size: int) -> dict[str, Any]:
+    """Every value that decides the numbers of a run, by dotted name: the identity a checkpoint carries."""
+    flat = _flatten(to_plain(config))
+    kept = {name: value for name, value in flat.items() if not _is_free(name)}
+    return kept | {DATA_FINGERPRINT: data_fingerprint, WORLD_SIZE: world_size}
+
+
+def _is_free(name: str) -> bool:
+    """Whether a field changes no number; `data.mixture.0.dataset` is looked for without its place in the list."""
+    bare = ".".join(part for part in name.split(".") if not part.isdecimal())
+    return any(f"{bare}.".startswith(f"{free}.") for free in FREE_FIELDS)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        listed = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+        inner = {str(place): item for place, item in enumerate(value)} if listed else value
+        flat |= _flatten(inner, f"{prefix}{name}.") if isinstance(inner, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+@dataclass(frozen=True)
+class Change:
+    """One value that differs between the run that saved and the run that resumes."""
+
+    field: str
+    was: Any
+    now: Any
+
+    @property
+    def is_layout(self) -> bool:
+        """Whether it only spreads the same sums over devices in another way."""
+        return self.field in LAYOUT_FIELDS
+
+    def plain(self) -> dict[str, Any]:
+        """For a line of JSON."""
+        return asdict(self) | {"kind": "layout" if self.is_layout else "allowed"}
+
+
+def changes_between(saved: dict[str, Any], now: dict[str, Any]) -> tuple[Change, ...]:
+    """Every value that differs, by name."""
+    names = sorted(saved.keys() | now.keys())
+    return tuple(Change(name, saved.get(name), now.get(name)) for name in names if saved.get(name) != now.get(name))
+
+
+def check_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], allowed: Sequence[str]) -> tuple[Change, ...]:
+    """The changes with which a run resumes: those of the layout, and those that `allowed` names.
+
+    Raises:
+        MoseError: a value differs that is not allowed or cannot change, or ZeRO 3 meets another layout.
+    """
+    unknown = [name for name in allowed if name not in now and name not in saved]
+    if unknown:
+        raise MoseError(
+            f"--allow-change {unknown[0]}: no such field; expected a dotted name as in config.yaml, or {DATA_FINGERPRINT}"
+        )
+    changes = changes_between(saved, now)
+    for change in changes:
+        told = f"{checkpoint}: made with {change.field} = {change.was}, this run has {change.now}"
+        if change.field in FIXED_FIELDS:
+            raise MoseError(f"{told}; the stored tensors cannot be resumed so: expected {change.was}")
+        if not change.is_layout and change.field not in allowed:
+            raise MoseError(f"{told}; a run resumes with the config it began with, or with --allow-change {change.field}")
+    _check_zero_3(checkpoint, saved, now, changes)
+    return changes
+
+
+def needs_conversion(changes: Sequence[Change]) -> bool:
+    """Whether the saved parts have to be merged and cut anew."""
+    return any(change.field in RESHAPING_FIELDS for change in changes)
+
+
+def _check_zero_3(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], changes: Sequence[Change]) -> None:
+    if needs_conversion(changes) and 3 in (saved.get(ZERO_STAGE), now.get(ZERO_STAGE)):
+        reason = "DeepSpeed restores weight decay, step counts and tensor slices of ZeRO 3 wrongly in another layout"
+        way_out = f"expected {describe_layout(saved)}, or a new run with start_from an exported checkpoint"
+        raise MoseError(
+            f"{checkpoint}: made at {describe_layout(saved)}, this run is at {describe_layout(now)}: {reason}; {way_out}"
+        )
+
+
+def describe_layout(identity: dict[str, Any]) -> str:
+    """One phrase for people, e.g. `data 2 x tensor 1, ZeRO 1, bf16, 4 rows a micro-batch`."""
+    tensor = identity.get(TENSOR_RANKS) or 1
+    data = (identity.get(WORLD_SIZE) or 0) // tensor
+    kind = f"ZeRO {identity.get(ZERO_STAGE)}, {identity.get(PRECISION)}"
+    return f"data {data} x tensor {tensor}, {kind}, {identity.get(MICRO_BATCH_ROWS)} rows a micro-batch"

@@ -1,0 +1,206 @@
+"""The rows of one split of a data set, by number: where each lies, and a reader that maps local shards into memory.
+
+Letters: R rows, T slots of a row.
+"""
+
+import itertools
+import resource
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mose.errors import MoseError
+from mose.manifest import MANIFEST_NAME, ShardEntry, read_manifest
+from mose.packed_sequence import TOKENS
+from mose.row_index import INDEX_DTYPE, RowIndex, labels_of
+from mose.shard_format import RowLabels, ShardReader
+from mose.storage import is_local
+
+INT64_ARRAY = NDArray[np.int64]
+
+# A shard takes two descriptors, one for itself and one for its index. Half of what the process may have is left to others.
+_DESCRIPTORS_A_SHARD = 4
+# Where the system sets no limit: kernels bound the maps of a process by 65,530.
+_MOST_DESCRIPTORS = 1 << 16
+
+
+class Rows(Protocol):
+    """Rows by number: those of a data set, of several, or made-up ones. For one thread at a time."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def sequence_length(self) -> int:
+        """Slots T of a row."""
+
+    def reach(self, start: int, count: int) -> None:
+        """Say that positions start..start+count-1 of the run are read next: whoever fetches ahead goes on from there."""
+
+    def labels(self, rows_R: INT64_ARRAY) -> RowLabels:
+        """Labels [R] of these rows, without touching their tokens."""
+
+    def tokens(self, rows_R: INT64_ARRAY) -> TOKENS:
+        """Tokens [R, T] of these rows, in the order asked for; the caller's own copy."""
+
+    def close(self) -> None:
+        """Give back maps, files and threads."""
+
+
+class SplitTable:
+    """Which shard holds which rows of a split, from the manifest alone: no shard is looked at."""
+
+    def __init__(self, dataset: Path, split: str, tokenizer_fingerprint: str | None = None):
+        """Read the manifest, and compare it with the tokenizer and with itself.
+
+        Raises:
+            MoseError: no manifest, no such split, rows of another tokenizer, a shard whose bytes do not fit its rows.
+        """
+        self.dataset = dataset
+        self.split = split
+        self.manifest = read_manifest(dataset)
+        self.layout = self.manifest.layout()
+        self.shards = self.manifest.shards(split)
+        self.first_rows = np.cumsum([0, *(shard.rows for shard in self.shards)])
+        made_with = self.manifest.tokenizer_fingerprint
+        if tokenizer_fingerprint is not None and tokenizer_fingerprint != made_with:
+            where = f"{dataset / MANIFEST_NAME}: tokenizer_fingerprint: {made_with}"
+            raise MoseError(f"{where}, expected that of the tokenizer given, {tokenizer_fingerprint}")
+        for shard in self.shards:
+            self._check_size(shard)
+
+    def _check_size(self, shard: ShardEntry) -> None:
+        expected = self.layout.file_size(shard.rows)
+        if shard.num_bytes != expected:
+            where = f"{self.dataset / MANIFEST_NAME}: splits.{self.split}: num_bytes of {shard.path}"
+            raise MoseError(f"{where}: {shard.num_bytes}, expected {expected} for {shard.rows} rows")
+
+    def __len__(self) -> int:
+        return int(self.first_rows[-1])
+
+    def by_shard(self, rows_R: INT64_ARRAY) -> Iterator[tuple[int, INT64_ARRAY, INT64_ARRAY]]:
+        """For each shard concerned: its number, places in the request, rows inside the shard."""
+        shards_R = np.searchsorted(self.first_rows, rows_R, side="right") - 1
+        places_R = np.argsort(shards_R, kind="stable")
+        sorted_R = shards_R[places_R]
+        bounds = [0, *(np.flatnonzero(np.diff(sorted_R)) + 1).tolist(), len(rows_R)]
+        for begin, end in itertools.pairwise(bounds):
+            if begin < end:
+                shard, places = int(sorted_R[begin]), places_R[begin:end]
+                yield shard, places, rows_R[places] - self.first_rows[shard]
+
+    def check_tokens(self, tokens_RT: TOKENS, rows_R: INT64_ARRAY) -> TOKENS:
+        """The same tokens.
+
+        Raises:
+            MoseError: one of them is no id of the vocabulary.
+        """
+        largest = int(tokens_RT.max(initial=0))
+        if largest >= self.manifest.vocabulary_size:
+            where = f"{self.dataset}: {self.split}: token id {largest} in one of rows {rows_R.min()}..{rows_R.max()}"
+            raise MoseError(f"{where}, expected ids below vocabulary_size {self.manifest.vocabulary_size}: damaged")
+        return tokens_RT
+
+    def labels_of(self, index_R: NDArray[np.void]) -> RowLabels:
+        """The labels in these index entries [R].
+
+        Raises:
+            MoseError: a row has more tokens than slots.
+        """
+        labels = labels_of(index_R)
+        longest = int(labels.num_tokens.max(initial=0))
+        if longest > self.layout.sequence_length:
+            where = f"{self.dataset}: {self.split}: num_tokens {longest} of a row"
+            raise MoseError(f"{where}, expected at most {self.layout.sequence_length}: damaged")
+        return labels
+
+
+def raise_descriptor_limit() -> int:
+    """Let this process open as many files as the system allows it at all; returns how many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+
+
+@dataclass(frozen=True)
+class _OpenShard:
+    reader: ShardReader
+    index: RowIndex
+
+
+class PackedRows:
+    """The rows of one split on a local file system; shards are mapped when first read, and memory does not grow with the rows.
+
+    For one thread at a time: a `Prefetcher` needs rows that nobody else reads.
+    """
+
+    def __init__(self, dataset: Path, split: str, tokenizer_fingerprint: str | None = None, sources: int = 1):
+        """Read the manifest and look at the first shard; `sources` data sets share what the process may open.
+
+        Raises:
+            MoseError: see `SplitTable`; or the data set is not local, or its first shard is missing, cut or no shard of ours.
+        """
+        self.table = SplitTable(dataset, split, tokenizer_fingerprint)
+        if not is_local(dataset):
+            raise MoseError(
+                f"{dataset}: not a local folder; expected data.staging.folder, where its rows are staged on this node"
+            )
+        self._most_open = max(2, raise_descriptor_limit() // _DESCRIPTORS_A_SHARD // sources)
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._shard(0)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def sequence_length(self) -> int:
+        """Slots T of a row."""
+        return self.table.layout.sequence_length
+
+    def reach(self, start: int, count: int) -> None:
+        """Nothing to fetch ahead."""
+
+    def tokens(self, rows_R: INT64_ARRAY) -> TOKENS:
+        """Tokens [R, T] of these rows, in the order asked for.
+
+        Raises:
+            MoseError: a shard is missing, cut or no shard of ours, or a token cannot be.
+        """
+        layout = self.table.layout
+        tokens_RT = np.empty((len(rows_R), layout.sequence_length), dtype=layout.dtype)
+        for shard, places, inside in self.table.by_shard(rows_R):
+            tokens_RT[places] = self._shard(shard).reader.tokens(inside)
+        return self.table.check_tokens(tokens_RT, rows_R)
+
+    def labels(self, rows_R: INT64_ARRAY) -> RowLabels:
+        """Labels [R] of these rows, from the indexes beside their shards.
+
+        Raises:
+            MoseError: an index or its shard is missing or of another size, or a label cannot be.
+        """
+        index_R = np.empty(len(rows_R), dtype=INDEX_DTYPE)
+        for shard, places, inside in self.table.by_shard(rows_R):
+            index_R[places] = self._shard(shard).index.entries(inside)
+        return self.table.labels_of(index_R)
+
+    def _shard(self, number: int) -> _OpenShard:
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        if len(self._open) >= self._most_open:
+            self._open.popitem(last=False)[1].reader.close()
+        entry, dataset = self.table.shards[number], self.table.dataset
+        reader = ShardReader(dataset / entry.path, self.table.layout, entry.rows)
+        reader.expect_random_access()
+        self._open[number] = _OpenShard(reader, RowIndex(dataset / entry.index_path, entry.rows))
+        return self._open[number]
+
+    def close(self) -> None:
+        """Release every memory map."""
+        while self._open:
+            self._open.popitem()[1].reader.close()

@@ -1,0 +1,197 @@
+"""Rows read by ranges of bytes from wherever a data set lies (object store, slow or local disk), checked, if need be re-read.
+
+Letters: R rows, T slots of a row.
+"""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mose.errors import MoseError
+from mose.packed_sequence import TOKENS
+from mose.row_index import INDEX_DTYPE, INDEX_OFFSET, token_checksums
+from mose.seeding import counter_random, derive_key
+from mose.shard_format import RowLabels
+from mose.storage import is_local
+from pretrain.packed_rows import SplitTable
+
+INT64_ARRAY = NDArray[np.int64]
+
+
+def read_range(path: Path, start: int, length: int) -> bytes:
+    """Bytes [start, start + length) of a file, local or on an object store; fewer where it ends before that."""
+    if is_local(path):
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            return b"".join(_pieces(file, length))
+    store = cast(Any, path)
+    return cast(bytes, store.fs.cat_file(store.path, start=start, end=start + length))
+
+
+def _pieces(file: Any, length: int) -> Iterator[bytes]:
+    """One read may give less than was asked for, above all over a network."""
+    while length and (piece := file.read(length)):
+        length -= len(piece)
+        yield piece
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How often a read is tried, and how long to wait before the second time; the wait doubles from there on."""
+
+    attempts: int = 5
+    first_wait_seconds: float = 0.5
+
+    def wait_seconds(self, what: str, attempt: int) -> float:
+        """The wait before attempt 1, 2, ...: between half and all of it, so that ranks do not come back all at once."""
+        share = float(counter_random(derive_key("retry", what), np.array([attempt], dtype=np.uint64))[0]) / 2.0**64
+        return self.first_wait_seconds * 2.0 ** (attempt - 1) * (1 + share) / 2
+
+
+class _DamagedError(Exception):
+    """What was read is not what the manifest or the index says; read again, it may be."""
+
+
+class RangeReader:
+    """Reads neighbouring rows with their index entries; any thread may call it."""
+
+    def __init__(self, table: SplitTable, retry: Retry):
+        """Read nothing yet."""
+        self.table = table
+        self._retry = retry
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Let reads that wait for another attempt give up."""
+        self._stopped.set()
+
+    def read(self, first_row: int, count: int) -> tuple[TOKENS, NDArray[np.void]]:
+        """Tokens [R, T] and index entries [R] of rows first_row..first_row+count-1; each row was compared with its CRC-32.
+
+        Raises:
+            MoseError: a file is missing or cannot be read, or a row differs from its checksum, however often it is read.
+        """
+        parts = [self._insist(shard, inside, rows) for shard, inside, rows in self._segments(first_row, count)]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([tokens for tokens, _ in parts]), np.concatenate([index for _, index in parts])
+
+    def _segments(self, first_row: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """(shard, first row in it, rows) of each shard that a range of rows meets."""
+        row, end = first_row, first_row + count
+        while row < end:
+            shard = int(np.searchsorted(self.table.first_rows, row, side="right")) - 1
+            stop = min(end, int(self.table.first_rows[shard + 1]))
+            yield shard, row - int(self.table.first_rows[shard]), stop - row
+            row = stop
+
+    def _insist(self, shard: int, inside: int, count: int) -> tuple[TOKENS, NDArray[np.void]]:
+        entry = self.table.shards[shard]
+        what = f"{self.table.dataset / entry.path}: rows {inside}..{inside + count - 1}"
+        reason = ""
+        for attempt in range(self._retry.attempts):
+            if attempt and self._stopped.wait(self._retry.wait_seconds(what, attempt)):
+                break
+            try:
+                return self._read_once(shard, inside, count)
+            except FileNotFoundError as error:
+                raise MoseError(f"{error.filename or error}: no such file, but the manifest lists it") from None
+            except _DamagedError as error:
+                reason = str(error)
+            except Exception as error:
+                # Each library of an object store raises errors of its own; whatever it was may be gone the next time.
+                reason = f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        raise MoseError(f"{reason}; read {self._retry.attempts} times, expected the rows that the manifest lists")
+
+    def _read_once(self, shard: int, inside: int, count: int) -> tuple[TOKENS, NDArray[np.void]]:
+        layout, entry, dataset = self.table.layout, self.table.shards[shard], self.table.dataset
+        size = INDEX_DTYPE.itemsize
+        index_R = np.frombuffer(_whole(dataset / entry.index_path, INDEX_OFFSET + size * inside, size * count), dtype=INDEX_DTYPE)
+        path = dataset / entry.path
+        data = _whole(path, layout.stride * inside, layout.stride * count)
+        strides = (layout.stride, layout.dtype.itemsize)
+        in_place: TOKENS = np.ndarray((count, layout.sequence_length), layout.dtype, data, layout.token_offset, strides)
+        tokens_RT = np.ascontiguousarray(in_place)
+        wrong = np.flatnonzero(token_checksums(tokens_RT) != index_R["crc32"])
+        if len(wrong):
+            raise _DamagedError(
+                f"{path}: row {inside + int(wrong[0])}: its tokens differ from the checksum in {entry.index_path}"
+            )
+        return tokens_RT, index_R
+
+
+def _whole(path: Path, start: int, length: int) -> bytes:
+    data = read_range(path, start, length)
+    if len(data) != length:
+        raise _DamagedError(f"{path}: {len(data)} bytes from byte {start}, expected {length}: truncated")
+    return data
+
+
+class RangeRows:
+    """The rows of a split by ranges, a read for each run of neighbours: for rows that are wanted in order, e.g. held-out ones."""
+
+    def __init__(self, reader: RangeReader, most_rows: int | None = None):
+        """`most_rows`: the rows it has are the first so many of the split (default: all)."""
+        self._reader = reader
+        self.table = reader.table
+        self._count = len(self.table) if most_rows is None else min(most_rows, len(self.table))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def sequence_length(self) -> int:
+        """Slots T of a row."""
+        return self.table.layout.sequence_length
+
+    def reach(self, start: int, count: int) -> None:
+        """Nothing to fetch ahead."""
+
+    def tokens(self, rows_R: INT64_ARRAY) -> TOKENS:
+        """Tokens [R, T] of these rows.
+
+        Raises:
+            MoseError: see `RangeReader.read`; or a token cannot be.
+        """
+        return self.table.check_tokens(self._read(rows_R)[0], rows_R)
+
+    def labels(self, rows_R: INT64_ARRAY) -> RowLabels:
+        """Labels [R] of these rows.
+
+        Raises:
+            MoseError: see `RangeReader.read`; or a label cannot be.
+        """
+        return self.table.labels_of(self._read(rows_R)[1])
+
+    def _read(self, rows_R: INT64_ARRAY) -> tuple[TOKENS, NDArray[np.void]]:
+        wanted, places_R = np.unique(rows_R, return_inverse=True)
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1)
+        parts = [self._reader.read(int(run[0]), len(run)) for run in runs if len(run)]
+        if not parts:
+            return np.empty((0, self.sequence_length), self.table.layout.dtype), np.empty(0, INDEX_DTYPE)
+        tokens_RT, index_R = (np.concatenate([part[i] for part in parts]) for i in range(2))
+        return tokens_RT[places_R], index_R[places_R]
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class LoadedRows(RangeRows):
+    """The first rows of a split, read once and kept in memory: for validation, which wants the same rows again and again."""
+
+    def __init__(self, reader: RangeReader, most_rows: int):
+        """Read them.
+
+        Raises:
+            MoseError: see `RangeReader.read`.
+        """
+        super().__init__(reader, most_rows)
+        self._tokens_RT, self._index_R = reader.read(0, len(self))
+
+    def _read(self, rows_R: INT64_ARRAY) -> tuple[TOKENS, NDArray[np.void]]:
+        return self._tokens_RT[rows_R], self._index_R[rows_R]

@@ -1,0 +1,183 @@
+"""Claims: one living process a task, the dead ones taken over, and what a process says of itself while it works."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_prep import claim as claim_module
+from data_prep.claim import DEAD_AFTER_SECONDS, Claim, ClaimRecord, TaskTakenError, read_claim
+from data_prep.task import TaskProgress
+from data_prep.task_folder import claim_path
+from mose.storage import storage_path
+
+
+def held(dataset: Path, task: int = 3) -> ClaimRecord:
+    record = read_claim(dataset, task)
+    assert record is not None
+    return record
+
+
+def change(dataset: Path, **values: object) -> None:
+    """Make a claim look as if somebody else had written it."""
+    path = claim_path(dataset, 3)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def forge(dataset: Path, **values: object) -> None:
+    """Leave a claim whose process is not this one."""
+    with Claim(dataset, 3):
+        content = claim_path(dataset, 3).read_text()
+    claim_path(dataset, 3).write_text(content)
+    change(dataset, token="of another", **values)
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_claim_says_who_and_goes_with_its_block(tmp_path: Path) -> None:
+    with Claim(tmp_path, 3, expected_repositories=12):
+        record = held(tmp_path)
+        assert (record.task, record.pid, record.expected_repositories) == (3, os.getpid(), 12)
+        assert record.is_alive(time.time())
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_a_second_process_is_refused_with_who_and_since_when(tmp_path: Path) -> None:
+    with Claim(tmp_path, 3):
+        host = held(tmp_path).host
+        with pytest.raises(TaskTakenError) as caught:
+            Claim(tmp_path, 3).__enter__()
+        assert f"task 3: process {os.getpid()} of {host}, begun 20" in str(caught.value)
+        assert "last sign of life 20" in str(caught.value)
+        assert held(tmp_path).pid == os.getpid()
+        with Claim(tmp_path, 4):
+            pass
+
+
+def test_a_process_that_is_gone_is_taken_over_at_once(tmp_path: Path) -> None:
+    forge(tmp_path, pid=dead_pid())
+    with Claim(tmp_path, 3):
+        assert held(tmp_path).pid == os.getpid()
+    assert list(tmp_path.rglob("*.json")) + list(tmp_path.rglob(".*")) == []
+
+
+def test_another_process_that_got_the_same_number_does_not_count(tmp_path: Path) -> None:
+    forge(tmp_path, process_start="1")
+    with Claim(tmp_path, 3):
+        pass
+
+
+def test_a_process_elsewhere_is_taken_over_when_it_is_silent(tmp_path: Path) -> None:
+    forge(tmp_path, machine="another", pid=1, heartbeat=time.time() - DEAD_AFTER_SECONDS + 20)
+    with pytest.raises(TaskTakenError, match="task 3: process 1 of"):
+        Claim(tmp_path, 3).__enter__()
+    change(tmp_path, heartbeat=time.time() - DEAD_AFTER_SECONDS - 1)
+    with Claim(tmp_path, 3):
+        pass
+
+
+def test_a_job_that_the_scheduler_started_again_need_not_wait_for_its_former_self(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    forge(tmp_path, machine="another", pid=1)
+    with pytest.raises(TaskTakenError):
+        Claim(tmp_path, 3).__enter__()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with Claim(tmp_path, 3):
+        pass
+
+
+def test_heartbeats_carry_the_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim_module, "HEARTBEAT_SECONDS", 0.02)
+    progress = TaskProgress(5, 100, 20_000, 60_000)
+    with Claim(tmp_path, 3) as claim:
+        claim.observe(progress)
+        first = held(tmp_path).heartbeat
+        deadline = time.monotonic() + 10
+        while held(tmp_path).progress != progress and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert held(tmp_path).progress == progress
+        assert held(tmp_path).heartbeat > first
+
+
+def test_a_claim_that_was_taken_over_ends_the_work_and_stays_with_its_taker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_module, "HEARTBEAT_SECONDS", 0.02)
+
+    def work() -> None:
+        with Claim(tmp_path, 3) as claim:
+            change(tmp_path, token="of another", host="elsewhere")
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                claim.observe(TaskProgress(1, 1, 1, 1))
+                time.sleep(0.01)
+
+    with pytest.raises(TaskTakenError, match="of elsewhere, .*: took it over while this process gave no sign of life"):
+        work()
+    assert held(tmp_path).token == "of another"
+
+
+def test_a_living_claim_that_was_put_aside_by_mistake_comes_back(tmp_path: Path) -> None:
+    with Claim(tmp_path, 3):
+        dead = dataclasses.replace(held(tmp_path), token="of a dead process")
+        Claim(tmp_path, 3)._put_aside(dead)
+        assert held(tmp_path).token not in ("", dead.token)
+        assert list(tmp_path.rglob(".*")) == []
+
+
+def test_an_unreadable_claim_counts_by_its_age(tmp_path: Path) -> None:
+    path = claim_path(tmp_path, 3)
+    path.parent.mkdir()
+    path.write_text('{"task": 3')
+    os.utime(path, (time.time() - DEAD_AFTER_SECONDS - 1,) * 2)
+    with Claim(tmp_path, 3):
+        pass
+
+
+def take(dataset: Path, barrier: "multiprocessing.synchronize.Barrier", results: "multiprocessing.SimpleQueue[bool]") -> None:
+    barrier.wait()
+    try:
+        with Claim(dataset, 3):
+            results.put(True)
+            barrier.wait()
+    except TaskTakenError:
+        results.put(False)
+        barrier.wait()
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_of_many_at_once_one_gets_it(tmp_path: Path, is_dead: bool) -> None:
+    if is_dead:
+        forge(tmp_path, pid=dead_pid())
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(8), context.SimpleQueue()
+    processes = [context.Process(target=take, args=(tmp_path, barrier, results)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    assert sorted(results.get() for _ in processes) == [*[False] * 7, True]
+    for process in processes:
+        process.join()
+
+
+def test_on_an_object_store_it_works_as_far_as_it_can() -> None:
+    dataset = storage_path(f"memory://claims-{os.getpid()}")
+    with Claim(dataset, 3):
+        with pytest.raises(TaskTakenError, match="task 3: process"):
+            Claim(dataset, 3).__enter__()
+        path = claim_path(dataset, 3)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pid": dead_pid()}))
+    with Claim(dataset, 3):
+        assert held(dataset).pid == os.getpid()
+    assert not claim_path(dataset, 3).exists()
