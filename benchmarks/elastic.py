@@ -31,9 +31,9 @@ Differences = dict[str, dict[str, float]]
 def main() -> None:
     """Run the pairs, print the table, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    output: Path = parser.parse_args().output
-    found: Differences = json.loads(output.read_text("utf-8"))["differences"] if output.is_file() else {}
+    parser.add_argument("--output", type=Path)
+    output: Path | None = parser.parse_args().output
+    found: Differences = json.loads(output.read_text("utf-8"))["differences"] if output and output.is_file() else {}
     pools = RankPools()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +41,8 @@ def main() -> None:
             for saved in (cell for cell in LAYOUTS if cell_name(cell) not in found):
                 row = resume_everywhere(rows, saved, LAYOUTS, Path(folder) / cell_name(saved), pools)
                 found[cell_name(saved)] = {cell_name(cell): value for cell, value in row.items()}
-                write_json(output, figures(found))
+                if output:
+                    write_json(output, figures(found))
     finally:
         pools.close()
     show(found)

@@ -39,7 +39,7 @@ from tests.datasets import make_tokenizer
 Group = dict[str, tuple[int, ...]]
 STEP = 100
 BLOCK_BYTES = 1 << 24
-EXPORTS = {"whole": [], "published layout": ["--layout", "published"], "all five exits": ["--all-exits"]}
+EXPORTS = {"whole": [], "published layout": ["--layout", "published"], "every exit": ["--all-exits"]}
 # What the plain copy does: read N bytes, write M bytes, flush them.
 COPY = """
 import os, sys
@@ -83,7 +83,7 @@ def write_run(folder: Path, config: PretrainConfig) -> None:
     state = run.checkpoint(STEP) / STATE_TAG
     state.mkdir(parents=True)
     save_config(config, run.config)
-    make_tokenizer(folder)
+    make_tokenizer(folder, 420)
     run.append_metrics({"step": STEP, "loss/total": 1.0})
     padded = {**config.model.hugging_face(), "vocab_size": config.model.padded_vocabulary_size}
     shapes = parameter_shapes(ModularStarEncoder, ModularStarEncoderConfig(**padded))

@@ -16,7 +16,7 @@ ZERO_STAGE = "parallel.zero_stage"
 PRECISION = "parallel.precision"
 MICRO_BATCH_ROWS = "batch.micro_batch_rows"
 # What may differ between the run that saved and the run that resumes without changing a number. The data set counts by its
-# fingerprint, not by where it lies or whether it is staged; the sources of a mixture by weight and name, too.
+# fingerprint, not by where it lies or whether it is staged; the sources of a mixture by fingerprint and weight, too.
 FREE_FIELDS = (
     "output",
     "max_steps",
@@ -25,6 +25,7 @@ FREE_FIELDS = (
     "data.dataset",
     "data.staging",
     "data.mixture.dataset",
+    "data.mixture.name",
 )
 # How the same sums are spread over devices: these change the last bits of a loss and nothing else.
 LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, MICRO_BATCH_ROWS, "parallel.threads_per_rank")

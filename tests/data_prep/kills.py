@@ -29,6 +29,8 @@ class KillReport:
     kills: int = 0
     runs: int = 0
     data_sets: int = 0
+    interrupted_data_sets: int = 0
+    """Killed at least once before they got complete."""
     equal_data_sets: int = 0
     targets: dict[str, int] = field(default_factory=dict)
     moments: dict[str, int] = field(default_factory=dict)
@@ -96,7 +98,7 @@ def kill_and_restart(config: PackConfig, folder: Path, expected: dict[str, str],
     The first run is left alone and timed, so that the kills fall anywhere in the later ones.
     """
     random, report, began = np.random.default_rng(seed), KillReport(), time.monotonic()
-    dataset, busy = Path(config.output), 0.0
+    dataset, busy, kills_before = Path(config.output), 0.0, 0
     while True:
         process = start_pack(config, folder)
         report.runs += 1
@@ -110,6 +112,8 @@ def kill_and_restart(config: PackConfig, folder: Path, expected: dict[str, str],
         wait_for_group(process.pid)
         assert process.returncode == 0, error
         _compare(dataset, expected, report)
+        report.interrupted_data_sets += report.kills > kills_before
+        kills_before = report.kills
         if report.kills == kills:
             report.seconds = time.monotonic() - began
             return report

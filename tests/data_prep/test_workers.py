@@ -67,8 +67,10 @@ def test_a_worker_that_is_killed_fails_its_task_and_the_others_are_done(tmp_path
     error = process.communicate()[1]
     wait_for_group(process.pid)
     assert process.returncode == 2
-    assert "was killed by signal 9, perhaps for its memory; run the command again to go on, with fewer" in error
-    assert error.count("\n") == 1
+    last = error.splitlines()[-1]  # on a slow machine, lines of progress come before it
+    assert last.startswith("mose-data: error: num_workers: the worker process of task ")
+    assert last.endswith("was killed by signal 9, perhaps for its memory; run the command again to go on, with fewer")
+    assert "Traceback" not in error
     status = status_of(dataset)
     assert status.done == 5
     assert len(status.failed_tasks) == 1

@@ -274,11 +274,13 @@ def test_heads_that_fit_no_released_model_are_counted(retrieval: ModularStarEnco
 
 def test_the_command(pretrained: Path, tmp_path: Path) -> None:
     (pretrained / "tokenizer.json").rename(tmp_path / "tokenizer.json")
-    line = command_line("pretrain", "import", pretrained, "--output", tmp_path / "ours")
-    assert "holds neither tokenizer.model nor tokenizer.json" in refused(line)
-    said = run_well([*line, "--tokenizer", str(tmp_path / "tokenizer.json")])
+    with pytest.raises(MoseError, match=r"holds neither tokenizer\.model nor tokenizer\.json"):
+        import_published(pretrained, tmp_path / "ours")
+    line = command_line(
+        "pretrain", "import", pretrained, "--output", tmp_path / "ours", "--tokenizer", tmp_path / "tokenizer.json"
+    )
     tensors = len(parameter_shapes(ModularStarEncoder, SMALL))
-    assert f"ModularStarEncoder, {tensors} tensors, exits 1, 2, 4" in said
-    assert "already exists" in refused(line)
+    assert f"ModularStarEncoder, {tensors} tensors, exits 1, 2, 4" in run_well(line)
     with SafetensorsReader(tmp_path / "ours" / "model.safetensors") as reader:
         assert {entry.dtype for entry in reader.entries.values()} == {torch.bfloat16}
+    assert "already exists" in refused(line)

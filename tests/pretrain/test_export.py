@@ -54,7 +54,10 @@ def differences_by_auto_model(folder: Path, checkpoint: Path, scratch: Path) -> 
 
 
 def test_exported_model_is_the_live_one_without_our_packages(finished_run: Path, tmp_path: Path) -> None:
-    run_well(command_line("pretrain", "export", finished_run, "--output", tmp_path / "out"))
+    said = run_well(command_line("pretrain", "export", finished_run, "--exit", 2, 4, "--output", tmp_path / "two"))
+    assert "exit_04" in said
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["exit_02", "exit_04"]
+    export_run(finished_run, tmp_path / "out", ExportRequest())
     parity = json.loads((tmp_path / "out" / "parity.json").read_text())
     assert parity["exits"].keys() == {"01", "02", "04"}
     assert parity["worst"] <= TOLERANCE
@@ -75,8 +78,9 @@ def test_every_layout_exports(layout: tuple[str, str], finished_run: Path, tmp_p
     words = ["train", "--config", finished_run / "config.yaml", "--output", tmp_path / "run", "--max_steps", 6]
     words += ["--intervals.log_every_steps", 1, "--intervals.checkpoint_every_steps", 2]
     run_well(launcher_line(2, *words, *layout))
-    run_well(command_line("pretrain", "export", tmp_path / "run", "--output", tmp_path / "out"))
-    assert json.loads((tmp_path / "out" / "parity.json").read_text())["worst"] <= TOLERANCE
+    (report,) = export_run(tmp_path / "run", tmp_path / "out", ExportRequest()).values()
+    assert report is not None
+    assert report["worst"] <= TOLERANCE
     assert (
         max(differences_by_auto_model(tmp_path / "out", tmp_path / "run" / "checkpoints" / "step-000006", tmp_path)) <= TOLERANCE
     )
@@ -87,7 +91,7 @@ def test_every_layout_exports(layout: tuple[str, str], finished_run: Path, tmp_p
 
 
 def test_one_exit_of_an_earlier_step(finished_run: Path, tmp_path: Path) -> None:
-    run_well(command_line("pretrain", "export", finished_run, "--output", tmp_path / "out", "--step", 4, "--exit", 2))
+    export_run(finished_run, tmp_path / "out", ExportRequest(step=4, exits=(2,)))
     probe = load_file(finished_run / "checkpoints" / "step-000004" / "probe.safetensors")
     model = load_pretrained(tmp_path / "out")
     assert model.config.num_hidden_layers == 2
@@ -146,12 +150,19 @@ def test_a_fine_tuned_folder_is_cut_at_an_exit(finished_run: Path, tmp_path: Pat
 
 def test_what_cannot_be_exported_is_one_line(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    line = command_line("pretrain", "export", finished_run, "--output")
-    assert "already exists" in refused([*line, str(tmp_path / "there")])
-    assert "holds no step-000005" in refused([*line, str(tmp_path / "new"), "--step", "5"])
-    assert "exit 3: the model has exits [1, 2, 4]" in refused([*line, str(tmp_path / "new"), "--exit", "3"])
-    assert "config.yaml" in refused(command_line("pretrain", "export", tmp_path / "nowhere", "--output", tmp_path / "new"))
-    assert not (tmp_path / "new").exists()
+    requests = {
+        "there: already exists": (finished_run, tmp_path / "there", ExportRequest()),
+        "holds no step-000005": (finished_run, tmp_path / "new", ExportRequest(step=5)),
+        r"exit 3: the model has exits \[1, 2, 4\]": (finished_run, tmp_path / "new", ExportRequest(exits=(3,))),
+        r"config\.yaml": (tmp_path / "nowhere", tmp_path / "new", ExportRequest()),
+    }
+    for message, (run, output, request) in requests.items():
+        with pytest.raises(MoseError, match=message):
+            export_run(run, output, request)
+    assert "holds no step-000007" in refused(
+        command_line("pretrain", "export", finished_run, "--output", tmp_path / "new", "--step", 7)
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
 def copied(finished_run: Path, tmp_path: Path) -> Path:
@@ -162,9 +173,9 @@ def copied(finished_run: Path, tmp_path: Path) -> Path:
 def test_a_model_that_disagrees_is_not_exported(finished_run: Path, tmp_path: Path) -> None:
     checkpoint = copied(finished_run, tmp_path)
     shutil.copyfile(checkpoint.parent / "step-000002" / "probe.safetensors", checkpoint / "probe.safetensors")
-    line = refused(command_line("pretrain", "export", tmp_path / "run", "--output", tmp_path / "out"))
-    assert "exported model differs by" in line
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(MoseError, match="exported model differs by"):
+        export_run(tmp_path / "run", tmp_path / "out", ExportRequest())
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_damaged_checkpoint_is_not_exported(finished_run: Path, tmp_path: Path) -> None:

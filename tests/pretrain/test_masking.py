@@ -156,7 +156,7 @@ def test_the_stored_rows_are_not_changed_and_the_type_stays() -> None:
 
 
 def test_slots_of_a_row_and_rows_of_a_slot_are_drawn_independently() -> None:
-    """Neighbours in a row, and the same slot of neighbouring rows, epochs and seeds, are masked together as often as chance says."""
+    """Neighbours in a row, and one slot of neighbouring rows, epochs and seeds, are masked together as often as chance says."""
     count, length = 3000, 512
     tokens, num_tokens = np.full((count, length), 100, dtype=np.uint16), np.full(count, length)
     selected = mask(tokens, num_tokens, np.arange(count)).selected_RT

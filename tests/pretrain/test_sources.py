@@ -114,6 +114,8 @@ def test_a_staged_runs_held_out_rows_are_those_of_the_disk(dataset: Path, tmp_pa
         assert far.held_out is not None
         assert near.held_out is not None
         assert np.array_equal(far.held_out.tokens(np.arange(10)), near.held_out.tokens(np.arange(10)))
+        far.tokenizer.copy_to(tmp_path)
+        assert (tmp_path / far.tokenizer.path.name).read_bytes() == near.tokenizer.path.read_bytes()
 
 
 @pytest.mark.parametrize(("changes", "field"), [({"vocabulary_size": 330}, "tokenizer_fingerprint"), ({}, "sequence_length")])
@@ -206,7 +208,7 @@ def test_identity_survives_removal_moving_and_staging_and_nothing_else(dataset: 
 def test_identity_of_a_mixture_counts_weights_and_not_places(dataset: Path, second: Path, tmp_path: Path) -> None:
     pair = mixture_of(dataset, second)
     before = identity(config_of(dataset, blocks(mixture=pair)))
-    moved = dataclasses.replace(pair[0], dataset=str(shutil.copytree(dataset, tmp_path / "moved")))
+    moved = dataclasses.replace(pair[0], dataset=str(shutil.copytree(dataset, tmp_path / "moved")), name="renamed")
     assert identity(config_of(dataset, blocks(mixture=(moved, pair[1])))) == before
     heavier = dataclasses.replace(pair[0], weight=4.0)
     assert identity(config_of(dataset, blocks(mixture=(heavier, pair[1])))) != before

@@ -1,0 +1,78 @@
+"""Texts to pieces in batches: the same pieces whatever the batches, and none that repeats evaluation text."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import cutter as cutter_module
+from data_prep.config import PackingConfig
+from data_prep.cutter import Cutter, Tools
+from data_prep.decontamination import DecontaminationConfig, Decontaminator
+from data_prep.filters import FilterCounts
+from data_prep.pool import CutFiles, join_files
+from data_prep.records import SourceFile, TextFile, content_sha1
+from mose.tokenizer import Tokenizer
+from tests.data_prep.repositories import made_text
+from tests.datasets import make_tokenizer
+
+CONFIG = PackingConfig(sequence_length=128).resolve()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"), 600)
+
+
+def text_file(number: int, text: str) -> TextFile:
+    content = text.encode()
+    source = SourceFile(f"r{number % 4}", f"/{number}.py", content, "Python", (), "permissive", content_sha1(content))
+    return TextFile(source, text)
+
+
+def cut_all(tools: Tools, files: list[TextFile], counts: FilterCounts) -> list[CutFiles]:
+    parts: list[CutFiles] = []
+    cutter = Cutter(tools, parts.append, counts)
+    for file in files:
+        cutter.add(file)
+    cutter.flush()
+    cutter.flush()
+    return parts
+
+
+def test_pieces_do_not_depend_on_the_batches(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = Tools.load(tokenizer, CONFIG)
+    files = [text_file(i, made_text(1 + i % 9, str(i)) + "\u2581é" * (i % 3)) for i in range(40)]
+    found = []
+    for batch_characters in (1, 700, 1 << 22):
+        monkeypatch.setattr(cutter_module, "BATCH_CHARACTERS", batch_characters)
+        parts = cut_all(tools, files, FilterCounts())
+        assert (len(parts) == 1) == (batch_characters == 1 << 22)
+        found.append(join_files(parts))
+    for other in found[1:]:
+        assert other.lineage == found[0].lineage
+        for name in ("tokens_N", "starts_P", "lengths_P", "bytes_P2", "file_of_P"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(found[0], name))
+    assert found[0].lengths_P.max() <= CONFIG.piece_tokens
+    last = np.diff(found[0].file_of_P, append=len(files)) > 0
+    assert found[0].bytes_P2[last, 1].tolist() == [len(file.source.content) for file in files]
+
+
+def test_pieces_that_repeat_evaluation_text_are_left_out_and_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    files = [text_file(i, made_text(30, str(i))) for i in range(5)]
+    evaluation = tmp_path / "questions.txt"
+    lines = files[3].text.splitlines()
+    evaluation.write_text("\n".join(lines[10:14]), "utf-8")
+    config = DecontaminationConfig(files=(str(evaluation),), ngram_words=6, min_words=6, min_distinct_words=3)
+    counts = FilterCounts()
+    (all_pieces,) = cut_all(Tools.load(tokenizer, CONFIG), files, counts)
+    (kept,) = cut_all(Tools.load(tokenizer, CONFIG, Decontaminator(config)), files, counts)
+    dropped = len(all_pieces.lengths_P) - len(kept.lengths_P)
+    assert counts.contaminated["questions.txt"].files == dropped > 0
+    assert (np.bincount(kept.file_of_P, minlength=5) < np.bincount(all_pieces.file_of_P, minlength=5)).tolist() == [
+        False, False, False, True, False
+    ]  # fmt: skip
+    start = len("\n".join(lines[:10])) + 1
+    end = start + len("\n".join(lines[10:14]))
+    spans = kept.bytes_P2[kept.file_of_P == 3].tolist()
+    assert not [span for span in spans if span[0] < end and span[1] > start and min(span[1], end) - max(span[0], start) > 100]
