@@ -190,28 +190,29 @@ def measure(folder: Path, config: PretrainConfig) -> dict[str, Any]:
         "hardware": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, no GPU",
         "parameters": parameters,
         "checkpoint_bytes": optimizer.stat().st_size,
-        "load_average_at_start": os.getloadavg()[0],
         "exports": {},
     }
     for name, words in EXPORTS.items():
         target = folder / "out"
         forget(optimizer)
         line = [sys.executable, "-m", "pretrain.cli", "export", str(folder / "run"), "--output", str(target), *words]
-        seconds, peak = run_process(line)
+        seconds, busy, peak = run_process(line)
         written = sum(path.stat().st_size for path in target.rglob("*.safetensors"))
         worst = max(json.loads(path.read_text())["worst"] for path in target.rglob("parity.json"))
         shutil.rmtree(target)
         forget(optimizer)
-        copied, _ = run_process([sys.executable, "-c", COPY, str(optimizer), str(target), str(4 * parameters), str(written)])
+        copied, _, _ = run_process([sys.executable, "-c", COPY, str(optimizer), str(target), str(4 * parameters), str(written)])
         target.unlink()
         largest = parameters * (2 if "published" in words else 4)
         figures["exports"][name] = {
             "seconds": round(seconds, 1),
+            "processor_seconds": round(busy, 1),
             "written_bytes": written,
             "peak_bytes": peak,
             "peak_to_model_bytes": round(peak / largest, 3),
             "plain_copy_seconds": round(copied, 1),
             "ratio_to_plain_copy": round(seconds / copied, 2),
+            "load_average": round(os.getloadavg()[0], 1),
             "worst_difference_of_largest_value": worst,
         }
         print(name, figures["exports"][name], flush=True)
@@ -225,14 +226,15 @@ def forget(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def run_process(line: list[str]) -> tuple[float, int]:
-    """Wall seconds and peak resident bytes of one process."""
-    script = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
-    script += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+def run_process(line: list[str]) -> tuple[float, float, int]:
+    """Wall seconds, processor seconds and peak resident bytes of one process."""
+    script = "import resource as r, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+    script += "used = r.getrusage(r.RUSAGE_CHILDREN); print(used.ru_utime + used.ru_stime, used.ru_maxrss)"
     began = time.perf_counter()
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
     done = subprocess.run([sys.executable, "-c", script, *line], stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return time.perf_counter() - began, int(done.stdout) * 1024
+    busy, kibibytes = done.stdout.split()
+    return time.perf_counter() - began, float(busy), int(kibibytes) * 1024
 
 
 if __name__ == "__main__":
