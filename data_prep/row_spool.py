@@ -28,6 +28,8 @@ from mose.storage import is_local
 
 # 16 MB of rows of 2,048 tokens: little enough for malloc to use the same memory again; of 64 runs a block takes 64 rows each.
 BLOCK_ROWS = 4096
+# Larger writes take the kernel several times as long, see mose.shard_format.
+_WRITE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class RowSpool(contextlib.AbstractContextManager["RowSpool"]):
         lines = sink.getvalue()
         with self._opened() as file:
             offset = file.tell()
-            file.write(np.ascontiguousarray(rows.tokens_RT).data)
+            tokens = np.ascontiguousarray(rows.tokens_RT).reshape(-1).view(np.uint8).data
+            for start in range(0, len(tokens), _WRITE_BYTES):
+                file.write(tokens[start : start + _WRITE_BYTES])
             # Arrow wants its buffers at multiples of 8 bytes.
             file.write(b"\0" * (-file.tell() % 8))
             first_lines_R = first_of_each(rows.labels.num_snippets)

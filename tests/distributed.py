@@ -9,6 +9,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 WAIT_SECONDS = 300
+# Every run builds process groups anew, and gloo polls each of them a hundred times a second until its process ends: after
+# some dozens of runs both cores are busy with nothing else.
+RUNS_OF_A_POOL = 16
 
 
 def free_port() -> int:
@@ -39,6 +42,7 @@ class RankPool:
         context = multiprocessing.get_context("spawn")
         port = free_port()
         self.world_size = world_size
+        self.runs = 0
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(world_size):
@@ -50,6 +54,7 @@ class RankPool:
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What `function` returned on each rank; raises with a rank's traceback if it failed there."""
+        self.runs += 1
         for pipe in self._pipes:
             pipe.send((function, arguments))
         results = []
@@ -77,7 +82,9 @@ class RankPools:
         self._pools: dict[int, RankPool] = {}
 
     def of(self, world_size: int) -> RankPool:
-        """The pool of this many ranks."""
+        """The pool of this many ranks; a fresh one when it has done its runs."""
+        if world_size in self._pools and self._pools[world_size].runs >= RUNS_OF_A_POOL:
+            self._pools.pop(world_size).close()
         if world_size not in self._pools:
             self._pools[world_size] = RankPool(world_size)
         return self._pools[world_size]

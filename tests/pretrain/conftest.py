@@ -35,9 +35,9 @@ def finished_run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "run"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def pools() -> Iterator[RankPools]:
-    """Live ranks for all tests of this folder: starting four of them takes a minute on a busy machine."""
+    """Live ranks for all tests of a file."""
     pools = RankPools()
     yield pools
     pools.close()
