@@ -2,8 +2,8 @@
 
 from setuptools import find_packages, setup
 
-STORAGE = ["fsspec", "universal_pathlib", "s3fs"]
-DATA = [*STORAGE, "aiohttp", "botocore", "numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "rich", "jsonargparse[signatures]", "pyyaml"]
+STORAGE = ["fsspec", "universal_pathlib", "s3fs", "aiohttp", "botocore"]
+DATA = [*STORAGE, "numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "rich", "jsonargparse[signatures]", "pyyaml"]
 MODEL = ["numpy", "torch", "transformers>=5,<6", "safetensors", "sentencepiece", "tokenizers", "rich"]
 CONFIG = ["jsonargparse[signatures]", "pyyaml"]
 TOOLS = ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"]
