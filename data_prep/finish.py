@@ -1,11 +1,13 @@
 """`mose-data finish`: the tasks of a data set merged into its manifest, when all have run and their files are there."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from data_prep.begin import CONFIG_NAME, Inputs, inputs_path, opened_tokenizer, read_config_of, read_inputs, remove_beginning
+from data_prep.claim import read_claim
 from data_prep.config import PackConfig, content_fields
 from data_prep.dataset_statistics import merge_statistics
 from data_prep.filters import KEPT, FilterCounts
@@ -42,6 +44,7 @@ def write_manifest_of(dataset: Path, config: PackConfig, inputs: Inputs, results
     if not any(result.shards for result in results):
         raise MoseError(no_rows(results))
     remove_manifest_leftovers(dataset)
+    _remove_records_of_done_tasks(dataset)
     with opened_tokenizer(dataset) as tokenizer:
         if tokenizer.fingerprint() != inputs.tokenizer:
             raise MoseError(f"{dataset}: its tokenizer is not the one that it was begun with ({inputs.tokenizer}); put that back")
@@ -81,6 +84,17 @@ def remove_empty(dataset: Path) -> None:
         for folder in (dataset / "tasks", dataset / "dropped", *(dataset / split for split in SPLITS), dataset):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+
+
+def _remove_records_of_done_tasks(dataset: Path) -> None:
+    """Remove the claim and the failure that a process left which was killed between its task's marker and its own end."""
+    states = list_tasks(dataset)
+    for task in states.done & states.failed:
+        failure_path(dataset, task).unlink(missing_ok=True)
+    for task in states.done & states.claimed:
+        claim = read_claim(dataset, task)
+        if claim is None or not claim.is_alive(time.time()):
+            claim_path(dataset, task).unlink(missing_ok=True)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -201,7 +201,7 @@ def copy_sources(folder: Path) -> None:
 
 
 def copy_tokenizer(source: Path, folder: Path, max_length: int, framed: bool = True) -> None:
-    """Copy a tokenizer from its folder or file to `folder`; `AutoTokenizer` puts `<sep>` and `<cls>` around a text if `framed`.
+    """Copy a tokenizer from its folder or file to `folder`; `AutoTokenizer` frames texts with `<sep>` and `<cls>` if `framed`.
 
     A sentencepiece model is also written as a fast tokenizer if they agree.
 

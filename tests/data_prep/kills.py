@@ -19,7 +19,7 @@ from mose.config import save_config
 from tests.data_prep.repositories import checksums
 
 # A killed command's workers end by themselves within this time, or the run has failed.
-GROUP_SECONDS = 30.0
+GROUP_SECONDS = 60.0
 
 
 @dataclass
@@ -64,7 +64,7 @@ def wait_for_group(group: int) -> None:
         except ProcessLookupError:
             return
         time.sleep(0.02)
-    os.killpg(group, signal.SIGKILL)
+    # Not killed here: on a busy machine the number may belong to somebody else by now.
     raise AssertionError("a worker outlived the command that started it")
 
 

@@ -2,21 +2,24 @@
 
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
 
-from data_prep.claim import Claim
+from data_prep.claim import Claim, ClaimRecord
 from data_prep.config import PackConfig, PackingConfig
 from data_prep.dataset import pack_dataset
 from data_prep.filters import FiltersConfig
 from data_prep.finish import finish
 from data_prep.opt_out import load_opt_out
 from data_prep.records import RepositoryRef
+from data_prep.task import TaskProgress
+from data_prep.task_folder import claim_path, write_failure
 from data_prep.verify import verify_dataset
+from mose.atomic_file import write_json
 from mose.config import load_config
 from mose.errors import MoseError
 from mose.manifest import SPLITS, read_manifest
@@ -46,6 +49,18 @@ def test_a_complete_data_set_is_not_touched_again(tmp_path: Path) -> None:
     pack_dataset(replace(config, num_workers=2))
     assert checksums(tmp_path / "dataset") == sums
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_what_a_killed_process_left_of_a_task_that_is_done_is_removed(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    pack_dataset(config)
+    sums = checksums(tmp_path / "dataset")
+    write_failure(tmp_path / "dataset", 0, "was killed by signal 9")
+    # Older than any heartbeat of a living process.
+    record = ClaimRecord(0, "token", "host", 1, "machine", "1", "", "0", 0.0, 0.0, 0, TaskProgress(0, 0, 0, 0))
+    write_json(claim_path(tmp_path / "dataset", 0), asdict(record))
+    finish(tmp_path / "dataset")
+    assert checksums(tmp_path / "dataset") == sums
 
 
 def test_missing_and_truncated_shards_are_made_again(tmp_path: Path) -> None:
