@@ -20,7 +20,8 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -91,8 +92,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = trained_tokenizer(arguments.tokenizer or Path(scratch) / "tokenizer")
         folders = arguments.text or [Path(sysconfig.get_path(name)) for name in ("purelib", "stdlib")]
-        work = Work(read_texts(folders, arguments.megabytes * 1e6), tokenizer, Path(scratch))
+        work = Work(list(read_texts(folders, arguments.megabytes * 1e6)), tokenizer, Path(scratch))
         figures = measure(work, arguments.repeats)
+        figures["peak_memory_megabytes"] = peak_memory(folders, arguments.megabytes * 1e6, work)
     Console(soft_wrap=True).print(table_of(figures))
     print(json.dumps(figures["cost_of_a_trillion_tokens"], indent=1))
     if arguments.output:
@@ -106,23 +108,26 @@ def trained_tokenizer(folder: Path) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def read_texts(folders: Sequence[Path], limit: float) -> list[TextFile]:
+def read_texts(folders: Sequence[Path], limit: float) -> Iterator[TextFile]:
     """Python sources up to `limit` bytes; each top-level folder below `folders` counts as a repository."""
-    texts: list[TextFile] = []
     total = 0
     for folder in folders:
         for path in sorted(folder.rglob("*.py")):
-            content = path.read_bytes() if path.stat().st_size <= 1 << 20 else b""
             name = path.relative_to(folder)
+            # The packages are below the standard library too.
+            if path.stat().st_size > 1 << 20 or (folder != folders[0] and "site-packages" in name.parts):
+                continue
+            content = path.read_bytes()
             try:
                 text = content.decode()
             except ValueError:
                 continue
-            if text.strip() and total < limit and not (folder != folders[0] and "site-packages" in name.parts):
-                source = SourceFile(name.parts[0], f"/{name}", content, "Python", (), "permissive", content_sha1(content))
-                texts.append(TextFile(source, text))
+            if total >= limit:
+                return
+            if text.strip():
                 total += len(content)
-    return texts
+                source = SourceFile(name.parts[0], f"/{name}", content, "Python", (), "permissive", content_sha1(content))
+                yield TextFile(source, text)
 
 
 def measure(work: Work, repeats: int) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def measure(work: Work, repeats: int) -> dict[str, Any]:
     for _ in range(repeats):
         for name, (side, given) in sides.items():
             rates[name].append(given.num_bytes / 1e6 / cpu_seconds(side, given))
-    result = run_whole_task(work)
+    result = run_whole_task(work.texts, work.tokenizer.path, work.scratch)
     ours = rates["packed shards"]
     return {
         "date": datetime.date.today().isoformat(),
@@ -156,7 +161,6 @@ def measure(work: Work, repeats: int) -> dict[str, Any]:
             a / b for a, b in zip(rates["packed shards, filters on"], rates["bare gigatoken"], strict=True)
         ),
         "packing": measure_packing(work, repeats),
-        "peak_memory_megabytes": peak_memory(work),
         "cost_of_a_trillion_tokens": cost(work, result, statistics.median(rates["packed shards, filters on"])),
     }
 
@@ -224,7 +228,7 @@ def pack_filtered(work: Work) -> Callable[[], RowCounts]:
         with tempfile.TemporaryDirectory(dir=work.scratch) as folder, DroppedLog(Path(folder), 0) as dropped:
             with SplitWriter(Path(folder), "train", 0, 0, config, work.tokenizer) as writer:
                 cutter = Cutter(tools, writer.add, counts, dropped)
-                for _, files in repositories(work):
+                for _, files in repositories(work.texts):
                     for text in filter_repository(files, filters, counts, dropped):
                         cutter.add(text)
                 cutter.flush()
@@ -234,18 +238,17 @@ def pack_filtered(work: Work) -> Callable[[], RowCounts]:
     return run
 
 
-def run_whole_task(work: Work) -> TaskResult:
+def run_whole_task(texts: Iterable[TextFile], tokenizer: Path, scratch: Path) -> TaskResult:
     """A task as `mose-data pack` runs it."""
-    with tempfile.TemporaryDirectory(dir=work.scratch) as folder:
-        config = PackConfig(output=f"{folder}/dataset", tokenizer=str(work.tokenizer.path), num_tasks=1, held_out_fraction=0.0)
-        return run_task(config.resolve(), 0, repositories(work), "benchmark")
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        config = PackConfig(output=f"{folder}/dataset", tokenizer=str(tokenizer), num_tasks=1, held_out_fraction=0.0)
+        return run_task(config.resolve(), 0, repositories(texts), "benchmark")
 
 
-def repositories(work: Work) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
-    by_name: dict[str, list[SourceFile]] = {}
-    for file in work.texts:
-        by_name.setdefault(file.source.repository, []).append(file.source)
-    return ((RepositoryRef(name, "directory", ""), iter(files)) for name, files in by_name.items())
+def repositories(texts: Iterable[TextFile]) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
+    """The files of the texts, repository after repository, each read when it is asked for."""
+    for name, files in itertools.groupby((file.source for file in texts), key=lambda source: source.repository):
+        yield RepositoryRef(name, "directory", ""), files
 
 
 def index_by_document(work: Work) -> Callable[[], None]:
@@ -319,24 +322,20 @@ def measure_packing(work: Work, repeats: int) -> dict[str, float]:
     }
 
 
-def peak_memory(work: Work) -> dict[str, float]:
-    """Peak resident memory of a process of its own that packs these texts, and the same before it begins."""
-    context = get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_pack_and_tell, args=(work.texts, work.tokenizer.path, work.scratch, queue))
-    process.start()
-    before, after = queue.get()
-    process.join()
-    return {"texts_and_libraries": before, "packing": after}
+def peak_memory(folders: Sequence[Path], limit: float, work: Work) -> dict[str, float]:
+    """Peak resident memory of a process of its own that reads and packs these texts, and of the same before it begins."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        before, after = executor.submit(_pack_and_tell, folders, limit, work.tokenizer.path, work.scratch).result()
+    return {"libraries": before, "packing": after}
 
 
-def _pack_and_tell(texts: list[TextFile], tokenizer: Path, scratch: Path, queue: Any) -> None:
+def _pack_and_tell(folders: Sequence[Path], limit: float, tokenizer: Path, scratch: Path) -> tuple[float, float]:
     def peak() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 1.048576
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
     before = peak()
-    run_whole_task(Work(texts, load_tokenizer(tokenizer), scratch))
-    queue.put((before, peak()))
+    run_whole_task(read_texts(folders, limit), tokenizer, scratch)
+    return before, peak()
 
 
 def cost(work: Work, result: TaskResult, megabytes_per_second: float) -> dict[str, str]:
