@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 from data_prep.config import PackConfig
 from data_prep.dataset import pack_dataset
@@ -31,6 +32,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     values = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
     for name, value in {**values, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
         monkeypatch.setenv(name, value)
+    # A file system opened by another test would go on asking that test's server.
+    S3FileSystem.clear_instance_cache()
     boto3.client("s3").create_bucket(Bucket="bucket")
     yield "s3://bucket"
     server.stop()
