@@ -13,7 +13,7 @@ EXTRAS = {
     "finetune": [*MODEL, *CONFIG, "pyarrow", "scikit-learn", "matplotlib"],
     "cluster": [*CONFIG, "rich"],
     "gpu": ["flash-attn"],
-    "dev": [*TOOLS, "webdataset", "ir-measures", "sentence-transformers>=6,<7", "moto[s3]", "flask", "flask-cors"],
+    "dev": [*TOOLS, "accelerate", "webdataset", "ir-measures", "sentence-transformers>=6,<7", "moto[s3]", "flask", "flask-cors"],
 }
 
 setup(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mose.model.modeling_mose import StarEncoder2Pooler, StarEncoder2PreTrainingHeads
 
@@ -62,14 +63,23 @@ def exit_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums at one exit: MLM cross-entropy, ICC cross-entropy, and [4] detached sums in the order of `COLUMNS`.
 
-    Only masked positions reach the vocabulary projection, so logits are [M, V], never [N, V].
+    Only masked positions reach the vocabulary projection, so logits are [M, V], never [N, V]; they are made again in the
+    backward pass, so that those of one exit at a time are in memory, however many exits there are.
     """
-    logits_MV = _without_dead_columns(heads.predict_tokens(state_ND[masked_M], exit_index), vocabulary.live_rows)
-    mlm_sum = vocabulary.cross_entropy(logits_MV, labels_M).sum()
+
+    def predict(state_MD: Tensor) -> tuple[Tensor, Tensor]:
+        logits_MV = _without_dead_columns(heads.predict_tokens(state_MD, exit_index), vocabulary.live_rows)
+        with torch.no_grad():
+            correct = vocabulary.correct(logits_MV, labels_M).sum()
+        return vocabulary.cross_entropy(logits_MV, labels_M).sum(), correct
+
+    # Nothing in it is random; and under ZeRO 3 the weights lie otherwise in memory when it runs again.
+    mlm_sum, mlm_correct = checkpoint(
+        predict, state_ND[masked_M], use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+    )
     logits_B2 = heads.classify(pooler(state_ND[cls_B]), exit_index).float()
     icc_sum = F.cross_entropy(logits_B2, mixed_B, reduction="sum")
     with torch.no_grad():
-        mlm_correct = vocabulary.correct(logits_MV, labels_M).sum()
         icc_correct = (logits_B2.argmax(dim=1) == mixed_B).sum()
         sums = torch.stack([part.double() for part in (mlm_sum, icc_sum, mlm_correct, icc_correct)])
     return mlm_sum, icc_sum, sums

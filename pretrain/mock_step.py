@@ -81,4 +81,4 @@ def mock_step(config: PretrainConfig) -> str:
 
 def _sentence(result: StepResult, seconds: float) -> str:
     numbers = f"loss {result.loss:.3f}, gradient norm {result.gradient_norm:.3f}"
-    return f"mock step: {numbers}, {result.real_tokens:,} tokens in {seconds:.1f} s"
+    return f"mock step: {numbers}, {result.counts.real_tokens:,} tokens in {seconds:.1f} s"

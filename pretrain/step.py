@@ -31,6 +31,17 @@ class StepEngine(Protocol):
 
 
 @dataclass(frozen=True)
+class BatchCounts:
+    """What the whole global batch holds."""
+
+    real_tokens: int
+    slots: int
+    """Slots of the stored rows, padding included."""
+    squared_lengths: int
+    """Sum over rows of the square of their real tokens: what attention costs."""
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What one global batch gave, the same on every rank; sums [E, 4] on the CPU in the order of `loss.COLUMNS`."""
 
@@ -38,8 +49,7 @@ class StepResult:
     sums: Tensor
     denominators: Denominators
     gradient_norm: float
-    real_tokens: int
-    slots: int
+    counts: BatchCounts
 
     def exit_metrics(self, exit_layers: Sequence[int], prefix: str = "") -> dict[str, float]:
         """Scalars of each exit under the run directory's names, e.g. `loss/exit_04/mlm`."""
@@ -59,12 +69,16 @@ def exit_metrics(sums: Tensor, denominators: Denominators, exit_layers: Sequence
     return values
 
 
-def count_globally(batches: Sequence[MicroBatch], context: ParallelContext) -> tuple[Denominators, int, int]:
-    """Masked tokens and rows of the global batch, and its real tokens and slots: one all-reduce before the first forward."""
-    counts = [[batch.num_masked, batch.num_rows, batch.num_tokens, batch.padded_slots + batch.num_tokens] for batch in batches]
-    total = torch.tensor(counts, dtype=torch.int64, device=context.device).sum(dim=0)
-    masked, rows, tokens, slots = context.sum_over_data(total).tolist()
-    return Denominators(max(masked, 1), max(rows, 1)), tokens, slots
+def count_globally(batches: Sequence[MicroBatch], context: ParallelContext) -> tuple[Denominators, BatchCounts]:
+    """Masked tokens and rows of the global batch, and its size: one all-reduce before the first forward."""
+    total = torch.tensor([_counts(batch) for batch in batches], dtype=torch.int64, device=context.device).sum(dim=0)
+    masked, rows, *counts = context.sum_over_data(total).tolist()
+    return Denominators(max(masked, 1), max(rows, 1)), BatchCounts(*counts)
+
+
+def _counts(batch: MicroBatch) -> list[int]:
+    squared = int(torch.diff(batch.cu_seqlens.long()).square().sum()) if batch.num_rows else 0
+    return [batch.num_masked, batch.num_rows, batch.num_tokens, batch.padded_slots + batch.num_tokens, squared]
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int, data_rank: int) -> None:
@@ -77,7 +91,7 @@ def train_step(
     engine: StepEngine, batches: Sequence[MicroBatch], learning_rate: float, seed: int, step: int, context: ParallelContext
 ) -> StepResult:
     """Run this rank's share of one global batch through forward, backward and update; every rank calls it."""
-    denominators, tokens, slots = count_globally(batches, context)
+    denominators, counts = count_globally(batches, context)
     totals: list[Tensor] = []
     norm: float | None = None
     for number, batch in enumerate(batches):
@@ -92,4 +106,4 @@ def train_step(
         raise RuntimeError(
             f"step {step}: {len(batches)} micro-batches did not end an accumulation; the engine expects another number"
         )
-    return StepResult(float(summed[-1]), sums_E4, denominators, norm, tokens, slots)
+    return StepResult(float(summed[-1]), sums_E4, denominators, norm, counts)

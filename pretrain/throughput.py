@@ -6,9 +6,10 @@ import time
 import torch
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.size import flops_per_row
+from mose.model.size import flops_per_row, head_flops
+from pretrain.loss import Denominators
 from pretrain.metrics import DATA_WAIT, FLOPS_UTILIZATION, PADDING, PEAK_MEMORY, TOKENS_PER_SECOND
-from pretrain.step import StepResult
+from pretrain.step import BatchCounts, StepResult
 
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets, by a part of the device's name.
 DEVICE_PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12}
@@ -23,17 +24,18 @@ def device_peak(device: torch.device) -> float | None:
     return next((peak for part, peak in DEVICE_PEAKS.items() if part in name), None)
 
 
-def step_flops(shape: ModularStarEncoderConfig, masked_tokens: int, rows: int, tokens: int) -> float:
-    """Operations of one training step: forward and twice that backward, of layers, attention and vocabulary projections.
+def step_flops(shape: ModularStarEncoderConfig, denominators: Denominators, counts: BatchCounts) -> int:
+    """Model operations of one training step: 3 x forward (the backward pass costs twice the forward pass).
 
-    Attention is counted as if every row had the batch's mean length, which is a lower bound.
+    forward = 2 x weights of the layers x real tokens + 4 x L x D x sum of squared row lengths (attention's two products)
+    + heads (`mose.model.size.head_flops`). Padding is not computed, hence not counted; nor is what is computed twice.
+    Equal to torch's FlopCounterMode on matrix products (tests/pretrain/test_throughput.py).
     """
-    mean = tokens / max(rows, 1)
-    encoder = flops_per_row(shape, shape.num_hidden_layers, 1) * tokens
-    attention = 4 * shape.num_hidden_layers * shape.hidden_size * max(mean - 1, 0) * tokens
-    wide = shape.hidden_size + shape.conditional_size
-    heads = 2 * len(shape.matryoshka_layers) * masked_tokens * wide * (shape.vocab_size + wide)
-    return 3.0 * (encoder + attention + heads)
+    layers = shape.num_hidden_layers
+    attention = 4 * layers * shape.hidden_size
+    weights = flops_per_row(shape, layers, 1) - attention
+    forward = weights * counts.real_tokens + attention * counts.squared_lengths
+    return 3 * (forward + head_flops(shape, denominators.masked_tokens, denominators.rows))
 
 
 class Stopwatch:
@@ -46,13 +48,12 @@ class Stopwatch:
         self._restart()
 
     def _restart(self) -> None:
-        self._began, self._tokens, self._flops, self._wait = time.perf_counter(), 0, 0.0, 0.0
+        self._began, self._tokens, self._flops, self._wait = time.perf_counter(), 0, 0, 0.0
 
     def add(self, result: StepResult, wait_seconds: float) -> None:
         """Count one step."""
-        counts = result.denominators
-        self._tokens += result.real_tokens
-        self._flops += step_flops(self._shape, counts.masked_tokens, counts.rows, result.real_tokens)
+        self._tokens += result.counts.real_tokens
+        self._flops += step_flops(self._shape, result.denominators, result.counts)
         self._wait += wait_seconds
 
     def read(self, result: StepResult) -> dict[str, float]:
@@ -61,7 +62,7 @@ class Stopwatch:
         values = {
             TOKENS_PER_SECOND: self._tokens / seconds / self._world_size,
             DATA_WAIT: self._wait / seconds,
-            PADDING: 1.0 - result.real_tokens / max(result.slots, 1),
+            PADDING: 1.0 - result.counts.real_tokens / max(result.counts.slots, 1),
             PEAK_MEMORY: self._peak_gib(),
         }
         if self._peak is not None:

@@ -150,7 +150,7 @@ def due(step: int, every: int, last: int) -> bool:
 def advance(progress: Progress, result: StepResult, config: PretrainConfig) -> Progress:
     """Where the run stands after one more step."""
     rows = progress.consumed_rows + config.batch.global_rows
-    return Progress(progress.step + 1, rows, progress.consumed_tokens + result.real_tokens)
+    return Progress(progress.step + 1, rows, progress.consumed_tokens + result.counts.real_tokens)
 
 
 def step_values(result: StepResult, rate: float, config: PretrainConfig) -> dict[str, float]:

@@ -34,3 +34,11 @@ def flops_per_row(config: ModularStarEncoderConfig, exit_layer: int, num_tokens:
     width, key_value = config.hidden_size, config.num_key_value_heads * config.head_dim
     weights = 2 * width * width + 2 * width * key_value + 2 * width * config.intermediate_size
     return exit_layer * num_tokens * (2 * weights + 4 * num_tokens * width)
+
+
+def head_flops(config: ModularStarEncoderConfig, masked_tokens: int, rows: int) -> int:
+    """Forward operations of all exits' heads: MLM transform and decoder on the masked tokens, pooler and ICC head on the rows."""
+    width, wide = config.hidden_size, config.hidden_size + config.conditional_size
+    predictions = 2 * masked_tokens * wide * (wide + config.vocab_size)
+    classification = 2 * rows * (width * width + 2 * wide)
+    return len(config.matryoshka_layers) * (predictions + classification)

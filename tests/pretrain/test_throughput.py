@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from mose.model import attention_mose
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
+from mose.model.size import head_flops
 from mose.tokenizer import Tokenizer
 from pretrain.data import BatchPlan, GlobalBatchLoader
 from pretrain.loss import Denominators, whole_vocabulary
 from pretrain.packed_rows import PackedRows
-from pretrain.step import StepResult
+from pretrain.step import BatchCounts, StepResult
 from pretrain.throughput import Stopwatch, device_peak, step_flops
 from pretrain.training_model import TrainingModel
 from tests.pretrain.cells import tiny_config
@@ -26,18 +27,22 @@ def test_operations_of_a_step_follow_torchs_counter(dataset: Path, tokenizer: To
     model = TrainingModel(ModularStarEncoder(shape), whole_vocabulary(tokenizer.vocabulary_size))
     plan = BatchPlan(1, 8, 8, tokenizer.special, tokenizer.ordinary_ids())
     (batch,) = GlobalBatchLoader(PackedRows(dataset, "train"), plan).share(0)
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        model(batch, Denominators(1, 1))
-    ours = step_flops(shape, batch.num_masked, batch.num_rows, batch.num_tokens) / 3
-    # Ours leaves out the pooler and the ICC head and counts attention at the mean length: close from below.
-    assert 0.93 * counter.get_total_flops() < ours <= counter.get_total_flops()
+    denominators = Denominators(batch.num_masked, batch.num_rows)
+    squared = int(torch.diff(batch.cu_seqlens.long()).square().sum())
+    ours = step_flops(shape, denominators, BatchCounts(batch.num_tokens, batch.num_tokens + batch.padded_slots, squared))
+    with FlopCounterMode(display=False) as forward, sdpa_kernel(SDPBackend.MATH):
+        share, _ = model(batch, denominators)
+    assert ours == 3 * forward.get_total_flops()
+    with FlopCounterMode(display=False) as backward, sdpa_kernel(SDPBackend.MATH):
+        share.backward()
+    logits_made_again = head_flops(shape, batch.num_masked, 0)
+    assert backward.get_total_flops() == ours * 2 // 3 + logits_made_again
 
 
 def test_scalars_of_an_interval(dataset: Path) -> None:
     shape = ModularStarEncoderConfig(**tiny_config(dataset).model.hugging_face())
     stopwatch = Stopwatch(shape, torch.device("cpu"), world_size=2)
-    result = StepResult(1.0, torch.zeros(3, 4, dtype=torch.float64), Denominators(10, 8), 0.5, real_tokens=300, slots=400)
+    result = StepResult(1.0, torch.zeros(3, 4, dtype=torch.float64), Denominators(10, 8), 0.5, BatchCounts(300, 400, 9000))
     stopwatch.add(result, wait_seconds=0.0)
     values = stopwatch.read(result)
     assert values["data/padding_fraction"] == pytest.approx(0.25)
