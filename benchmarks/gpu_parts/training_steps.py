@@ -1,0 +1,153 @@
+"""Training steps of one model on one device, by micro-batch, padding, exits, attention back end, compilation and head width.
+
+Letters: M masked tokens, V vocabulary, W width of the vocabulary projection.
+"""
+
+import dataclasses
+import gc
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu_parts.correctness import backends_of
+from benchmarks.gpu_parts.rows import drawn_batches
+from benchmarks.gpu_parts.single_device import Speed, counts_of, encoder_of, time_steps
+from benchmarks.padded_reference import PaddedReference, padded_inputs
+from mose.model import attention_mose
+from mose.model_config import ModelConfig
+from pretrain.loss import whole_vocabulary
+from pretrain.masking import MASKED_SHARE
+from pretrain.micro_batch import MicroBatch
+from pretrain.training_model import TrainingModel
+
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+HEAD_WIDTHS = (1024, 1028, 1032, 1088)
+PRECISION = torch.bfloat16
+
+
+@dataclass
+class Sweep:
+    """The model, the device and the micro-batch that later parts use: the paper's 4 rows, or fewer where they do not fit."""
+
+    model: ModelConfig
+    device: torch.device
+    peak: float | None
+    steps: int
+    rows: int = 4
+
+    def batches(self, mode: str, rows: int | None = None) -> list[MicroBatch]:
+        """Micro-batches for one timing."""
+        return drawn_batches(mode, rows or self.rows, self.steps, self.model.max_length, self.model.vocabulary_size)
+
+    def run(self, mode: str, rows: int | None = None, model: ModelConfig | None = None, compiled: bool = False) -> Speed:
+        """Time our step."""
+        self._give_memory_back()
+        model = model or self.model
+        encoder = encoder_of(model, self.device, PRECISION)
+        if compiled:
+            for layer in encoder.starEncoder2.layers:
+                layer.compile(dynamic=True)
+        training = TrainingModel(encoder, whole_vocabulary(model.vocabulary_size))
+        return time_steps(
+            training, lambda batch: training(batch, counts_of(batch)[0])[0], self.batches(mode, rows), encoder.config, self.peak
+        )
+
+    def run_padded(self, mode: str) -> Speed:
+        """Time transformers' padded trunk under the same heads on masked positions."""
+        self._give_memory_back()
+        reference = PaddedReference(encoder_of(self.model, self.device, PRECISION), full_logits=False).to(self.device, PRECISION)
+        slots, batches = self.model.max_length, self.batches(mode)
+
+        def loss_of(batch: MicroBatch) -> Tensor:
+            inputs = {name: value.to(self.device) for name, value in padded_inputs(batch.to(torch.device("cpu")), slots).items()}
+            return reference(**inputs)["loss"]  # type: ignore[no-any-return]
+
+        shape = encoder_of(self.model, torch.device("meta"), PRECISION).config
+        return time_steps(reference, loss_of, batches, shape, self.peak)
+
+    def _give_memory_back(self) -> None:
+        # What an earlier timing left in the allocator would count as this one's fragmentation.
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def micro_batches(sweep: Sweep) -> dict[str, Any]:
+    """Speed and memory by rows of a micro-batch, default rows, up to what the memory holds."""
+    found: dict[str, Any] = {}
+    for rows in MICRO_BATCHES if sweep.device.type == "cuda" else MICRO_BATCHES[:2]:
+        try:
+            found[str(rows)] = dataclasses.asdict(sweep.run("dense", rows))
+        except torch.cuda.OutOfMemoryError:
+            found[str(rows)] = "out of memory"
+            break
+    sweep.rows = max(
+        (int(rows) for rows, speed in found.items() if int(rows) <= sweep.rows and isinstance(speed, dict)), default=1
+    )
+    return found
+
+
+def padding(sweep: Sweep) -> dict[str, Any]:
+    """Padded step / unpadded step for both packings; the losses of the first step are of the same weights and rows."""
+    found: dict[str, Any] = {}
+    for mode in ("faithful", "dense"):
+        ours, padded = sweep.run(mode), sweep.run_padded(mode)
+        ratio = padded.seconds / ours.seconds
+        found[mode] = {"padded_to_unpadded": ratio, "unpadded": dataclasses.asdict(ours), "padded": dataclasses.asdict(padded)}
+    return found
+
+
+def exits(sweep: Sweep) -> dict[str, Any]:
+    """Step with every exit / step with the deepest alone."""
+    single = dataclasses.replace(sweep.model, exit_layers=sweep.model.exit_layers[-1:])
+    every, one = sweep.run("dense"), sweep.run("dense", model=single)
+    return {"every_to_one": every.seconds / one.seconds, "every": dataclasses.asdict(every), "one": dataclasses.asdict(one)}
+
+
+def attention_backends(sweep: Sweep) -> dict[str, Any]:
+    """The step under each attention back end that can run here."""
+    found: dict[str, Any] = {}
+    for backend in backends_of(sweep.device):
+        with mock.patch.object(attention_mose, "choose_backend", return_value=backend):
+            found[backend] = dataclasses.asdict(sweep.run("dense"))
+    return found
+
+
+def compiled_layers(sweep: Sweep) -> dict[str, Any]:
+    """Step with each layer through torch.compile / step without; says so where the compiler fails."""
+    try:
+        compiled = sweep.run("dense", compiled=True)
+    except Exception as error:
+        return {"failed": (str(error) or type(error).__name__).splitlines()[0]}
+    plain = sweep.run("dense")
+    return {"compiled_to_plain": compiled.seconds / plain.seconds, "compiled": dataclasses.asdict(compiled)}
+
+
+def head_widths(sweep: Sweep) -> dict[str, float]:
+    """Seconds of the vocabulary projection, forward and backward, at the model's 1,028 columns and at rounder numbers."""
+    masked = round(MASKED_SHARE * sweep.rows * sweep.model.max_length)
+    return {str(width): _projection_seconds(masked, width, sweep) for width in HEAD_WIDTHS}
+
+
+def _projection_seconds(masked: int, width: int, sweep: Sweep) -> float:
+    state_MW = torch.randn(masked, width, device=sweep.device, dtype=PRECISION, requires_grad=True)
+    weight_VW = torch.randn(sweep.model.vocabulary_size, width, device=sweep.device, dtype=PRECISION, requires_grad=True)
+    seconds = []
+    for _ in range(sweep.steps + 2):
+        _synchronize(sweep.device)
+        began = time.perf_counter()
+        logits_MV = nn.functional.linear(state_MW, weight_VW)
+        logits_MV.backward(torch.ones_like(logits_MV))  # type: ignore[no-untyped-call]
+        _synchronize(sweep.device)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[2:])
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
