@@ -39,18 +39,30 @@ class LossScaler:
 
 
 class ZeroStage(enum.IntEnum):
-    """Stands in for DeepSpeed's ZeroStageEnum."""
+    """Stands in for DeepSpeed's ZeroStageEnum, under its names."""
 
-    DISABLED = 0
-    OPTIMIZER_STATES = 1
-    GRADIENTS = 2
-    WEIGHTS = 3
+    disabled = 0
+    optimizer_states = 1
+    gradients = 2
+    weights = 3
+
+
+def stage_named(kind: type, name: str) -> ZeroStage:
+    """Stands in for `getattr`, by which Python 3.11.2 pickles a member of an enumeration; gives nothing but members of ours.
+
+    Raises:
+        UnpicklingError: something else is asked of it.
+    """
+    if kind is not ZeroStage or name not in ZeroStage.__members__:
+        raise pickle.UnpicklingError(f"getattr of {name!r}, expected a ZeRO stage")
+    return ZeroStage[name]
 
 
 STAND_INS: list[Any] = [
     (FragmentAddress, "deepspeed.utils.tensor_fragment.fragment_address"),
     (LossScaler, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
     (ZeroStage, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+    (stage_named, "builtins.getattr"),
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mose.errors import MoseError
-from pretrain.merged_weights import MergedWeights
+from pretrain.merged_weights import STAND_INS, MergedWeights, ZeroStage
 from tests.datasets import make_dataset
 from tests.distributed import RankPools
 from tests.pretrain.cells import tiny_config
@@ -84,6 +84,20 @@ def smuggle(folder: Path) -> None:
     torch.save({"optimizer_state_dict": Unwanted()}, folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
 
 
+class Attribute:
+    """Pickled as `getattr(kind, name)`."""
+
+    def __init__(self, kind: object, name: str):
+        self._asked = (kind, name)
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, str]]:
+        return getattr, self._asked
+
+
+def reach_for_an_attribute(folder: Path) -> None:
+    torch.save({"optimizer_state_dict": Attribute(torch.Tensor, "numpy")}, folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+
+
 BAD = {
     "nothing": (leave_nothing, "holds no optimiser states; expected those of ZeRO 1, 2 or 3"),
     "a rank's file": (
@@ -93,6 +107,10 @@ BAD = {
     "the shapes": (remove("mp_rank_01_model_states.pt"), r"mp_rank_01_model_states\.pt: no such file"),
     "truncated": (shorten, r"mp_rank_01_optim_states\.pt: not a whole DeepSpeed file"),
     "no master weights": (forget_weights, "holds no float32 master weights"),
+    "an attribute": (
+        reach_for_an_attribute,
+        r"mp_rank_00_optim_states\.pt: not a whole DeepSpeed file: Weights only load failed",
+    ),
     "foreign code": (smuggle, r"mp_rank_00_optim_states\.pt: not a whole DeepSpeed file: Weights only load failed"),
 }
 
@@ -106,6 +124,14 @@ def test_broken_states_are_one_line(case: str, cut_state: Path, tmp_path: Path, 
         MergedWeights(tmp_path / "state")
     assert "\n" not in str(caught.value)
     assert "unpickled" not in capfd.readouterr().out
+
+
+def test_a_stage_that_python_3_11_2_pickled_is_read(tmp_path: Path) -> None:
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    torch.save(Attribute(ZeroStageEnum, "gradients"), tmp_path / "stage.pt")
+    with torch.serialization.safe_globals(STAND_INS):
+        assert torch.load(tmp_path / "stage.pt", weights_only=True) is ZeroStage["gradients"]
 
 
 def test_a_parameter_that_is_not_there(cut_state: Path) -> None:
