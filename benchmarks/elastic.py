@@ -1,6 +1,6 @@
 """Elastic resume over 64 pairs: saved at DP x TP x ZeRO, resumed at each other; writes the largest loss differences as JSON.
 
-    PYTHONPATH=. python benchmarks/elastic.py --output benchmarks/results/elastic_DATE.json
+    python -m benchmarks.elastic --output benchmarks/results/elastic_DATE.json
 
 Four gloo ranks on the CPU, fp32, dropout 0, three steps before saving and five after. The reference is the run that saved,
 going on undisturbed in its own layout. Bar: 1e-6, since another layout adds the same numbers in another order. Rows that the

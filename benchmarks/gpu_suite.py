@@ -5,7 +5,7 @@ attention back ends, compiled layers, the width of the vocabulary projection. Ne
 pure-Python packages it imports; what is absent (DeepSpeed, flash-attn) is named and left out, and so is what no time is
 left for. Without CUDA a tiny model goes through every part, in float32 precision where it matters: a rehearsal, no figure.
 
-PYTHONPATH=. python benchmarks/gpu_suite.py [--minutes 8] [--output benchmarks/results/FILE.json]
+python -m benchmarks.gpu_suite [--minutes 8] [--output benchmarks/results/FILE.json]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Every layout against a plain PyTorch loop, as one table over DP x TP x micro-batch x ZeRO: loss, gradient, norm.
 
-python benchmarks/layout_parity.py [--output benchmarks/results/FILE.json]
+python -m benchmarks.layout_parity [--output benchmarks/results/FILE.json]
 """
 
 import argparse

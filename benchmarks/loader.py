@@ -1,6 +1,6 @@
 """The loader's figures: speed against webdataset, opening a huge data set, how well the order mixes, cold cache and staging.
 
-python benchmarks/loader.py [--packed DATASET] [--scratch FOLDER] [--output benchmarks/results/FILE.json]
+python -m benchmarks.loader [--packed DATASET] [--scratch FOLDER] [--output benchmarks/results/FILE.json]
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Arithmetic, no measurement of a cluster; every assumption is a field of `Cluster` or `Communication`. The step of one device
 comes from a result of benchmarks/gpu_suite.py where there is one, else from an assumed share of the peak.
 
-PYTHONPATH=. python benchmarks/scaling.py [--measured benchmarks/results/gpu_suite_DATE.json] [--markdown docs/performance.md]
+python -m benchmarks.scaling [--measured benchmarks/results/gpu_suite_DATE.json] [--markdown docs/performance.md]
     [--plot docs/images/scaling.svg]
 """
 

@@ -3,7 +3,7 @@
 The shape has the 1B model's proportions (36 layers, vocabulary 48 and feed-forward 12 times the width, rows twice as long as
 the width), real text packed both ways; what is compared sees the same rows, masks and weights.
 
-PYTHONPATH=. python benchmarks/step.py [--width 128] [--repeats 5] [--output benchmarks/results/FILE.json]
+python -m benchmarks.step [--width 128] [--repeats 5] [--output benchmarks/results/FILE.json]
 """
 
 import argparse

@@ -1,0 +1,102 @@
+"""Peak memory of the multi-exit loss at the 1B model's width: as it is trained, with every exit's logits kept, with full logits.
+
+Each figure is a process of its own: its high-water mark after one forward and backward pass of the heads, less that before.
+
+python -m benchmarks.loss_memory [--tokens 1024] [--output benchmarks/results/FILE.json]
+"""
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import os
+import platform
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from mose.atomic_file import write_json
+from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.modeling_mose import StarEncoder2Pooler, StarEncoder2PreTrainingHeads
+from mose.model_config import ModelConfig
+from pretrain import loss as loss_module
+from pretrain.loss import exit_loss, whole_vocabulary
+from pretrain.masking import MASKED_SHARE
+
+KEPT_ONE, KEPT_ALL, FULL = "one exit's logits at a time", "every exit's logits", "every exit's logits of every token"
+MEGABYTE = 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=1024, help="Real tokens of the batch.")
+    parser.add_argument("--output", type=Path, help="JSON file to write.")
+    arguments = parser.parse_args()
+    figures = {
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{os.cpu_count()} cores (1 thread used), {platform.processor() or platform.machine()}, no GPU, float32",
+        "tokens": arguments.tokens,
+        "masked_share": MASKED_SHARE,
+        "one_logits_matrix_megabytes": round(MASKED_SHARE * arguments.tokens) * ModelConfig().vocabulary_size * 4 / MEGABYTE,
+        "peak_megabytes": {
+            way: {str(exits): peak_of(way, exits, arguments.tokens) for exits in (1, 5)} for way in (KEPT_ONE, KEPT_ALL, FULL)
+        },
+    }
+    print(json.dumps(figures, indent=1))
+    if arguments.output:
+        write_json(arguments.output, figures)
+
+
+def peak_of(way: str, exits: int, tokens: int) -> float:
+    """Megabytes that the loss of `exits` exits adds at its peak, in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return float(pool.apply(_measure, (way, exits, tokens)))
+
+
+def _measure(way: str, exits: int, tokens: int) -> float:
+    torch.set_num_threads(1)
+    shape = ModularStarEncoderConfig(**ModelConfig().hugging_face())
+    heads, pooler = StarEncoder2PreTrainingHeads(shape), StarEncoder2Pooler(shape)
+    states = [torch.randn(tokens, shape.hidden_size, requires_grad=True) for _ in range(exits)]
+    masked_M = torch.arange(tokens if way == FULL else round(MASKED_SHARE * tokens))
+    for parameter in heads.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = _peak_bytes()
+    with _checkpointing(way):
+        share = torch.zeros(())
+        for index, state_ND in enumerate(states):
+            share = share + _exit_share(state_ND, index, heads, pooler, masked_M)
+        share.backward()  # type: ignore[no-untyped-call]
+    return (_peak_bytes() - before) / MEGABYTE
+
+
+def _exit_share(
+    state_ND: Tensor, index: int, heads: StarEncoder2PreTrainingHeads, pooler: StarEncoder2Pooler, masked_M: Tensor
+) -> Tensor:
+    cls_B, mixed_B = torch.tensor([len(state_ND) - 1]), torch.tensor([1])
+    vocabulary = whole_vocabulary(heads.predictions.decoder.out_features)
+    mlm_sum, icc_sum, _ = exit_loss(state_ND, index, pooler, heads, masked_M, masked_M, cls_B, mixed_B, vocabulary)
+    return mlm_sum / len(masked_M) + icc_sum
+
+
+def _checkpointing(way: str) -> Any:
+    def keep(function: Callable[..., Any], *inputs: Tensor, **_: Any) -> Any:
+        return function(*inputs)
+
+    return mock.patch.object(loss_module, "checkpoint", loss_module.checkpoint if way == KEPT_ONE else keep)
+
+
+def _peak_bytes() -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise RuntimeError("/proc/self/status: no VmHWM, expected Linux")
+    return int(found[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()
