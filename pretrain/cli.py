@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from mose.command import Command, add_config, read_config, run_command
+from mose.command import DIVERGED, STOPPED, Command, add_config, read_config, run_command
 from mose.config import document_fields
 from mose.errors import MoseError
 from mose.run_directory import RunDirectory
@@ -66,17 +66,22 @@ def _train(parsed: Namespace) -> int | None:
             print(sentence)
         return None
     from pretrain.checkpoint_store import ResumeRequest
+    from pretrain.health import DivergedError
     from pretrain.train import train
 
     try:
-        train(config, ResumeRequest(parsed.resume, tuple(parsed.allow_change)))
+        finished = train(config, ResumeRequest(parsed.resume, tuple(parsed.allow_change)))
+    except DivergedError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"mose-pretrain: {error}", file=sys.stderr, flush=True)
+        return DIVERGED
     except MoseError:
         # Every rank finds the same fault in the same files. Rank 0 says so and the launcher ends the others; one that still
         # lives after a while has found a fault of its own.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(FIRST_WORD_SECONDS)
         raise
-    return None
+    return None if finished else STOPPED
 
 
 def _dry_run(config: PretrainConfig, ranks: int) -> int | None:
