@@ -1,4 +1,4 @@
-"""`mose-pretrain`: train, look after checkpoints, export, evaluate on held-out rows, plot."""
+"""`mose-pretrain`: train, look after checkpoints and steps, export, evaluate on held-out rows, plot."""
 
 import os
 import sys
@@ -33,6 +33,7 @@ def commands() -> dict[str, Command]:
         "train": Command("Train, or continue a run from its latest checkpoint.", _add_train, _train),
         "init": Command("Write seeded initial weights as a converted checkpoint, for start_from.", _add_init, _init),
         "checkpoints": Command("List a run's checkpoints; exit code 1 if one is damaged.", _add_checkpoints, _checkpoints),
+        "rows": Command("Tell which rows a step is made of, as `mose-data lineage --rows` reads them.", _add_rows, _rows),
         "compare": Command("Compare the tensors of two checkpoints; exit code 1 if they differ.", _add_compare, _compare),
         **export_commands(),
         "evaluate": Command("Losses of every exit on held-out rows, beside token frequencies.", _add_evaluate, _evaluate),
@@ -132,6 +133,19 @@ def _checkpoints(parsed: Namespace) -> int:
     for one in damaged:
         console.print(f"{one.name}: {one.fault}")
     return 1 if damaged else 0
+
+
+def _add_rows(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="Run directory written by `mose-pretrain train`.")
+    parser.add_argument("--step", type=int, required=True, help="Step as metrics.jsonl and skipped.jsonl count it, from 1.")
+    parser.add_argument("--source", type=str, default="", help="Of a mixture: the data set whose rows are printed.")
+
+
+def _rows(parsed: Namespace) -> None:
+    from pretrain.step_rows import row_list, rows_of_step, source_named
+
+    part = source_named(rows_of_step(Path(parsed.run), parsed.step), parsed.source)
+    print("\n".join(row_list(part, parsed.step)))
 
 
 def _add_compare(parser: ArgumentParser) -> None:

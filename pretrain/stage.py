@@ -5,9 +5,12 @@ from typing import Any
 
 START, LOAD_ROWS, COUNT = "start", "load rows", "count"
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
-LOG, VALIDATE, CHECKPOINT, END = "log", "validate", "checkpoint", "end"
+LOG, VALIDATE, CHECKPOINT = "log", "validate", "checkpoint"
+# How a run ended, for whoever reads the heartbeat; the cluster's script looks for the last one.
+FINISHED, STOPPED, DIVERGED = "finished", "stopped", "diverged"
 # Forward and backward take turns, so they stand in one group; inside it, fewer micro-batches left is further.
-_GROUPS = {START: 0, LOAD_ROWS: 1, COUNT: 2, FORWARD: 3, BACKWARD: 3, UPDATE: 3, LOG: 4, VALIDATE: 5, CHECKPOINT: 6, END: 7}
+_GROUPS = {START: 0, LOAD_ROWS: 1, COUNT: 2, FORWARD: 3, BACKWARD: 3, UPDATE: 3, LOG: 4, VALIDATE: 5, CHECKPOINT: 6}
+_GROUPS |= dict.fromkeys((FINISHED, STOPPED, DIVERGED), 7)
 _ORDER = {stage: place for place, stage in enumerate(_GROUPS)}
 
 

@@ -28,7 +28,7 @@ from pretrain.parallel.watchdog import Watchdog, is_collective_failure
 from pretrain.prefetch import Prefetcher
 from pretrain.probe import run_probe
 from pretrain.sources import RunData, open_run_data
-from pretrain.stage import CHECKPOINT, COUNT, END, LOAD_ROWS, LOG, VALIDATE, Mark
+from pretrain.stage import CHECKPOINT, COUNT, DIVERGED, FINISHED, LOAD_ROWS, LOG, STOPPED, VALIDATE, Mark
 from pretrain.step import Guard, StepResult, count_globally, train_step
 from pretrain.step_log import log_step
 from pretrain.stop_signal import StopSignal
@@ -194,7 +194,7 @@ def loop(run: Run, progress: Progress) -> bool:
                 save(run, progress)
             if writer is not None:
                 writer.advance(progress.step)
-    watchdog.enter(END, step=progress.step)
+    watchdog.enter(FINISHED, step=progress.step)
     return True
 
 
@@ -202,7 +202,7 @@ def leave_early(run: Run, progress: Progress, begun: int) -> None:
     """Save where the run stands, unless that is saved already; every rank calls it after the same step."""
     if progress.step > begun and not due(progress.step, run.config.intervals.checkpoint_every_steps, run.config.max_steps):
         save(run, progress)
-    run.watchdog.enter(END, step=progress.step)
+    run.watchdog.enter(STOPPED, step=progress.step)
     if run.context.is_main:
         print(f"stopped by a signal after step {progress.step}; the same command goes on", file=sys.stderr, flush=True)
 
@@ -223,6 +223,7 @@ def look_after(run: Run, before: Progress, after: Progress, result: StepResult, 
         numbers = f"loss {result.loss:.4f} (mean {before.health.loss.mean:.4f}), gradient norm {result.gradient_norm:.3f}"
         print(f"step {after.step}: {reason}, {what}: {numbers}; its rows: {run.directory.skipped}", file=sys.stderr, flush=True)
     if 0 < config.max_skipped_in_a_row <= after.health.skipped_in_a_row:
+        run.watchdog.enter(DIVERGED, step=after.step)
         saved = latest_checkpoint(run.directory.checkpoints)
         kept = f"the last checkpoint is {saved.name}" if saved else "there is no checkpoint"
         many = f"{after.health.skipped_in_a_row} steps in a row were skipped (stability.max_skipped_in_a_row)"
