@@ -1,6 +1,6 @@
 """The stages of a run, in the order in which a step goes through them, and where a process stands among them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 START, LOAD_ROWS, COUNT = "start", "load rows", "count"
@@ -24,7 +24,7 @@ class Mark:
 
     def moved(self, stage: str, micro_batches_left: int = 0, step: int | None = None) -> "Mark":
         """The mark in another stage, of the same step unless another is given."""
-        return replace(self, stage=stage, micro_batches_left=micro_batches_left, step=self.step if step is None else step)
+        return Mark(self.step if step is None else step, stage, micro_batches_left)
 
     @property
     def place(self) -> tuple[int, int, int, int]:
