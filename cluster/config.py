@@ -64,7 +64,7 @@ class PretrainJobConfig:
     ranks_per_node: int = 0
     """Ranks of each node; 0 means one on each GPU."""
     signal_seconds: int = 120
-    """How long before the time limit the run is stopped, so that the job can be queued again."""
+    """How long before the time limit the ranks are told to finish their step and save; after two thirds of it they are ended."""
     max_restarts: int = 100
     """How often the same job may start again; after that it ends and says so."""
     job: AllocationConfig = field(default_factory=AllocationConfig)

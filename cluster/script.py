@@ -20,6 +20,7 @@ class DatasetFacts:
 _PRETRAIN_BODY = r"""
 # The last checkpoint says that the run is finished; srun's exit code does not (it was 0 after a node had died).
 finished() { [[ -e "$last_checkpoint" ]]; }
+diverged() { grep -qs '"stage": "diverged"' "$run/heartbeat.json"; }
 newest_checkpoint() { { find "$run/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1; }
 say() { echo "$(date -Is) job $SLURM_JOB_ID: $*"; }
 
@@ -47,24 +48,37 @@ export TORCH_NCCL_ASYNC_ERROR_HANDLING=1 # a collective that fails ends its rank
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 before=$(newest_checkpoint)
-# Without a host file deepspeed would run on one node alone and say nothing.
+# Without a host file deepspeed would run on one node alone and say nothing. Its own processes ignore what asks the ranks to
+# stop (ranks set handlers, ignored signals are inherited), so that they live to pass on how the ranks ended.
 srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '
     [[ -s "$hostfile" ]] || { echo "$(hostname): $hostfile: not seen on this node" >&2; exit 2; }
+    trap "" TERM USR1
     exec deepspeed --hostfile "$hostfile" --no_ssh --node_rank "$SLURM_NODEID" \
         --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" --no_local_rank \
         --module pretrain.cli train "$@"' deepspeed "${options[@]}" &
 launcher=$!
 
 warned=no
-trap 'warned=yes; kill -TERM "$launcher"' USR1 # the time limit is near
+near_the_limit() {
+    warned=yes
+    kill -USR1 "$launcher" # srun passes it on: the ranks finish their step, save, and end with 75
+    (sleep "$patience" && kill -TERM "$launcher") >/dev/null 2>&1 & # ranks that hang must not let the job run into its limit
+    insisting=$!
+}
+insisting=
+trap near_the_limit USR1
 code=0
 wait "$launcher" || code=$?
 while kill -0 "$launcher" 2>/dev/null; do wait "$launcher" || code=$?; done # a signal ends `wait` early
+[[ -z $insisting ]] || kill "$insisting" 2>/dev/null || true
 rm -f "$hostfile"
 
 if finished; then
     say "$run is finished"
-elif [[ $warned == yes || $(newest_checkpoint) != "$before" ]]; then
+elif ((code == 3)) || diverged; then
+    say "$run diverged: see skipped.jsonl; it is not started again" >&2
+    exit 3
+elif [[ $code == 75 || $warned == yes || $(newest_checkpoint) != "$before" ]]; then
     start_again
 else
     say "stopped with code $code before a new checkpoint; started again it would stop again" >&2
@@ -96,6 +110,7 @@ def pretrain_script(config: PretrainJobConfig, max_steps: int) -> str:
         "last_checkpoint": shlex.quote(str(last_checkpoint)),
         "ranks_per_node": str(ranks),
         "max_restarts": str(config.max_restarts),
+        "patience": str(config.signal_seconds * 2 // 3),
         "hostfile": f"{shlex.quote(job.log_folder)}/hostfile-$SLURM_JOB_ID",
     }
     about = f"Pre-training of {config.run_config} on {config.nodes} x {ranks} ranks, started again until it is finished."

@@ -13,6 +13,10 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from mose.errors import MoseError
 
 BAD_INPUT = 2
+# A run that gave up because its steps no longer work: starting it again as it is would end the same way.
+DIVERGED = 3
+# EX_TEMPFAIL of sysexits.h: a run that was told to stop and saved; the same command goes on. SLURM sites can requeue on it.
+STOPPED = 75
 Config = TypeVar("Config")
 
 

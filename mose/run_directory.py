@@ -52,13 +52,18 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def skipped(self) -> Path:
+        """Steps that went wrong, one JSON object a line; there is no file before the first."""
+        return self.path / "skipped.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard's event files."""
         return self.path / "tensorboard"
 
     @property
     def heartbeat(self) -> Path:
-        """When the run last said that it lives, and at which step."""
+        """When the run last said that it lives, and in which stage of which step it then was."""
         return self.path / "heartbeat.json"
 
     @property
@@ -98,10 +103,7 @@ class RunDirectory:
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
         """Append one line; `values` has a `step`, the number of optimiser steps done. NaN and infinities become null."""
-        plain = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
-        line = json.dumps({"step": plain.pop("step"), **plain}, allow_nan=False)
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        _append_line(self.metrics, values)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every line, in order; none when there is no file yet. A last line that a killed process left unfinished is left out.
@@ -109,36 +111,64 @@ class RunDirectory:
         Raises:
             MoseError: a finished line is not a JSON object with a `step`.
         """
-        if not self.metrics.exists():
-            return []
-        *lines, _ = self.metrics.read_text("utf-8").split("\n")
-        return [self._parse(number, line) for number, line in enumerate(lines, start=1)]
+        return _read_lines(self.metrics)
 
-    def _parse(self, number: int, line: str) -> dict[str, Any]:
-        try:
-            values = json.loads(line)
-        except ValueError:
-            values = None
-        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-            raise MoseError(f"{self.metrics}: line {number}: expected a JSON object with a whole number `step`")
-        return values
+    def append_skipped(self, values: Mapping[str, Any]) -> None:
+        """Append one line to skipped.jsonl, as `append_metrics` does."""
+        _append_line(self.skipped, values)
 
-    def trim_metrics(self, step: int) -> None:
+    def read_skipped(self) -> list[dict[str, Any]]:
+        """Every line of skipped.jsonl, as `read_metrics` does."""
+        return _read_lines(self.skipped)
+
+    def trim(self, step: int) -> None:
         """Drop lines of later steps and an unfinished last line, atomically: a run that goes on after `step` writes them anew.
 
         Raises:
             MoseError: see `read_metrics`.
         """
-        if not self.metrics.exists():
-            return
-        *lines, _ = self.metrics.read_text("utf-8").split("\n")
-        kept = [line for number, line in enumerate(lines, start=1) if self._parse(number, line)["step"] <= step]
-        write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+        for path in (self.metrics, self.skipped):
+            if path.exists():
+                *lines, _ = path.read_text("utf-8").split("\n")
+                kept = [line for number, line in enumerate(lines, start=1) if _parse(path, number, line)["step"] <= step]
+                write_text(path, "".join(f"{line}\n" for line in kept))
 
     def write_heartbeat(self, step: int, **more: str | float | None) -> None:
-        """Replace heartbeat.json: step, seconds since 1970, host and process, and whatever the caller adds (e.g. a status)."""
+        """Replace heartbeat.json: steps done, seconds since 1970, host and process, and whatever the caller adds.
+
+        The trainer adds `stage` and `stage_seconds`: that a process still writes does not say that it gets anywhere.
+        """
         values = {"step": step, "unix_seconds": time.time(), "host": socket.gethostname(), "process_id": os.getpid()}
         write_json(self.heartbeat, {**values, **more})
+
+
+def finite_or_none(value: Any) -> Any:
+    """The value, or None where it is NaN or infinite, which JSON cannot say."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _append_line(path: Path, values: Mapping[str, Any]) -> None:
+    plain = {name: finite_or_none(value) for name, value in values.items()}
+    line = json.dumps({"step": plain.pop("step"), **plain}, allow_nan=False)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text("utf-8").split("\n")
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        raise MoseError(f"{path}: line {number}: expected a JSON object with a whole number `step`")
+    return values
 
 
 def _installed(package: str) -> str | None:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mose.atomic_file import file_sha256
 from mose.config import fingerprint
 from mose.errors import MoseError
+from pretrain.health import Health
 
 MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest"
@@ -26,6 +27,13 @@ class Progress:
     step: int
     consumed_rows: int
     consumed_tokens: int
+    health: Health = field(default_factory=Health)
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> "Progress":
+        """What a manifest holds; one that was written before steps were watched has no `health`."""
+        health = values.get("health")
+        return cls(**{**values, "health": Health() if health is None else Health.from_plain(health)})
 
 
 def step_of(checkpoint: Path) -> int:

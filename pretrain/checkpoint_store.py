@@ -190,7 +190,9 @@ class CheckpointStore:
             manifest, fault = self._checked(checkpoint)
             if fault is None:
                 changes = check_changes(checkpoint, manifest["identity"], self._identity, request.allowed)
-                return Selection(checkpoint, Progress(**manifest["progress"]), manifest["identity"], changes, tuple(damaged))
+                return Selection(
+                    checkpoint, Progress.from_plain(manifest["progress"]), manifest["identity"], changes, tuple(damaged)
+                )
             if request.step is not None:
                 raise MoseError(fault)
             damaged.append(name)

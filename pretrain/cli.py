@@ -1,4 +1,4 @@
-"""`mose-pretrain`: train, look after checkpoints, export, evaluate on held-out rows, plot."""
+"""`mose-pretrain`: train, look after checkpoints and steps, export, evaluate on held-out rows, plot."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from mose.command import Command, add_config, read_config, run_command
+from mose.command import DIVERGED, STOPPED, Command, add_config, read_config, run_command
 from mose.config import document_fields
 from mose.errors import MoseError
 from mose.run_directory import RunDirectory
@@ -33,6 +33,7 @@ def commands() -> dict[str, Command]:
         "train": Command("Train, or continue a run from its latest checkpoint.", _add_train, _train),
         "init": Command("Write seeded initial weights as a converted checkpoint, for start_from.", _add_init, _init),
         "checkpoints": Command("List a run's checkpoints; exit code 1 if one is damaged.", _add_checkpoints, _checkpoints),
+        "rows": Command("Tell which rows a step is made of, as `mose-data lineage --rows` reads them.", _add_rows, _rows),
         "compare": Command("Compare the tensors of two checkpoints; exit code 1 if they differ.", _add_compare, _compare),
         **export_commands(),
         "evaluate": Command("Losses of every exit on held-out rows, beside token frequencies.", _add_evaluate, _evaluate),
@@ -66,17 +67,22 @@ def _train(parsed: Namespace) -> int | None:
             print(sentence)
         return None
     from pretrain.checkpoint_store import ResumeRequest
+    from pretrain.health import DivergedError
     from pretrain.train import train
 
     try:
-        train(config, ResumeRequest(parsed.resume, tuple(parsed.allow_change)))
+        finished = train(config, ResumeRequest(parsed.resume, tuple(parsed.allow_change)))
+    except DivergedError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"mose-pretrain: {error}", file=sys.stderr, flush=True)
+        return DIVERGED
     except MoseError:
         # Every rank finds the same fault in the same files. Rank 0 says so and the launcher ends the others; one that still
         # lives after a while has found a fault of its own.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(FIRST_WORD_SECONDS)
         raise
-    return None
+    return None if finished else STOPPED
 
 
 def _dry_run(config: PretrainConfig, ranks: int) -> int | None:
@@ -127,6 +133,19 @@ def _checkpoints(parsed: Namespace) -> int:
     for one in damaged:
         console.print(f"{one.name}: {one.fault}")
     return 1 if damaged else 0
+
+
+def _add_rows(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="Run directory written by `mose-pretrain train`.")
+    parser.add_argument("--step", type=int, required=True, help="Step as metrics.jsonl and skipped.jsonl count it, from 1.")
+    parser.add_argument("--source", type=str, default="", help="Of a mixture: the data set whose rows are printed.")
+
+
+def _rows(parsed: Namespace) -> None:
+    from pretrain.step_rows import row_list, rows_of_step, source_named
+
+    part = source_named(rows_of_step(Path(parsed.run), parsed.step), parsed.source)
+    print("\n".join(row_list(part, parsed.step)))
 
 
 def _add_compare(parser: ArgumentParser) -> None:

@@ -168,10 +168,34 @@ class IntervalConfig:
     """Newest checkpoints that are kept."""
     permanent_every_steps: int = 10000
     """Checkpoints at multiples of this are never removed; 0 keeps none."""
+    heartbeat_seconds: float = 30.0
+    """Seconds between two writings of heartbeat.json."""
 
     def __post_init__(self) -> None:
-        for name in ("log_every_steps", "checkpoint_every_steps", "keep_last_checkpoints"):
+        for name in ("log_every_steps", "checkpoint_every_steps", "keep_last_checkpoints", "heartbeat_seconds"):
             require(getattr(self, name) > 0, f"intervals.{name}: {getattr(self, name)}, expected 1 or more")
+
+
+@dataclass(frozen=True)
+class StabilityConfig:
+    """Which steps are skipped, and when a run gives up. A step whose loss or gradient is not finite is always skipped."""
+
+    loss_outlier_sigmas: float = 6.0
+    """A step whose total loss lies so many standard deviations above the running mean is skipped; 0 skips none."""
+    norm_outlier_sigmas: float = 6.0
+    """A gradient norm so many standard deviations above the running mean is logged and counted, not skipped; 0: none."""
+    warmup_steps: int = 100
+    """Steps before either may be an outlier."""
+    horizon_steps: int = 100
+    """Steps over which mean and variance run."""
+    max_skipped_in_a_row: int = 10
+    """So many skipped steps in a row end the run with exit code 3; 0 never does."""
+
+    def __post_init__(self) -> None:
+        for name in ("loss_outlier_sigmas", "norm_outlier_sigmas", "max_skipped_in_a_row"):
+            require(getattr(self, name) >= 0, f"stability.{name}: {getattr(self, name)}, expected 0 or more")
+        for name in ("warmup_steps", "horizon_steps"):
+            require(getattr(self, name) > 1, f"stability.{name}: {getattr(self, name)}, expected 2 or more")
 
 
 @dataclass(frozen=True)
@@ -193,6 +217,7 @@ class PretrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     intervals: IntervalConfig = field(default_factory=IntervalConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
 
     def __post_init__(self) -> None:
         size, model = self.parallel.tensor_parallel_size, self.model

@@ -21,6 +21,7 @@ FREE_FIELDS = (
     "output",
     "max_steps",
     "intervals",
+    "stability.max_skipped_in_a_row",
     "parallel.collective_timeout_seconds",
     "data.dataset",
     "data.staging",

@@ -14,6 +14,8 @@ from mose.run_directory import VALIDATION, RunDirectory
 LOSS_TOTAL = "loss/total"
 LEARNING_RATE = "optimizer/learning_rate"
 GRADIENT_NORM = "optimizer/gradient_norm"
+SKIPPED_STEPS = "optimizer/skipped_steps"
+NORM_OUTLIERS = "optimizer/norm_outliers"
 TOKENS_PER_SECOND = "throughput/tokens_per_second_per_device"
 FLOPS_UTILIZATION = "throughput/model_flops_utilization"
 DATA_WAIT = "throughput/data_wait_fraction"
@@ -38,7 +40,7 @@ class MetricWriter:
         self._total_steps = total_steps
         stream = sys.stderr if stream is None else stream
         self._console = Console(file=stream, highlight=False, soft_wrap=True, markup=False)
-        run.trim_metrics(done_steps)
+        run.trim(done_steps)
         # TensorBoard drops the points of a folder at `purge_step` and after, so each x-axis has a folder of its own.
         self._by_step = SummaryWriter(str(run.tensorboard), purge_step=done_steps + 1)
         self._by_tokens = SummaryWriter(str(run.tensorboard / BY_TOKENS), purge_step=consumed_tokens + 1)

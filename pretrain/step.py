@@ -3,7 +3,8 @@
 Letters: E exits.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from mose.seeding import derive_key
 from pretrain.loss import COLUMNS, Denominators
 from pretrain.micro_batch import MicroBatch
 from pretrain.parallel.context import ParallelContext
+from pretrain.stage import BACKWARD, FORWARD, UPDATE
 
 
 class StepEngine(Protocol):
@@ -27,7 +29,7 @@ class StepEngine(Protocol):
         """Accumulate gradients."""
 
     def step(self, learning_rate: float) -> float | None:
-        """Finish a micro-batch; the norm on the last one."""
+        """Finish a micro-batch; the norm on the last one, infinite where the update was skipped."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,15 @@ class StepResult:
     sums: Tensor
     denominators: Denominators
     gradient_norm: float
+    """Before clipping; infinite where the update was skipped."""
     counts: BatchCounts
+    own_loss: float = 0.0
+    """This data rank's part of the loss: the parts of all add up to `loss`."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the update was left out, on all ranks alike."""
+        return not math.isfinite(self.gradient_norm)
 
     def exit_metrics(self, exit_layers: Sequence[int], prefix: str = "") -> dict[str, float]:
         """Scalars of each exit under the run directory's names, e.g. `loss/exit_04/mlm`."""
@@ -69,11 +79,24 @@ def exit_metrics(sums: Tensor, denominators: Denominators, exit_layers: Sequence
     return values
 
 
-def count_globally(batches: Sequence[MicroBatch], context: ParallelContext) -> tuple[Denominators, BatchCounts]:
-    """Masked tokens and rows of the global batch, and its size: one all-reduce before the first forward."""
-    total = torch.tensor([_counts(batch) for batch in batches], dtype=torch.int64, device=context.device).sum(dim=0)
-    masked, rows, *counts = context.sum_over_data(total).tolist()
-    return Denominators(max(masked, 1), max(rows, 1)), BatchCounts(*counts)
+@dataclass(frozen=True)
+class Counted:
+    """What the ranks agreed on before the first forward of a step."""
+
+    denominators: Denominators
+    counts: BatchCounts
+    stop: bool
+    """Whether any rank was told to stop, so that this step is not begun."""
+
+
+def count_globally(batches: Sequence[MicroBatch], context: ParallelContext, wants_stop: bool = False) -> Counted:
+    """Masked tokens and rows of the global batch, its size, and whether any rank wants to stop: one all-reduce over all ranks."""
+    total = torch.tensor([_counts(batch) for batch in batches], dtype=torch.int64).sum(dim=0)
+    wishes = torch.tensor([int(wants_stop)], dtype=torch.int64)
+    summed = context.sum_over_ranks(torch.cat((total, wishes)).to(context.device)).tolist()
+    # Ranks of a tensor group count the same rows.
+    masked, rows, *counts = (count // context.layout.tensor_ranks for count in summed[:-1])
+    return Counted(Denominators(max(masked, 1), max(rows, 1)), BatchCounts(*counts), summed[-1] > 0)
 
 
 def _counts(batch: MicroBatch) -> list[int]:
@@ -87,23 +110,59 @@ def seed_dropout(seed: int, step: int, micro_batch: int, data_rank: int) -> None
     torch.manual_seed(derive_key(seed, "dropout", step, micro_batch, data_rank) >> 1)
 
 
+@dataclass(frozen=True)
+class Guard:
+    """What watches a step: the largest total loss with which it is done, and who is told how far it is."""
+
+    loss_limit: float = math.inf
+    enter: Callable[[str, int], None] = lambda stage, micro_batches_left: None
+
+
+UNGUARDED = Guard()
+
+
 def train_step(
-    engine: StepEngine, batches: Sequence[MicroBatch], learning_rate: float, seed: int, step: int, context: ParallelContext
+    engine: StepEngine,
+    batches: Sequence[MicroBatch],
+    learning_rate: float,
+    seed: int,
+    step: int,
+    context: ParallelContext,
+    counted: Counted | None = None,
+    guard: Guard = UNGUARDED,
 ) -> StepResult:
-    """Run this rank's share of one global batch through forward, backward and update; every rank calls it."""
-    denominators, counts = count_globally(batches, context)
+    """Run this rank's share of one global batch through forward, backward and update; every rank calls it.
+
+    The loss is summed over data ranks before the last backward. Where it is not finite or above the guard's limit, every
+    rank's last share is made not a number, and the engine skips the update on all ranks alike and clears its gradients.
+    `counted` is what `count_globally` said of these micro-batches; by default it is asked here.
+    """
+    counted = counted or count_globally(batches, context)
     totals: list[Tensor] = []
     norm: float | None = None
     for number, batch in enumerate(batches):
         seed_dropout(seed, step, number, context.data_rank)
-        share, sums = engine(batch.to(context.device), denominators)
-        engine.backward(share)
-        norm = engine.step(learning_rate)
+        left = len(batches) - 1 - number
+        guard.enter(FORWARD, left)
+        share, sums = engine(batch.to(context.device), counted.denominators)
         totals.append(torch.cat((sums.flatten(), share.detach().double()[None])))
-    summed = context.sum_over_data(torch.stack(totals).sum(dim=0)).cpu()
-    sums_E4 = summed[:-1].view(-1, len(COLUMNS))
+        guard.enter(BACKWARD, left)
+        if not left:
+            own = torch.stack(totals).sum(dim=0)
+            summed = context.sum_over_data(own.clone())
+            share = share * _one_or_nan(summed[-1], guard.loss_limit)
+        engine.backward(share)
+        guard.enter(UPDATE, left)
+        norm = engine.step(learning_rate)
     if norm is None:
         raise RuntimeError(
             f"step {step}: {len(batches)} micro-batches did not end an accumulation; the engine expects another number"
         )
-    return StepResult(float(summed[-1]), sums_E4, denominators, norm, counts)
+    loss, sums_E4 = summed[-1].item(), summed[:-1].cpu().view(-1, len(COLUMNS))
+    return StepResult(loss, sums_E4, counted.denominators, norm, counted.counts, own[-1].item())
+
+
+def _one_or_nan(loss: Tensor, limit: float) -> Tensor:
+    """1 where a loss is finite and not above the limit, else not a number; computed on the device, which nobody waits for."""
+    good = torch.isfinite(loss) & (loss <= limit)
+    return torch.where(good, 1.0, math.nan).float()

@@ -2,39 +2,49 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from mose.config import save_config
+from mose.errors import MoseError
 from mose.run_directory import RunDirectory
 from mose.schedule import learning_rate
 from mose.tokenizer import Tokenizer
-from pretrain.checkpoint import CHANGES_NAME, Progress
+from pretrain.checkpoint import CHANGES_NAME, Progress, latest_checkpoint
 from pretrain.checkpoint_store import NEVER, CheckpointStore, ResumeRequest, Selection, record_changes
 from pretrain.config import PretrainConfig
 from pretrain.data import BatchPlan, GlobalBatchLoader, validation_batches
 from pretrain.estimate import shape_of
+from pretrain.health import DivergedError
 from pretrain.identity import config_values
-from pretrain.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, MetricWriter
+from pretrain.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
+from pretrain.micro_batch import MicroBatch
 from pretrain.parallel.context import ParallelContext, initialize_parallel, leave_parallel
 from pretrain.parallel.engine import Engine
+from pretrain.parallel.watchdog import Watchdog, is_collective_failure
 from pretrain.prefetch import Prefetcher
 from pretrain.probe import run_probe
 from pretrain.sources import RunData, open_run_data
-from pretrain.step import StepResult, train_step
+from pretrain.stage import CHECKPOINT, COUNT, DIVERGED, FINISHED, LOAD_ROWS, LOG, STOPPED, VALIDATE, Mark
+from pretrain.step import Guard, StepResult, count_globally, train_step
+from pretrain.step_log import log_step
+from pretrain.stop_signal import StopSignal
 from pretrain.throughput import Stopwatch
 from pretrain.training_model import build_training_model
 from pretrain.validation import validate
 from pretrain.warm_start import fill_from_converted
 
 
-def train(config: PretrainConfig, request: ResumeRequest) -> None:
-    """Run (or continue) `config`, from its first step to `max_steps`; every rank calls it.
+def train(config: PretrainConfig, request: ResumeRequest) -> bool:
+    """Run (or continue) `config`, from its first step to `max_steps`; every rank calls it. False where a signal ended it early.
 
     Raises:
-        MoseError: the config, the data set, the launched ranks or a checkpoint in the run directory do not fit together.
+        MoseError: the config, the data set, the launched ranks or a checkpoint in the run directory do not fit together; or a
+            rank did not come to a collective, and the message names it.
+        DivergedError: too many steps in a row were skipped.
     """
     data = open_run_data(config)
     config = config.resolve(data.tokenizer.vocabulary_size)
@@ -43,18 +53,48 @@ def train(config: PretrainConfig, request: ResumeRequest) -> None:
         run = RunDirectory(Path(config.output))
         if request.mode == NEVER:
             run.create(resume=False)
-        store = CheckpointStore(run.checkpoints, context, identity_of(config, data, context))
-        selection = store.select(request)
-        engine = build_engine(config, context, selection)
-        progress = resume(store, engine, selection)
-        # Only now: a run that is refused leaves nothing behind, and the config of the run that was there as it was.
-        prepare_run_directory(config, data, context, selection)
-        if progress.step >= config.max_steps and context.is_main:
-            print(f"{config.output}: already at step {progress.step} of {config.max_steps}")
-        loop(Run(config, context, data, run, engine, store), progress)
+        with StopSignal() as stop, open_watchdog(config, context, run) as watchdog, named_failures(watchdog):
+            store = CheckpointStore(run.checkpoints, context, identity_of(config, data, context))
+            selection = store.select(request)
+            engine = build_engine(config, context, selection)
+            progress = resume(store, engine, selection)
+            # Only now: a run that is refused leaves nothing behind, and the config of the run that was there as it was.
+            prepare_run_directory(config, data, context, selection)
+            if progress.step >= config.max_steps and context.is_main:
+                print(f"{config.output}: already at step {progress.step} of {config.max_steps}")
+            return loop(Run(config, context, data, run, engine, store, watchdog, stop), progress)
     finally:
         leave_parallel()
         data.close()
+
+
+def open_watchdog(config: PretrainConfig, context: ParallelContext, run: RunDirectory) -> Watchdog:
+    """The watchdog of this rank; rank 0's writes the heartbeat once the run directory is there."""
+
+    def beat(mark: Mark, seconds: float) -> None:
+        if run.config.is_file():
+            run.write_heartbeat(mark.step, stage=mark.stage, stage_seconds=round(seconds, 1))
+
+    layout, timeout = context.layout, config.parallel.collective_timeout_seconds
+    written = beat if context.is_main else None
+    ranks = (context.rank, layout.world_size, layout.tensor_ranks)
+    return Watchdog(*ranks, timeout, written, config.intervals.heartbeat_seconds)
+
+
+@contextlib.contextmanager
+def named_failures(watchdog: Watchdog) -> Iterator[None]:
+    """Turn a collective that failed because of another rank into one line that names this rank and its stage.
+
+    Raises:
+        MoseError: a collective failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_collective_failure(error):
+            raise
+        reason = str(error).splitlines()[0].rpartition("] ")[2][:120]
+        raise MoseError(f"{watchdog.explain_failure()} ({reason})") from error
 
 
 @dataclass(frozen=True)
@@ -67,6 +107,8 @@ class Run:
     directory: RunDirectory
     engine: Engine
     store: CheckpointStore
+    watchdog: Watchdog
+    stop: StopSignal
 
 
 def prepare_run_directory(
@@ -119,27 +161,73 @@ def batch_plan(config: PretrainConfig, tokenizer: Tokenizer, context: ParallelCo
     )
 
 
-def loop(run: Run, progress: Progress) -> None:
-    """Steps from `progress` to `max_steps`; validates, saves and reports at their intervals."""
-    config, context = run.config, run.context
-    plan = batch_plan(config, run.data.tokenizer, context)
+def loop(run: Run, progress: Progress) -> bool:
+    """Steps from `progress` to `max_steps`; validates, saves and reports at their intervals. False if a signal ended it."""
+    config, context, watchdog = run.config, run.context, run.watchdog
+    plan, begun = batch_plan(config, run.data.tokenizer, context), progress.step
     stopwatch = Stopwatch(shape_of(config), context.device, context.layout.world_size)
     loader = GlobalBatchLoader(run.data.rows, plan, run.data.mixture)
     with Prefetcher(loader, progress.consumed_rows) as prefetcher, open_writer(run, progress) as writer:
         for step in range(progress.step, config.max_steps):
+            watchdog.enter(LOAD_ROWS, step=step)
+            batches = prefetcher.take()
+            watchdog.enter(COUNT)
+            counted = count_globally(batches, context, run.stop.requested)
+            if counted.stop:
+                leave_early(run, progress, begun)
+                return False
             rate = learning_rate(step, config.schedule)
-            result = train_step(run.engine, prefetcher.take(), rate, config.seed, step, context)
+            guard = Guard(progress.health.loss_limit(config.stability), watchdog.enter)
+            result = train_step(run.engine, batches, rate, config.seed, step, context, counted, guard)
             stopwatch.add(result, prefetcher.last_wait_seconds)
-            progress = advance(progress, result, config)
+            watchdog.enter(LOG)
+            before, progress = progress, advance(progress, result, config)
+            look_after(run, before, progress, result, batches)
             if due(progress.step, config.intervals.log_every_steps, config.max_steps):
-                values = step_values(result, rate, config) | run.data.scalars(config.seed, progress.consumed_rows)
-                report(run, writer, progress, values | stopwatch.read(result))
+                values = step_values(result, rate, config, progress)
+                values |= run.data.scalars(config.seed, progress.consumed_rows)
+                report(writer, progress, values | stopwatch.read(result))
             if due(progress.step, config.intervals.validate_every_steps, config.max_steps):
+                watchdog.enter(VALIDATE)
                 report_validation(run, writer, progress, plan)
             if due(progress.step, config.intervals.checkpoint_every_steps, config.max_steps):
                 save(run, progress)
             if writer is not None:
                 writer.advance(progress.step)
+    watchdog.enter(FINISHED, step=progress.step)
+    return True
+
+
+def leave_early(run: Run, progress: Progress, begun: int) -> None:
+    """Save where the run stands, unless that is saved already; every rank calls it after the same step."""
+    if progress.step > begun and not due(progress.step, run.config.intervals.checkpoint_every_steps, run.config.max_steps):
+        save(run, progress)
+    run.watchdog.enter(STOPPED, step=progress.step)
+    if run.context.is_main:
+        print(f"stopped by a signal after step {progress.step}; the same command goes on", file=sys.stderr, flush=True)
+
+
+def look_after(run: Run, before: Progress, after: Progress, result: StepResult, batches: Sequence[MicroBatch]) -> None:
+    """Tell and log a step that went wrong, with its rows; every rank calls it.
+
+    Raises:
+        DivergedError: too many steps in a row were skipped.
+    """
+    config = run.config.stability
+    reason = before.health.reason(result.loss, result.gradient_norm, config)
+    if not reason:
+        return
+    log_step(run.directory, after.step, reason, result, batches, before.health, run.context)
+    if run.context.is_main:
+        what = "skipped" if result.skipped else "done"
+        numbers = f"loss {result.loss:.4f} (mean {before.health.loss.mean:.4f}), gradient norm {result.gradient_norm:.3f}"
+        print(f"step {after.step}: {reason}, {what}: {numbers}; its rows: {run.directory.skipped}", file=sys.stderr, flush=True)
+    if 0 < config.max_skipped_in_a_row <= after.health.skipped_in_a_row:
+        run.watchdog.enter(DIVERGED, step=after.step)
+        saved = latest_checkpoint(run.directory.checkpoints)
+        kept = f"the last checkpoint is {saved.name}" if saved else "there is no checkpoint"
+        many = f"{after.health.skipped_in_a_row} steps in a row were skipped (stability.max_skipped_in_a_row)"
+        raise DivergedError(f"{run.config.output}: step {after.step}: {many}, the last for {reason}; {kept}")
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -148,14 +236,16 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def advance(progress: Progress, result: StepResult, config: PretrainConfig) -> Progress:
-    """Where the run stands after one more step."""
+    """Where the run stands after one more step; a skipped one counts, so schedule and position go on as planned."""
     rows = progress.consumed_rows + config.batch.global_rows
-    return Progress(progress.step + 1, rows, progress.consumed_tokens + result.counts.real_tokens)
+    health = progress.health.after(result.loss, result.gradient_norm, config.stability)
+    return Progress(progress.step + 1, rows, progress.consumed_tokens + result.counts.real_tokens, health)
 
 
-def step_values(result: StepResult, rate: float, config: PretrainConfig) -> dict[str, float]:
-    """The scalars of one step that do not depend on how fast the machine was."""
+def step_values(result: StepResult, rate: float, config: PretrainConfig, progress: Progress) -> dict[str, float]:
+    """The scalars of one step that do not depend on how fast the machine was; `progress` is where the run stands after it."""
     values = {LOSS_TOTAL: result.loss, LEARNING_RATE: rate, GRADIENT_NORM: result.gradient_norm}
+    values |= {SKIPPED_STEPS: progress.health.skipped_steps, NORM_OUTLIERS: progress.health.norm_outliers}
     return values | result.exit_metrics(config.model.exit_layers)
 
 
@@ -166,11 +256,10 @@ def open_writer(run: Run, progress: Progress) -> contextlib.AbstractContextManag
     return MetricWriter(run.directory, run.config.max_steps, progress.step, progress.consumed_tokens)
 
 
-def report(run: Run, writer: MetricWriter | None, progress: Progress, values: dict[str, float]) -> None:
-    """Write one interval's scalars and the heartbeat, on rank 0."""
+def report(writer: MetricWriter | None, progress: Progress, values: dict[str, float]) -> None:
+    """Write one interval's scalars, on rank 0."""
     if writer is not None:
         writer.write(progress.step, progress.consumed_tokens, values)
-        run.directory.write_heartbeat(progress.step)
 
 
 def report_validation(run: Run, writer: MetricWriter | None, progress: Progress, plan: BatchPlan) -> None:
@@ -179,11 +268,12 @@ def report_validation(run: Run, writer: MetricWriter | None, progress: Progress,
         return
     batches = validation_batches(run.data.held_out, plan, run.config.intervals.validation_rows)
     values = validate(run.engine, batches, run.config.model.exit_layers, run.context)
-    report(run, writer, progress, values)
+    report(writer, progress, values)
 
 
 def save(run: Run, progress: Progress) -> None:
     """Write a checkpoint with its probe, say how long training stood still for it, and remove those that are not kept."""
+    run.watchdog.enter(CHECKPOINT)
     intervals = run.config.intervals
     saved = run.store.save(run.engine, progress, run_probe(run.engine, run.config, run.context))
     if run.context.is_main:

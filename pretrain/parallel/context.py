@@ -39,6 +39,17 @@ class ParallelContext:
         dist.all_reduce(tensor, group=self.data_group)
         return tensor
 
+    def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add up a tensor over all ranks, in place; the same on every rank afterwards."""
+        dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank; any picklable object, so for rare and small things."""
+        values: list[Any] = [None] * self.layout.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait for every rank."""
         dist.barrier()

@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import io
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,16 @@ class Engine:
     def step(self, learning_rate: float) -> float | None:
         """Finish one micro-batch; on the last of a step, clip and update. Returns the norm before clipping then, else None.
 
-        At stage 0 DeepSpeed knows no norm and 0.0 is returned.
+        Infinity where DeepSpeed skipped the update on all ranks, since a gradient was not finite on one of them. At stage 0
+        it knows no norm and 0.0 is returned.
         """
         last = bool(self.deepspeed.is_gradient_accumulation_boundary())
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self.deepspeed.step()
+        if last and not self.deepspeed.was_step_applied():
+            # ZeRO 3 would still tell the norm of the step before.
+            return math.inf
         return float(self.deepspeed.get_global_grad_norm() or 0.0) if last else None
 
     def train(self, mode: bool = True) -> None:

@@ -117,6 +117,7 @@ def play(tmp_path: Path, srun: str, restarts: int | None = None) -> tuple[int, s
 
 
 SAVE_10 = "mkdir -p 'my run/checkpoints/step-000010'"
+WAIT = "for i in {1..500}; do read -rt .01 < <(:) || true; done"
 SAVE_LAST = "mkdir -p 'my run/checkpoints/step-000030' && touch 'my run/checkpoints/step-000030/manifest.json'"
 
 
@@ -183,14 +184,43 @@ def test_a_failure_after_a_checkpoint_queues_the_job_again(tmp_path: Path) -> No
 
 
 def test_the_time_limit_queues_the_job_again(tmp_path: Path) -> None:
-    """The warning comes while the script waits; it passes a TERM on, waits for srun's end, and asks to be queued."""
-    write_tool(tmp_path / "tools", "sleep", "exit 0")
-    wait_for_term = "for i in {1..500}; do read -rt .01 < <(:) || true; done"
-    srun = f"trap 'echo ranks stopped; exit 143' TERM; kill -USR1 $PPID; {wait_for_term}; exit 1"
-    code, output, calls = play(tmp_path, srun)
+    """The warning comes while the script waits; it passes USR1 on, waits for srun's end, and asks to be queued."""
+    write_tool(tmp_path / "tools", "sleep", "[[ $1 == 300 ]] || exec /bin/sleep 60")
+    code, output, calls = play(tmp_path, f"trap 'echo ranks saved; exit 75' USR1; kill -USR1 $PPID; {WAIT}; exit 1")
     assert code == 75
-    assert "ranks stopped" in output
+    assert "ranks saved" in output
     assert calls.endswith("requeue 30017\n")
+
+
+def test_ranks_that_do_not_save_in_time_are_ended_and_the_job_is_queued_again(tmp_path: Path) -> None:
+    write_tool(tmp_path / "tools", "sleep", "exit 0")
+    code, output, calls = play(tmp_path, f"trap : USR1; trap 'echo ranks ended; exit 143' TERM; kill -USR1 $PPID; {WAIT}; exit 1")
+    assert code == 75
+    assert "ranks ended" in output
+    assert calls.endswith("requeue 30017\n")
+
+
+def test_a_preempted_run_that_saved_is_queued_again(tmp_path: Path) -> None:
+    write_tool(tmp_path / "tools", "sleep", "exit 0")
+    code, _, calls = play(tmp_path, "exit 75")
+    assert code == 75
+    assert calls.endswith("requeue 30017\n")
+
+
+@pytest.mark.parametrize("srun", ["exit 3", """echo '{"stage": "diverged"}' > 'my run/heartbeat.json'; exit 137"""])
+def test_a_run_that_diverged_is_not_started_again(tmp_path: Path, srun: str) -> None:
+    """Whatever checkpoints it wrote before; on several nodes srun's code may be that of ranks it killed itself."""
+    code, output, calls = play(tmp_path, f"{SAVE_10}; {srun}")
+    assert code == 3
+    assert "my run diverged" in output
+    assert "requeue" not in calls
+
+
+def test_processes_of_the_launcher_ignore_what_asks_the_ranks_to_stop(tmp_path: Path) -> None:
+    write_tool(tmp_path / "tools", "deepspeed", "kill -USR1 $$; kill -TERM $$; echo still here; exit 75")
+    code, output, _ = play(tmp_path, 'shift 2; exec "$@"', restarts=3)
+    assert code == 1
+    assert "still here" in output
 
 
 def test_restarts_are_capped(tmp_path: Path) -> None:

@@ -68,14 +68,14 @@ def test_resumed_metrics_equal_those_of_an_uninterrupted_run(run: RunDirectory, 
     with run.metrics.open("a") as file:
         file.write('{"step": 8, "loss/to')
     assert [values["step"] for values in run.read_metrics()] == list(range(1, 8))
-    run.trim_metrics(5)
+    run.trim(5)
     for step in range(6, 11):
         run.append_metrics({"step": step, "loss/total": 0.1 * step})
     assert run.metrics.read_bytes() == whole.metrics.read_bytes()
 
 
 def test_trimming_nothing_is_harmless(run: RunDirectory) -> None:
-    run.trim_metrics(0)
+    run.trim(0)
     assert run.read_metrics() == []
     assert not run.metrics.exists()
 

@@ -1,0 +1,211 @@
+"""Who keeps the others waiting: every rank tells the process group's store where it is, so that a hang can be explained.
+
+A thread publishes the rank's mark every few seconds and, on rank 0, writes the heartbeat; a step only assigns an attribute.
+Nothing here joins a collective or touches a device, so it works while either hangs, with gloo and with NCCL.
+"""
+
+import contextlib
+import datetime
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from torch import distributed as dist
+
+from pretrain.parallel.topology import place_of
+from pretrain.stage import Mark
+
+_KEY = "stage-of-rank-"
+# The store answers in microseconds where it lives; where it does not, an explanation is wanted soon.
+_STORE_SECONDS = 10
+MOST_SECONDS_BETWEEN_REPORTS = 5.0
+_NAMED_RANKS = 8
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a rank last told: its mark, for how long it had been there, what ended it if something did, and a running number."""
+
+    rank: int
+    mark: Mark
+    seconds: float
+    ended: str
+    number: int
+
+    @classmethod
+    def parse(cls, rank: int, text: bytes) -> "Report":
+        """A report as `text` of the store holds it."""
+        values = json.loads(text)
+        return cls(rank, Mark.from_plain(values), float(values["seconds"]), str(values["ended"]), int(values["number"]))
+
+
+def explain(reports: Sequence[Report], silent: Sequence[int], missing: Sequence[int], tensor_ranks: int) -> str:
+    """One sentence: who keeps the others waiting, where and for how long.
+
+    `silent` ranks have stopped reporting and `missing` ones never did; they are named first, then ranks that ended by
+    themselves, then those that are furthest behind.
+    """
+    if missing:
+        return f"{_named(missing, tensor_ranks)} never reported: not started, or dead before the first step"
+    by_rank = {report.rank: report for report in reports}
+    ended = [report.rank for report in reports if report.ended]
+    if silent or ended:
+        guilty = list(silent) or ended
+        first = by_rank[guilty[0]]
+        how = "stopped reporting" if silent else f"ended ({first.ended})"
+        return f"step {first.mark.step + 1}: {_named(guilty, tensor_ranks)} {how} in {first.mark.stage!r}"
+    last = min(report.mark.place for report in reports)
+    guilty = [report.rank for report in reports if report.mark.place == last]
+    first = by_rank[guilty[0]]
+    where = f"in {first.mark.stage!r} for {max(by_rank[rank].seconds for rank in guilty):.0f} s"
+    if len(guilty) == len(reports):
+        return f"step {first.mark.step + 1}: all ranks are {where}, none is behind: a device or the network hangs"
+    waiting = _listed([report.rank for report in reports if report.mark.place != last])
+    return f"step {first.mark.step + 1}: {_named(guilty, tensor_ranks)} has been {where}; waiting: {waiting}"
+
+
+def _named(ranks: Sequence[int], tensor_ranks: int) -> str:
+    place = place_of(ranks[0], tensor_ranks)
+    first = f"rank {place.rank} (data rank {place.data_rank}, tensor rank {place.tensor_rank})"
+    return first if len(ranks) == 1 else f"{first} and ranks {_listed(ranks[1:])}"
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    more = len(ranks) - _NAMED_RANKS
+    return ", ".join(map(str, ranks[:_NAMED_RANKS])) + (f" and {more} more" if more > 0 else "")
+
+
+class Watchdog:
+    """This rank's mark, the thread that publishes it, and the explanation when a collective fails; use it in a `with` block."""
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        tensor_ranks: int,
+        timeout_seconds: float,
+        beat: Callable[[Mark, float], None] | None = None,
+        beat_seconds: float = 30.0,
+    ):
+        """`beat` (rank 0's) is called with the mark and the seconds spent in it, every `beat_seconds` and at both ends."""
+        self.rank, self.world_size, self.tensor_ranks = rank, world_size, tensor_ranks
+        self.timeout_seconds = timeout_seconds
+        self._interval = min(MOST_SECONDS_BETWEEN_REPORTS, timeout_seconds / 8)
+        self._beat, self._beat_seconds, self._last_beat = beat, beat_seconds, 0.0
+        self._now = (Mark(), time.monotonic())
+        self._ended, self._number, self._told = "", 0, False
+        self._leave = threading.Event()
+        self._publishing = threading.Lock()
+        self._store = _own_store() if world_size > 1 else None
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def enter(self, stage: str, micro_batches_left: int = 0, step: int | None = None) -> None:
+        """Say that this rank now begins a stage, of the same step unless another is given; costs less than a microsecond."""
+        self._now = (self._now[0].moved(stage, micro_batches_left, step), time.monotonic())
+
+    @property
+    def mark(self) -> Mark:
+        """Where this rank is."""
+        return self._now[0]
+
+    def __enter__(self) -> "Watchdog":
+        self._publish()
+        self._write_beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and not self._ended:
+            self._end(error)
+        self._leave.set()
+        self._thread.join(_STORE_SECONDS)
+        self._write_beat()
+
+    def _end(self, error: BaseException) -> None:
+        words = " ".join(str(error).split())
+        self._ended = f"{type(error).__name__}: {words[:200]}"
+        self._publish()
+
+    def explain_failure(self) -> str:
+        """Ask the store who kept the others waiting; takes a few seconds, in which it is seen who still reports."""
+        try:
+            before, _ = self._reports()
+            time.sleep(3 * self._interval)
+            reports, missing = self._reports()
+        except (RuntimeError, ValueError):
+            place = "where the ranks met (rank 0, or the launcher on its host) no longer answers"
+            return f"step {self.mark.step + 1}: {place}; this was rank {self.rank} in {self.mark.stage!r}"
+        numbers = {report.rank: report.number for report in before}
+        silent = [report.rank for report in reports if not report.ended and numbers.get(report.rank) == report.number]
+        return explain(reports, silent, missing, self.tensor_ranks)
+
+    def _reports(self) -> tuple[list[Report], list[int]]:
+        """What each rank last told, and the ranks that never told anything."""
+        assert self._store is not None
+        reports, missing = [], []
+        for rank in range(self.world_size):
+            key = f"{_KEY}{rank}"
+            if self._store.check([key]):
+                reports.append(Report.parse(rank, self._store.get(key)))
+            else:
+                missing.append(rank)
+        return reports, missing
+
+    def _publish(self) -> None:
+        if self._store is None:
+            return
+        with self._publishing, contextlib.suppress(RuntimeError):
+            self._number += 1
+            mark, since = self._now
+            values = {"step": mark.step, "stage": mark.stage, "micro_batches_left": mark.micro_batches_left}
+            more = {"seconds": time.monotonic() - since, "ended": self._ended, "number": self._number}
+            self._store.set(f"{_KEY}{self.rank}", json.dumps(values | more))
+
+    def _write_beat(self) -> None:
+        if self._beat is not None:
+            mark, since = self._now
+            self._last_beat = time.monotonic()
+            # A full disk is told by whatever else is written.
+            with contextlib.suppress(OSError):
+                self._beat(mark, self._last_beat - since)
+
+    def _watch(self) -> None:
+        """The thread: NCCL ends the process when a collective times out, so it speaks shortly before that."""
+        while not self._leave.wait(self._interval):
+            self._publish()
+            if time.monotonic() - self._last_beat >= self._beat_seconds:
+                self._write_beat()
+            waited = time.monotonic() - self._now[1]
+            if self._store is not None and not self._told and waited > self.timeout_seconds - 5 * self._interval:
+                self._told = True
+                self._warn()
+
+    def _warn(self) -> None:
+        """One line on standard error, by the first rank that waits."""
+        with contextlib.suppress(RuntimeError, ValueError):
+            reports, missing = self._reports()
+            last = min((report.mark.place for report in reports), default=self.mark.place)
+            ahead = [report.rank for report in reports if report.mark.place != last] or [report.rank for report in reports]
+            if ahead and ahead[0] == self.rank:
+                sentence = explain(reports, (), missing, self.tensor_ranks)
+                print(f"warning: {sentence} (limit: {self.timeout_seconds:g} s)", file=sys.stderr, flush=True)
+
+
+def _own_store() -> Any:
+    """A connection of its own to the process group's store: calls on the group's would wait for one another."""
+    group_store: Any = dist.distributed_c10d._get_default_store()
+    store = group_store.clone()
+    store.set_timeout(datetime.timedelta(seconds=_STORE_SECONDS))
+    return store
+
+
+def is_collective_failure(error: BaseException) -> bool:
+    """Whether an exception says that another rank did not come to a collective, and not that this rank did something wrong."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed by peer" in str(error))

@@ -1,0 +1,100 @@
+"""Which rows a step of a run is made of: computed from seed and position, so that any step can be asked for, also a future one.
+
+Letters: G rows of the global batch.
+"""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mose.config import load_config, require
+from mose.errors import MoseError
+from mose.manifest import Manifest
+from mose.run_directory import RunDirectory
+from pretrain.checkpoint import CHANGES_NAME
+from pretrain.config import PretrainConfig
+from pretrain.mixture import INT64_ARRAY, Mixture
+from pretrain.sources import Source, sources_of
+
+# A change of one of these in the middle of a run gives earlier steps other rows than the config that stands there now.
+_ORDER_FIELDS = ("seed", "batch.global_rows", "data.block_rows", "data.window_rows", "data.fingerprint", "data.split")
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """The rows that a step takes from one data set, in the order of the run; `epochs_G` tells which pass over it that is."""
+
+    source: Source
+    split: str
+    rows_G: INT64_ARRAY
+    epochs_G: INT64_ARRAY
+
+
+def rows_of_step(run_folder: Path, step: int) -> tuple[SourceRows, ...]:
+    """The rows of the step after which `step` steps are done (the number in metrics and skipped.jsonl), by source.
+
+    Raises:
+        MoseError: `run_folder` is no run directory, there is no such step, its data set is gone, or the run's order of rows
+            was changed on the way.
+    """
+    run = RunDirectory(run_folder)
+    if not run.config.is_file():
+        raise MoseError(f"{run.config}: no such file; expected a run directory written by `mose-pretrain train`")
+    config = load_config(PretrainConfig, run.config)
+    require(1 <= step <= config.max_steps, f"--step: {step}, expected 1 to {config.max_steps}, the steps of {run_folder}")
+    _check_order_is_one(run.path / CHANGES_NAME)
+    data, sources = config.data, sources_of(config.data)
+    sizes = tuple(source.manifest.rows(data.split) for source in sources)
+    mixture = Mixture(tuple(source.name for source in sources), sizes, tuple(source.weight for source in sources))
+    rows = config.batch.global_rows
+    numbers_G, epochs_G = mixture.rows_of_run(config.seed, (step - 1) * rows, rows, data.block_rows, data.window_rows)
+    firsts = mixture.first_rows
+    of_G = np.searchsorted(firsts, numbers_G, side="right") - 1
+    return tuple(
+        SourceRows(source, data.split, numbers_G[of_G == place] - firsts[place], epochs_G[of_G == place])
+        for place, source in enumerate(sources)
+    )
+
+
+def _check_order_is_one(changes: Path) -> None:
+    lines = changes.read_text("utf-8").splitlines() if changes.is_file() else []
+    for change in map(json.loads, lines):
+        name = change["field"]
+        if name in _ORDER_FIELDS or name.startswith("data.mixture"):
+            told = f"{changes}: {name} was {change['was']} until step {change['step']} and is {change['now']} since"
+            raise MoseError(f"{told}; expected a run whose order of rows was never changed")
+
+
+def row_list(part: SourceRows, step: int) -> list[str]:
+    """Lines that `mose-data lineage DATASET --rows FILE` reads: a row number each, and as a comment where that row lies."""
+    dataset = shlex.quote(str(part.source.dataset))
+    head = f"# step {step}: {len(part.rows_G)} rows of {part.source.dataset}, split {part.split}, in the order of the run"
+    command = f"# mose-data lineage {dataset} --split {part.split} --rows THIS_FILE"
+    shards = _shards(part.source.manifest, part.split, part.rows_G)
+    places = zip(part.rows_G.tolist(), part.epochs_G.tolist(), shards, strict=True)
+    return [head, command, *(f"{row}\t# {path} row {inside}, epoch {epoch}" for row, epoch, (path, inside) in places)]
+
+
+def _shards(manifest: Manifest, split: str, rows_G: INT64_ARRAY) -> list[tuple[str, int]]:
+    """The shard's path and the place in it of each row."""
+    shards = manifest.shards(split)
+    firsts = np.cumsum([0, *(shard.rows for shard in shards)])
+    numbers = np.searchsorted(firsts, rows_G, side="right") - 1
+    return [(shards[number].path, int(row - firsts[number])) for row, number in zip(rows_G, numbers, strict=True)]
+
+
+def source_named(parts: tuple[SourceRows, ...], name: str) -> SourceRows:
+    """The source of this name, or the only one.
+
+    Raises:
+        MoseError: there are several and none was named, or none has this name.
+    """
+    held = ", ".join(f"{part.source.name} ({len(part.rows_G)} rows)" for part in parts)
+    if not name and len(parts) == 1:
+        return parts[0]
+    found = [part for part in parts if part.source.name == name]
+    require(bool(found), f"--source: {name or 'not given'}, expected one of this run's: {held}")
+    return found[0]
