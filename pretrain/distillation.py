@@ -51,13 +51,15 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_MV: Tensor, teacher_MV: Tensor, temperature: float, reductions: VocabularyReductions) -> Tensor:
         student_MV = log_probabilities(logits_MV, temperature, reductions)
-        teacher_probabilities_MV = teacher_MV.exp()
+        chances_MV = teacher_MV.exp()
         # Padding columns are -inf on both sides: they hold nothing, not the NaN of 0 x (-inf + inf).
-        parts_MV = teacher_probabilities_MV * torch.where(teacher_MV.isneginf(), 0.0, teacher_MV - student_MV)
+        parts_MV = chances_MV * torch.where(teacher_MV.isneginf(), 0.0, teacher_MV - student_MV)
+        difference_MV = student_MV.exp_().sub_(chances_MV)
         ctx.temperature = temperature
         ctx.type = logits_MV.dtype
-        ctx.save_for_backward(student_MV.exp_().sub_(teacher_probabilities_MV))
-        return reductions.total(parts_MV.sum(dim=1)) * temperature**2
+        ctx.save_for_backward(difference_MV)
+        # The differences sum to 0; added, they take away the rounding of the two normalisers, which else is of the first order.
+        return reductions.total((parts_MV + difference_MV).sum(dim=1)) * temperature**2
 
     @staticmethod
     def backward(ctx: Any, gradient_M: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
