@@ -28,7 +28,10 @@ class ModelConfig:
     exit_layers: tuple[int, ...] = (4, 9, 18, 27, 36)
     """Layers after which the loss is applied, counted from 1; the last is num_layers (paper section 2.2)."""
     layer_index_width: int = 4
-    """Width of the embedding that tells the heads which exit a state comes from (released weights)."""
+    """Width of the embedding that tells the heads which exit a state comes from (released weights); 0: heads without one."""
+    norm_after_last_layer: bool = True
+    """Whether the deepest exit's state is normalised. The full model's exits above the deepest are raw: false makes a shallow
+    model that ends as one of them does."""
     max_length: int = 2048
     """Longest row in tokens (paper section 3.1)."""
     rope_theta: float = 999999.4420358813
@@ -59,6 +62,7 @@ class ModelConfig:
         groups = f"model.num_key_value_heads: {self.num_key_value_heads} does not divide model.num_heads {self.num_heads}"
         require(self.num_key_value_heads > 0 and self.num_heads % self.num_key_value_heads == 0, groups)
         require(self.vocabulary_size >= 0, f"model.vocabulary_size: {self.vocabulary_size}, expected 0 or more")
+        require(self.layer_index_width >= 0, f"model.layer_index_width: {self.layer_index_width}, expected 0 or more")
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             require(0 <= getattr(self, name) < 1, f"model.{name}: {getattr(self, name)}, expected a share in [0, 1)")
 
@@ -85,4 +89,5 @@ class ModelConfig:
             "initializer_range": self.initializer_range,
             "conditional_size": self.layer_index_width,
             "matryoshka_layers": list(self.exit_layers),
+            "norm_after_last_layer": self.norm_after_last_layer,
         }

@@ -51,6 +51,8 @@ SHAPE_FIELDS = (
     "matryoshka_layers",
 )
 """Fields of the released config.json that our configuration has under the same names."""
+OWN_FIELDS = ("norm_after_last_layer", "sequence_task")
+"""Fields that released files lack, and folders in their layout that we wrote have."""
 FIXED_FIELDS = {
     "hidden_act": "gelu_pytorch_tanh",
     "mlp_type": "default",
@@ -121,11 +123,14 @@ def examine_published(folder: Path, weights: WeightFiles) -> Published:
     if depth not in exits or (depth != exits[-1] and len(heads) != 1):
         held = f"{depth} layers" + (f" and {len(heads)} projection heads" if retrieval else "")
         raise MoseError(f"{weights.path}: holds {held}; expected {exits[-1]} layers, or one head and a depth of {exits[:-1]}")
+    # A folder that we cut at an early exit says that its state is raw.
+    normed = values.get("norm_after_last_layer", True) and depth == exits[-1]
+    values["norm_after_last_layer"] = normed
     if retrieval and len(heads) == 1:
-        values |= {"num_hidden_layers": depth, "matryoshka_layers": [depth], "norm_after_last_layer": depth == exits[-1]}
+        values |= {"num_hidden_layers": depth, "matryoshka_layers": [depth]}
         stored = {name.replace(f"projection_heads.{heads[0]}.", "projection_heads.0."): old for name, old in stored.items()}
-        # Early exits are taken before the final norm; whether a cut file still holds it is not known, so both are read.
-        stored = {name: old for name, old in stored.items() if depth == exits[-1] or name not in NORM_NAMES}
+    # Early exits are taken before the final norm; whether a cut file still holds it is not known, so both are read.
+    stored = {name: old for name, old in stored.items() if normed or name not in NORM_NAMES}
     model_class: ModelClass = ModularStarEncoderForRetrieval if retrieval else ModularStarEncoder
     config = ModularStarEncoderConfig(**values)
     _check_rows(folder, weights, stored, config)
@@ -170,7 +175,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     missing = [name for name in SHAPE_FIELDS if name not in values and name in ("vocab_size", "hidden_size", "matryoshka_layers")]
     if missing:
         raise MoseError(f"{path}: {missing[0]} is missing")
-    kept = {name: values[name] for name in SHAPE_FIELDS if name in values}
+    kept = {name: values[name] for name in (*SHAPE_FIELDS, *OWN_FIELDS) if name in values}
     if isinstance(kept.get("attention_dropout"), list):
         # The released code sets a tuple of one by a stray comma.
         kept["attention_dropout"] = kept["attention_dropout"][0]
@@ -203,7 +208,7 @@ def describe_published(folder: Path, selection: Selection) -> None:
     values = {name: getattr(config, name) for name in SHAPE_FIELDS} | FIXED_FIELDS
     values |= {"model_type": config.model_type, "architectures": [selection.model_class.__name__]}
     values |= {"layer_norm_eps": config.norm_epsilon, "bos_token_id": 0, "eos_token_id": 0, "use_cache": False}
-    values |= {"norm_after_last_layer": config.norm_after_last_layer, "auto_map": auto_map(selection.model_class)}
+    values |= {name: getattr(config, name) for name in OWN_FIELDS} | {"auto_map": auto_map(selection.model_class)}
     values["torch_dtype"] = str(PUBLISHED_DTYPE).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
     copy_sources(folder)

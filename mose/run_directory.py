@@ -21,7 +21,8 @@ VALIDATION = "validation/"
 
 
 def exit_scalar(kind: str, exit_layer: int, objective: str) -> str:
-    """The name of a scalar of one exit, e.g. `loss/exit_04/mlm`: kind `loss` or `accuracy`, objective `mlm` or `icc`."""
+    """The name of a scalar of one exit, e.g. `loss/exit_04/mlm`: kind `loss` or `accuracy`, objective `mlm`,
+    `icc`, `nsp` or `distillation`."""
     return f"{kind}/exit_{exit_layer:02d}/{objective}"
 
 

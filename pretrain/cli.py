@@ -88,9 +88,10 @@ def _train(parsed: Namespace) -> int | None:
 def _dry_run(config: PretrainConfig, ranks: int) -> int | None:
     from pretrain.estimate import derived_numbers
     from pretrain.parallel.context import launched_world_size
-    from pretrain.sources import sources_of
+    from pretrain.sources import check_task, sources_of
 
     sources = sources_of(config.data) if config.data.dataset or config.data.mixture else ()
+    check_task(config.objective, sources)
     config = config.resolve(sources[0].manifest.vocabulary_size if sources else config.model.vocabulary_size)
     table = Table("number", "value", title="derived from the config; nothing was allocated")
     for label, value in derived_numbers(config, Layout.of(config, ranks or launched_world_size()), sources):
@@ -186,13 +187,19 @@ def _evaluate(parsed: Namespace) -> None:
     report = evaluate_held_out(Path(parsed.checkpoint), storage_path(parsed.dataset), parsed.split, parsed.max_rows, parsed.seed)
     write_held_out(report, Path(parsed.output))
     title = f"{report['rows']:,} {parsed.split} rows, {report['masked_tokens']:,} masked tokens"
-    table = Table("exit", "MLM loss", "MLM accuracy", "ICC accuracy", "95 % interval", title=title)
+    task = report["sequence_task"]
+    known = task != "none"
+    table = Table(
+        "exit", "MLM loss", "MLM accuracy", *((f"{task.upper()} accuracy", "95 % interval") if known else ()), title=title
+    )
     for layer, values in report["exits"].items():
-        low, high = values["icc_interval"]
-        cells = (f"{values['mlm']:.3f}", f"{values['mlm_accuracy']:.3f}", f"{values['icc_accuracy']:.3f}")
-        table.add_row(layer, *cells, f"{low:.3f} - {high:.3f}")
-    unigram = f"{report['unigram_cross_entropy']:.3f}"
-    table.add_row("unigram", unigram, "", f"{report['icc_majority_rate']:.3f} (majority)", "")
+        cells = [f"{values['mlm']:.3f}", f"{values['mlm_accuracy']:.3f}"]
+        if known:
+            low, high = values[f"{task}_interval"]
+            cells += [f"{values[f'{task}_accuracy']:.3f}", f"{low:.3f} - {high:.3f}"]
+        table.add_row(layer, *cells)
+    majority = f"{report[f'{task}_majority_rate']:.3f} (majority)" if known else ""
+    table.add_row("unigram", f"{report['unigram_cross_entropy']:.3f}", "", *((majority, "") if known else ()))
     Console().print(table)
 
 

@@ -8,6 +8,7 @@ from mose.config import require
 from mose.model_config import ModelConfig
 from mose.schedule import ScheduleConfig
 from pretrain.masking import MASKED_SHARE
+from pretrain.objective import ObjectiveConfig
 from pretrain.order import BLOCK_ROWS, WINDOW_ROWS
 
 PRECISIONS = ("fp32", "bf16")
@@ -212,6 +213,7 @@ class PretrainConfig:
     """Converted checkpoint whose weights a new run begins with (`mose-pretrain init`, `export`); empty: drawn from the seed."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -228,6 +230,7 @@ class PretrainConfig:
         require(model.num_key_value_heads % size == 0, groups)
         wide = f"parallel.tensor_parallel_size: {size} does not divide model.feed_forward_width {model.feed_forward_width}"
         require(model.feed_forward_width % size == 0, wide)
+        self.objective.check_exits(model.exit_layers, model.num_layers)
 
     def resolve(self, vocabulary_size: int) -> "PretrainConfig":
         """The config that is run and written down: vocabulary filled in from the data set, ZeRO 0 run as 1."""

@@ -40,7 +40,8 @@ def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
     Activations: for each layer and token, about 8 D + 4 KV + 2 F numbers are kept for the backward pass (inputs of both
     norms, norm outputs, queries, keys and values before and after rotation, attention output, both feed-forward
     states), those between the cut layers divided by the tensor-parallel size. Logits: for each exit, masked tokens x
-    vocabulary, twice in float32. Fragmentation and communication buffers come on top: allow 10-20 %.
+    vocabulary, twice in float32, and with distillation the teacher's once more. Fragmentation and communication buffers
+    come on top: allow 10-20 %.
     """
     shape, stage, tensor, data = shape_of(config), config.parallel.zero_stage, layout.tensor_ranks, layout.data_ranks
     size = 2 if config.parallel.precision == "bf16" else 4
@@ -50,12 +51,13 @@ def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
     key_value = shape.num_key_value_heads * shape.head_dim
     whole, cut = 5 * shape.hidden_size, 3 * shape.hidden_size + 4 * key_value + 2 * shape.intermediate_size
     masked = int(tokens * config.data.masking_share)
+    copies = 2 * len(config.model.exit_layers) + int(config.objective.distils)
     return MemoryEstimate(
         weights=parameters * size // (data if stage == 3 else 1),
         gradients=parameters * size // (data if stage >= 2 else 1),
         optimizer=parameters * OPTIMIZER_BYTES // (data if stage >= 1 else 1),
         activations=config.model.num_layers * tokens * (whole + cut // tensor) * size,
-        logits=len(config.model.exit_layers) * masked * config.model.padded_vocabulary_size // tensor * 8,
+        logits=copies * masked * config.model.padded_vocabulary_size // tensor * 4,
     )
 
 
@@ -64,7 +66,7 @@ def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[So
     shape, batch, memory = shape_of(config), config.batch, estimate_memory(config, layout)
     deepest, length = config.model.exit_layers[-1], config.model.max_length
     encoder, heads = encoder_parameters(shape, deepest), head_parameters(shape)
-    slots = batch.global_rows * length
+    slots, weights = batch.global_rows * length, config.objective.weights_of(config.model.exit_layers, deepest)
     lines = [
         ("parameters", f"{encoder + heads:,} ({encoder:,} encoder, {heads:,} heads)"),
         (
@@ -81,6 +83,10 @@ def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[So
         ),
         ("token slots a step", f"{slots:,} ({batch.global_rows:,} rows x {length:,})"),
         ("accumulation steps", f"{layout.micro_batches} micro-batches of {batch.micro_batch_rows} rows on each data rank"),
+        (
+            "exit weights",
+            ", ".join(f"{layer}: {weight:.3f}" for layer, weight in zip(config.model.exit_layers, weights, strict=True)),
+        ),
         ("steps", f"{config.max_steps:,} = {config.max_steps * slots / 1e12:.3f}T slots"),
         ("forward and backward", f"{3 * flops_per_row(shape, deepest, length) / length / 1e9:.2f} GFLOP a token in the encoder"),
     ]

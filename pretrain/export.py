@@ -159,7 +159,7 @@ def _run_source(folder: Path, step: int | None) -> Source:
         tensor = weights.read(name)
         return tensor[: config.model.vocabulary_size] if sharding_of(name) is Sharding.VOCABULARY else tensor
 
-    shape = ModularStarEncoderConfig(**config.model.hugging_face())
+    shape = ModularStarEncoderConfig(**config.model.hugging_face(), sequence_task=config.objective.sequence_task)
     facts = {"run": card.name, "progress": progress, "identity": manifest["identity"]}
     return Source(ModularStarEncoder, shape, read, folder, facts, card, checkpoint / PROBE_NAME)
 

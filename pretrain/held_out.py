@@ -5,7 +5,7 @@ Letters: V vocabulary, M masked tokens.
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from mose.atomic_file import write_json
 from mose.converted_checkpoint import load_pretrained
+from mose.manifest import read_manifest
 from mose.run_directory import exit_scalar
 from mose.tokenizer import load_tokenizer
 from pretrain.data import BatchPlan, validation_batches
 from pretrain.loss import COLUMNS, Denominators, whole_vocabulary
+from pretrain.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
 from pretrain.packed_rows import Rows
 from pretrain.sources import open_split
 from pretrain.step import exit_metrics
@@ -54,6 +56,8 @@ def entropy(counts_V: NDArray[np.int64]) -> float:
 def evaluate_held_out(checkpoint: Path, dataset: Path, split: str, max_rows: int, seed: int) -> dict[str, Any]:
     """Losses and accuracies of every exit on up to `max_rows` rows (0: all), and what they are compared with.
 
+    The task on whole rows stands under its name (`icc_accuracy`), and is left out where the model was trained on another.
+
     Raises:
         MoseError: the checkpoint or the data set cannot be read, or their tokenizers differ.
     """
@@ -70,28 +74,39 @@ def evaluate_held_out(checkpoint: Path, dataset: Path, split: str, max_rows: int
         totals += sums
         counts_V += np.bincount(batch.labels_M.numpy(), minlength=len(counts_V))
         num_rows, mixed = num_rows + batch.num_rows, mixed + int(batch.mixed_B.clamp(min=0).sum())
-    report = _exits(totals, Denominators(int(counts_V.sum()), num_rows), layers)
+    objective = ObjectiveConfig(sequence_task=task_of_rows(encoder.config.sequence_task, dataset))
+    report = _exits(totals, Denominators(int(counts_V.sum()), num_rows), layers, objective)
     frequencies_V = token_counts(open_split(dataset, "train", tokenizer.fingerprint()), tokenizer.vocabulary_size)
+    task = objective.sequence_task
+    majority = {} if task == NONE else {f"{task}_majority_rate": max(mixed, num_rows - mixed) / max(num_rows, 1)}
     return report | {
         "rows": num_rows,
         "masked_tokens": int(counts_V.sum()),
         "unigram_cross_entropy": entropy(counts_V),
         "unigram_cross_entropy_by_training_frequencies": cross_entropy_of_frequencies(counts_V, frequencies_V),
-        "icc_majority_rate": max(mixed, num_rows - mixed) / max(num_rows, 1),
+        "sequence_task": task,
+        **majority,
     }
 
 
-def _exits(totals: torch.Tensor, denominators: Denominators, layers: list[int]) -> dict[str, Any]:
-    values = exit_metrics(totals, denominators, layers)
+def task_of_rows(trained: str, dataset: Path) -> Literal["icc", "nsp", "none"]:
+    """The task on whole rows that a model was trained on, or `none` where the labels of these rows mean another."""
+    mode = read_manifest(dataset).statistics.get("mode", DENSE)
+    task: Literal["icc", "nsp"] = NSP if trained == NSP else ICC
+    return task if trained == task and mode in PACKING_MODES[task] else NONE
+
+
+def _exits(totals: torch.Tensor, denominators: Denominators, layers: list[int], objective: ObjectiveConfig) -> dict[str, Any]:
+    values, task = exit_metrics(totals, denominators, layers, objective), objective.sequence_task
     exits = {}
     for layer, row in zip(layers, totals.tolist(), strict=True):
-        exits[f"{layer:02d}"] = {
-            "mlm": values[exit_scalar("loss", layer, "mlm")],
-            "mlm_accuracy": values[exit_scalar("accuracy", layer, "mlm")],
-            "icc": values[exit_scalar("loss", layer, "icc")],
-            "icc_accuracy": values[exit_scalar("accuracy", layer, "icc")],
-            "icc_interval": wilson_interval(row[COLUMNS.index("icc_correct")], denominators.rows),
-        }
+        found: dict[str, Any] = {}
+        for name in objective.names:
+            found[name] = values[exit_scalar("loss", layer, name)]
+            found[f"{name}_accuracy"] = values[exit_scalar("accuracy", layer, name)]
+        if task != NONE:
+            found[f"{task}_interval"] = wilson_interval(row[COLUMNS.index("task_correct")], denominators.rows)
+        exits[f"{layer:02d}"] = found
     return {"exits": exits}
 
 

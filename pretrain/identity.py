@@ -34,7 +34,8 @@ LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, MICRO_BATCH_ROWS, "parall
 RESHAPING_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, PRECISION)
 _SHAPES = ("vocabulary_size", "width", "feed_forward_width", "num_layers", "num_heads", "num_key_value_heads", "exit_layers")
 # The stored tensors have these shapes, and the optimiser's states these groups: no flag can change that.
-FIXED_FIELDS = (*(f"model.{name}" for name in (*_SHAPES, "layer_index_width")), "optimizer.decay_biases_and_norms")
+_PARTS = ("layer_index_width", "norm_after_last_layer")
+FIXED_FIELDS = (*(f"model.{name}" for name in (*_SHAPES, *_PARTS)), "optimizer.decay_biases_and_norms")
 
 
 def config_values(config: PretrainConfig, data_fingerprint: str, world_size: int) -> dict[str, Any]:
@@ -94,6 +95,8 @@ def check_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], 
         raise MoseError(
             f"--allow-change {unknown[0]}: no such field; expected a dotted name as in config.yaml, or {DATA_FINGERPRINT}"
         )
+    # A checkpoint knows nothing of fields that are younger than it is: it was made as their defaults are.
+    saved = {name: value for name, value in _flatten(to_plain(PretrainConfig())).items() if name in now} | saved
     changes = changes_between(saved, now)
     for change in changes:
         told = f"{checkpoint}: made with {change.field} = {change.was}, this run has {change.now}"

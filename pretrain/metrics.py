@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from mose.run_directory import VALIDATION, RunDirectory
+from pretrain.objective import DISTILLATION, ICC, MLM, NSP
 
 LOSS_TOTAL = "loss/total"
 LEARNING_RATE = "optimizer/learning_rate"
@@ -24,6 +25,8 @@ PEAK_MEMORY = "memory/peak_gib"
 # These tell how fast the machine was; every other value is equal, bit for bit, in two runs of the same layout.
 TIMING_KEYS = (TOKENS_PER_SECOND, FLOPS_UTILIZATION, DATA_WAIT, PEAK_MEMORY)
 BY_TOKENS = "by_tokens"
+# The losses of an exit in the order in which the console shows them.
+EXIT_LOSSES = (MLM, ICC, NSP, DISTILLATION)
 
 
 class MetricWriter:
@@ -90,7 +93,8 @@ def _progress(console: Console) -> Progress:
 def console_line(step: int, total_steps: int, values: Mapping[str, float]) -> str:
     """One line for people: `step 20/300 loss 3.912 exit_04 3.801/0.693 ... lr 6.0e-04 norm 1.23 tok/s 1,234 wait 0.1%`.
 
-    An exit shows its MLM loss, a slash and its ICC loss; a line of validation values says so.
+    An exit shows its MLM loss, a slash and its ICC (or NSP) loss, and a second slash where there is distillation; a line of
+    validation values says so.
     """
     validation = any(name.startswith(VALIDATION) for name in values)
     bare = {name.removeprefix(VALIDATION): value for name, value in values.items()}
@@ -98,7 +102,7 @@ def console_line(step: int, total_steps: int, values: Mapping[str, float]) -> st
     if LOSS_TOTAL in bare:
         words.append(f"loss {bare[LOSS_TOTAL]:.3f}")
     for name in dict.fromkeys(name.split("/")[1] for name in bare if name.startswith("loss/exit_")):
-        losses = [bare[f"loss/{name}/{objective}"] for objective in ("mlm", "icc") if f"loss/{name}/{objective}" in bare]
+        losses = [bare[f"loss/{name}/{objective}"] for objective in EXIT_LOSSES if f"loss/{name}/{objective}" in bare]
         words.append(f"{name} " + "/".join(f"{loss:.3f}" for loss in losses))
     forms = {
         LEARNING_RATE: "lr {:.1e}",

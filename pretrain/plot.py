@@ -13,12 +13,13 @@ from mose.atomic_file import atomic_write
 from mose.errors import MoseError
 from mose.run_directory import VALIDATION, RunDirectory, exit_scalar
 from pretrain.metrics import LEARNING_RATE
+from pretrain.objective import ICC, NSP
 
 Lines = list[dict[str, Any]]
 
 
 def plot_losses(run: RunDirectory, output: Path) -> None:
-    """Write a PNG with three panels: MLM loss, ICC loss and learning rate; training as lines, validation as points.
+    """Write a PNG with three panels: MLM loss, ICC (or NSP) loss and learning rate; training as lines, validation as points.
 
     Raises:
         MoseError: the run has no training losses yet, or its metrics cannot be read.
@@ -28,9 +29,10 @@ def plot_losses(run: RunDirectory, output: Path) -> None:
     if not exits:
         raise MoseError(f"{run.metrics}: no line with a loss of an exit, expected a run that has trained")
     figure = Figure(figsize=(9, 9), layout="constrained")
-    mlm, icc, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
+    mlm, task, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
     _draw_losses(mlm, lines, exits, "mlm", "MLM loss (nats a masked token)")
-    _draw_losses(icc, lines, exits, "icc", "ICC loss (nats a row)")
+    name = task_of(lines)
+    _draw_losses(task, lines, exits, name, f"{name.upper()} loss (nats a row)")
     mlm.legend(ncols=2, fontsize="small", title="line: training, point: validation", title_fontsize="small")
     rate.plot(*_points(lines, LEARNING_RATE), color="black")
     rate.set_ylabel("learning rate")
@@ -45,6 +47,11 @@ def exit_layers(lines: Lines) -> list[int]:
     names = {name for line in lines for name in line}
     found = (re.fullmatch(r"loss/exit_(\d+)/mlm", name) for name in names)
     return sorted(int(match.group(1)) for match in found if match)
+
+
+def task_of(lines: Lines) -> str:
+    """The task on whole rows that has a loss in these lines; `icc`, whose panel stays empty, where none has."""
+    return NSP if any(name.endswith(f"/{NSP}") for line in lines for name in line) else ICC
 
 
 def _draw_losses(axes: Axes, lines: Lines, exits: list[int], objective: str, label: str) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from mose.tokenizer import Tokenizer, load_tokenizer
 from pretrain.config import DataConfig, PretrainConfig
 from pretrain.joined_rows import JoinedRows
 from pretrain.mixture import Mixture
+from pretrain.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
 from pretrain.packed_rows import PackedRows, Rows, SplitTable
 from pretrain.range_rows import LoadedRows, RangeReader, RangeRows, Retry
 from pretrain.staging import StagedRows, StagingPlan, clear_abandoned
@@ -108,6 +109,19 @@ def _check_alike(first: Source, other: Source) -> None:
         require(expected == found, f"{where}, {same}")
 
 
+def check_task(objective: ObjectiveConfig, sources: Sequence[Source]) -> None:
+    """Compare the objective's task on whole rows with what the rows' labels mean; data sets that do not tell pass as `icc`'s.
+
+    Raises:
+        MoseError: the rows of a data set were packed for another task.
+    """
+    for source in sources:
+        mode, task = str(source.manifest.statistics.get("mode", DENSE)), objective.sequence_task
+        packed = f"the rows of {source.dataset} were packed with packing.mode {mode}"
+        wanted = next(name for name in (ICC, NSP) if mode in PACKING_MODES[name])
+        require(mode in PACKING_MODES[task], f"objective.sequence_task: {task}, but {packed}, expected {wanted} (or {NONE})")
+
+
 def open_run_data(config: PretrainConfig) -> RunData:
     """Open the training rows and, if validation is wanted, the held-out rows.
 
@@ -120,6 +134,7 @@ def open_run_data(config: PretrainConfig) -> RunData:
     with one_line_of_a_store(first):
         tokenizer = load_tokenizer(first)
     sources = sources_of(data)
+    check_task(config.objective, sources)
     length, longest = sources[0].manifest.sequence_length, config.model.max_length
     require(length <= longest, f"model.max_length: {longest}, the rows of {sources[0].dataset} have {length} slots")
     tables = [SplitTable(source.dataset, data.split, tokenizer.fingerprint()) for source in sources]

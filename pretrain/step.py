@@ -1,6 +1,6 @@
 """One optimiser step: knows tensors, not time. Counts first, then divides; sums over ranks, never means.
 
-Letters: E exits.
+Letters: E exits, C columns of sums.
 """
 
 import math
@@ -15,6 +15,7 @@ from mose.run_directory import exit_scalar
 from mose.seeding import derive_key
 from pretrain.loss import COLUMNS, Denominators
 from pretrain.micro_batch import MicroBatch
+from pretrain.objective import DISTILLATION, MLM, PAPER, ObjectiveConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.stage import BACKWARD, FORWARD, UPDATE
 
@@ -23,7 +24,7 @@ class StepEngine(Protocol):
     """What a step needs of an engine."""
 
     def __call__(self, batch: MicroBatch, denominators: Denominators) -> tuple[Tensor, Tensor]:
-        """Forward: (share of the global loss, sums [E, 4])."""
+        """Forward: (share of the global loss, sums [E, C])."""
 
     def backward(self, share: Tensor) -> None:
         """Accumulate gradients."""
@@ -45,7 +46,7 @@ class BatchCounts:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one global batch gave, the same on every rank; sums [E, 4] on the CPU in the order of `loss.COLUMNS`."""
+    """What one global batch gave, the same on every rank; sums [E, C] on the CPU in the order of `loss.COLUMNS`."""
 
     loss: float
     sums: Tensor
@@ -61,21 +62,34 @@ class StepResult:
         """Whether the update was left out, on all ranks alike."""
         return not math.isfinite(self.gradient_norm)
 
-    def exit_metrics(self, exit_layers: Sequence[int], prefix: str = "") -> dict[str, float]:
+    def exit_metrics(self, exit_layers: Sequence[int], objective: ObjectiveConfig = PAPER) -> dict[str, float]:
         """Scalars of each exit under the run directory's names, e.g. `loss/exit_04/mlm`."""
-        return exit_metrics(self.sums, self.denominators, exit_layers, prefix)
+        return exit_metrics(self.sums, self.denominators, exit_layers, objective)
 
 
-def exit_metrics(sums: Tensor, denominators: Denominators, exit_layers: Sequence[int], prefix: str = "") -> dict[str, float]:
-    """Means of each exit from sums [E, 4]: MLM over masked tokens, ICC over rows."""
+def exit_metrics(
+    sums: Tensor,
+    denominators: Denominators,
+    exit_layers: Sequence[int],
+    objective: ObjectiveConfig = PAPER,
+    prefix: str = "",
+) -> dict[str, float]:
+    """Means of each exit's terms from sums [E, C]: over masked tokens, the task's over rows.
+
+    The deepest exit has no distillation term, hence no such scalar.
+    """
     masked, rows = max(denominators.masked_tokens, 1), max(denominators.rows, 1)
     values: dict[str, float] = {}
     for layer, row in zip(exit_layers, sums.tolist(), strict=True):
         by_name = dict(zip(COLUMNS, row, strict=True))
-        values[prefix + exit_scalar("loss", layer, "mlm")] = by_name["mlm"] / masked
-        values[prefix + exit_scalar("loss", layer, "icc")] = by_name["icc"] / rows
-        values[prefix + exit_scalar("accuracy", layer, "mlm")] = by_name["mlm_correct"] / masked
-        values[prefix + exit_scalar("accuracy", layer, "icc")] = by_name["icc_correct"] / rows
+        for name in objective.names:
+            if name == DISTILLATION:
+                if layer != exit_layers[-1]:
+                    values[prefix + exit_scalar("loss", layer, name)] = by_name["distillation"] / masked
+                continue
+            column, count = ("mlm", masked) if name == MLM else ("task", rows)
+            values[prefix + exit_scalar("loss", layer, name)] = by_name[column] / count
+            values[prefix + exit_scalar("accuracy", layer, name)] = by_name[f"{column}_correct"] / count
     return values
 
 
@@ -158,8 +172,8 @@ def train_step(
         raise RuntimeError(
             f"step {step}: {len(batches)} micro-batches did not end an accumulation; the engine expects another number"
         )
-    loss, sums_E4 = summed[-1].item(), summed[:-1].cpu().view(-1, len(COLUMNS))
-    return StepResult(loss, sums_E4, counted.denominators, norm, counted.counts, own[-1].item())
+    loss, sums_EC = summed[-1].item(), summed[:-1].cpu().view(-1, len(COLUMNS))
+    return StepResult(loss, sums_EC, counted.denominators, norm, counted.counts, own[-1].item())
 
 
 def _one_or_nan(loss: Tensor, limit: float) -> Tensor:

@@ -129,7 +129,7 @@ def prepare_run_directory(
 def build_engine(config: PretrainConfig, context: ParallelContext, selection: Selection | None = None) -> Engine:
     """Build this rank's slice of the model and hand it to DeepSpeed, ready to load `selection`."""
     dtype = torch.bfloat16 if config.parallel.precision == "bf16" else torch.float32
-    model = build_training_model(config.model, config.seed, dtype, context)
+    model = build_training_model(config.model, config.seed, dtype, context, config.objective)
     if config.start_from and selection is None:
         fill_from_converted(model, Path(config.start_from), config, context)
     return Engine(model, config, context, merged=selection is not None and selection.converts)
@@ -246,7 +246,7 @@ def step_values(result: StepResult, rate: float, config: PretrainConfig, progres
     """The scalars of one step that do not depend on how fast the machine was; `progress` is where the run stands after it."""
     values = {LOSS_TOTAL: result.loss, LEARNING_RATE: rate, GRADIENT_NORM: result.gradient_norm}
     values |= {SKIPPED_STEPS: progress.health.skipped_steps, NORM_OUTLIERS: progress.health.norm_outliers}
-    return values | result.exit_metrics(config.model.exit_layers)
+    return values | result.exit_metrics(config.model.exit_layers, config.objective)
 
 
 def open_writer(run: Run, progress: Progress) -> contextlib.AbstractContextManager[MetricWriter | None]:
@@ -267,7 +267,7 @@ def report_validation(run: Run, writer: MetricWriter | None, progress: Progress,
     if run.data.held_out is None:
         return
     batches = validation_batches(run.data.held_out, plan, run.config.intervals.validation_rows)
-    values = validate(run.engine, batches, run.config.model.exit_layers, run.context)
+    values = validate(run.engine, batches, run.config.model.exit_layers, run.context, run.config.objective)
     report(writer, progress, values)
 
 

@@ -1,6 +1,6 @@
 """The module that DeepSpeed wraps: the encoder's own children under their own names, and a forward that gives the loss.
 
-Letters: N real tokens, B rows, M masked tokens, E exits, D width.
+Letters: N real tokens, D width, E exits, C columns of sums.
 """
 
 from typing import Any
@@ -11,54 +11,54 @@ from torch import Tensor, nn
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import draw_parameter
 from mose.model.modeling_mose import ModularStarEncoder
-from mose.model.sharding import Sharding, patterns_of, sharding_of
+from mose.model.sharding import Sharding, sharding_of, used_patterns
 from mose.model_config import ModelConfig
-from pretrain.loss import Denominators, VocabularyOperations, exit_loss, exit_weights, whole_vocabulary
+from pretrain.distillation import VocabularyReductions
+from pretrain.loss import Denominators, MultiExitLoss, VocabularyOperations, whole_vocabulary
 from pretrain.micro_batch import MicroBatch
+from pretrain.objective import PAPER, ObjectiveConfig
 from pretrain.parallel.context import ParallelContext
 
 
 class TrainingModel(nn.Module):
     """Shares the encoder's children, so that parameter names carry no prefix and checkpoints need no renaming."""
 
-    def __init__(self, encoder: ModularStarEncoder, vocabulary: VocabularyOperations):
+    def __init__(self, encoder: ModularStarEncoder, vocabulary: VocabularyOperations, objective: ObjectiveConfig = PAPER):
         """`encoder` may have a padded vocabulary, and parallel layers if the layout asks for them."""
         super().__init__()
         self.starEncoder2 = encoder.starEncoder2
         self.pooler = encoder.pooler
         self.cls = encoder.cls
-        self._weights = exit_weights(encoder.config.matryoshka_layers, encoder.config.num_hidden_layers)
-        self._vocabulary = vocabulary
+        weights = objective.weights_of(encoder.config.matryoshka_layers, encoder.config.num_hidden_layers)
+        self._loss = MultiExitLoss(self.pooler, self.cls, vocabulary, objective, weights)
 
     def forward(self, batch: MicroBatch, denominators: Denominators | None) -> tuple[Tensor, Tensor] | list[Tensor]:
-        """This micro-batch's share of the global loss, and sums [E, 4] in the order of `loss.COLUMNS`.
+        """This micro-batch's share of the global loss, and sums [E, C] in the order of `loss.COLUMNS`.
 
         With `denominators` None: the exits' states [N, D] instead, for comparing an exported model.
         """
         states = self.starEncoder2(batch.input_ids_N, batch.positions_N, batch.cu_seqlens, batch.max_length)
         if denominators is None:
             return list(states)
-        cls_B = batch.cu_seqlens[1:].long() - 1
-        share = states[-1].new_zeros((), dtype=torch.float32)
-        all_sums = []
-        for index, (state_ND, weight) in enumerate(zip(states, self._weights, strict=True)):
-            inputs = (batch.masked_N_indices, batch.labels_M, cls_B, batch.mixed_B, self._vocabulary)
-            mlm_sum, icc_sum, sums = exit_loss(state_ND, index, self.pooler, self.cls, *inputs)
-            share = share + weight * (mlm_sum / denominators.masked_tokens + icc_sum / denominators.rows)
-            all_sums.append(sums)
-        return share, torch.stack(all_sums)
+        return self._loss(states, batch, denominators)
 
     @property
     def universal_checkpoint_info(self) -> dict[str, Any]:
-        """What DeepSpeed's universal conversion needs to merge slices; the vocabulary kind counts as column there."""
+        """What DeepSpeed's universal conversion needs to merge slices; the vocabulary kind counts as column there.
+
+        Only patterns that some parameter matches: the conversion refuses the others.
+        """
+        names = [name for name, _ in self.named_parameters()]
         return {
             "universal_checkpoint_version": 0.2,
-            "tp_replicated_parameter_patterns": patterns_of(Sharding.REPLICATE),
-            "parameter_with_row_parallelism_patterns": patterns_of(Sharding.ROW),
+            "tp_replicated_parameter_patterns": used_patterns(names, Sharding.REPLICATE),
+            "parameter_with_row_parallelism_patterns": used_patterns(names, Sharding.ROW),
         }
 
 
-def build_training_model(config: ModelConfig, seed: int, dtype: torch.dtype, context: ParallelContext) -> TrainingModel:
+def build_training_model(
+    config: ModelConfig, seed: int, dtype: torch.dtype, context: ParallelContext, objective: ObjectiveConfig = PAPER
+) -> TrainingModel:
     """Build this rank's slice of the model with its initial weights; no rank ever holds a full copy of a cut weight."""
     shape = ModularStarEncoderConfig(**{**config.hugging_face(), "vocab_size": config.padded_vocabulary_size})
     with torch.device("meta"):
@@ -72,7 +72,7 @@ def build_training_model(config: ModelConfig, seed: int, dtype: torch.dtype, con
         from pretrain.parallel.tensor import mark_parallel_parameters
 
         mark_parallel_parameters(encoder)
-    return TrainingModel(encoder, vocabulary)
+    return TrainingModel(encoder, vocabulary, objective)
 
 
 def _apply_tensor_parallelism(
@@ -83,7 +83,8 @@ def _apply_tensor_parallelism(
     tensor.apply_tensor_parallelism(encoder, dtype)
     width = config.padded_vocabulary_size // context.layout.tensor_ranks
     live = min(max(config.vocabulary_size - tensor.vocabulary_start(width), 0), width)
-    return VocabularyOperations(tensor.vocabulary_cross_entropy, tensor.vocabulary_correct, live)
+    reductions = VocabularyReductions(tensor.maximum_over_ranks, tensor.sum_over_ranks)
+    return VocabularyOperations(tensor.vocabulary_cross_entropy, tensor.vocabulary_correct, live, reductions)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Held-out losses and accuracies of every exit, over all data ranks.
 
-Letters: E exits.
+Letters: E exits, C columns of sums.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,6 +10,7 @@ import torch
 from mose.run_directory import VALIDATION
 from pretrain.loss import COLUMNS, Denominators
 from pretrain.micro_batch import MicroBatch
+from pretrain.objective import PAPER, ObjectiveConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.engine import Engine
 from pretrain.step import exit_metrics
@@ -20,7 +21,11 @@ UNIT = Denominators(1, 1)
 
 @torch.no_grad()
 def validate(
-    engine: Engine, batches: Iterable[MicroBatch], exit_layers: Sequence[int], context: ParallelContext
+    engine: Engine,
+    batches: Iterable[MicroBatch],
+    exit_layers: Sequence[int],
+    context: ParallelContext,
+    objective: ObjectiveConfig = PAPER,
 ) -> dict[str, float]:
     """Mean loss and accuracy of each exit, named `validation/loss/exit_04/mlm` and so on; every rank calls it.
 
@@ -35,5 +40,5 @@ def validate(
         totals[-1] += batch.num_rows
     engine.train(True)
     *_, masked, rows = context.sum_over_data(totals).tolist()
-    sums_E4 = totals[:-2].view(len(exit_layers), len(COLUMNS)).cpu()
-    return exit_metrics(sums_E4, Denominators(int(masked), int(rows)), exit_layers, VALIDATION)
+    sums_EC = totals[:-2].view(len(exit_layers), len(COLUMNS)).cpu()
+    return exit_metrics(sums_EC, Denominators(int(masked), int(rows)), exit_layers, objective, VALIDATION)

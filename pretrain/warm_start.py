@@ -29,6 +29,7 @@ MEANT_FIELDS = {
     "num_key_value_heads": "num_key_value_heads",
     "exit_layers": "matryoshka_layers",
     "layer_index_width": "conditional_size",
+    "norm_after_last_layer": "norm_after_last_layer",
     "rope_theta": "rope_theta",
     "norm_epsilon": "norm_epsilon",
 }

@@ -28,6 +28,7 @@ class ModularStarEncoderConfig(PretrainedConfig):
         conditional_size: int = 4,
         matryoshka_layers: list[int] | None = None,
         norm_after_last_layer: bool = True,
+        sequence_task: str = "icc",
         exit_layer: int | None = None,
         pad_token_id: int = 0,
         **kwargs: Any,
@@ -35,6 +36,8 @@ class ModularStarEncoderConfig(PretrainedConfig):
         """`matryoshka_layers` are the exits, counted in layers from 1; the last one is the model's depth.
 
         `norm_after_last_layer` is false in a model cut at an early exit: only the full model's last state is normalised.
+        `conditional_size` 0 is a model whose heads get no layer index. `sequence_task` is what the two-way head was trained on:
+        `icc` and `nsp` (class 1: two repositories), `none` (it was not).
         `exit_layer` is set by the caller who opens a checkpoint of all exits and wants one: deeper layers are not built.
         """
         self.vocab_size = vocab_size
@@ -53,6 +56,7 @@ class ModularStarEncoderConfig(PretrainedConfig):
         self.conditional_size = conditional_size
         self.matryoshka_layers = matryoshka_layers or [4, 9, 18, 27, 36]
         self.norm_after_last_layer = norm_after_last_layer
+        self.sequence_task = sequence_task
         self.exit_layer = exit_layer
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(pad_token_id=pad_token_id, **kwargs)

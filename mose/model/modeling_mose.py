@@ -134,11 +134,16 @@ class StarEncoder2LMPredictionHead(nn.Module):
 
 
 class StarEncoder2PreTrainingHeads(nn.Module):
-    """The MLM and ICC heads, shared by all exits, which are told apart by an embedding of the exit's ordinal (paper 2.2)."""
+    """The MLM and ICC heads, shared by all exits, which are told apart by an embedding of the exit's ordinal (paper 2.2).
+
+    `conditional_size` 0 leaves that embedding out: the heads are then as wide as the states and see no exit.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
-        self.conditional_embeddings = nn.Embedding(len(config.matryoshka_layers), config.conditional_size)
+        # Without a layer index there is no such parameter: engines and file formats do badly with one of no elements.
+        if config.conditional_size:
+            self.conditional_embeddings = nn.Embedding(len(config.matryoshka_layers), config.conditional_size)
         self.predictions = StarEncoder2LMPredictionHead(config)
         self.seq_relationship = nn.Linear(config.hidden_size + config.conditional_size, 2)
 
@@ -147,10 +152,12 @@ class StarEncoder2PreTrainingHeads(nn.Module):
         return self.predictions(self._with_exit(states_MD, exit_index))  # type: ignore[no-any-return]
 
     def classify(self, pooled_BD: Tensor, exit_index: int) -> Tensor:
-        """In-context logits [B, 2]: class 1 means that the row mixes two repositories."""
+        """In-context (or NSP) logits [B, 2]: class 1 means that the row is of two repositories."""
         return self.seq_relationship(self._with_exit(pooled_BD, exit_index))  # type: ignore[no-any-return]
 
     def _with_exit(self, states: Tensor, exit_index: int) -> Tensor:
+        if not hasattr(self, "conditional_embeddings"):
+            return states
         index = torch.full(states.shape[:-1], exit_index, dtype=torch.long, device=states.device)
         return torch.cat((states, self.conditional_embeddings(index)), dim=-1)
 

@@ -1,6 +1,7 @@
 """Which dimension of each parameter tensor parallelism cuts: one table with two readers, the trainer and the exporter."""
 
 import re
+from collections.abc import Iterable
 from enum import Enum
 
 from mose.errors import MoseError
@@ -66,3 +67,9 @@ def sharding_of(name: str) -> Sharding:
 def patterns_of(*kinds: Sharding) -> list[str]:
     """The patterns of these kinds, in table order."""
     return [pattern for pattern, kind in SHARDING_TABLE if kind in kinds]
+
+
+def used_patterns(names: Iterable[str], *kinds: Sharding) -> list[str]:
+    """Those of `patterns_of` that some parameter matches: a model may have no final norm or no layer index."""
+    known = list(names)
+    return [pattern for pattern in patterns_of(*kinds) if any(re.match(pattern, name) for name in known)]

@@ -148,6 +148,22 @@ def vocabulary_correct(logits_MW: Tensor, labels_M: Tensor) -> Tensor:
     return best_2M[1] >= best_2M[0]
 
 
+def maximum_over_ranks(numbers_M: Tensor) -> Tensor:
+    """The largest of the tensor ranks' numbers, [M]; no gradient goes through."""
+    return _over_ranks(numbers_M, dist.ReduceOp.MAX)
+
+
+def sum_over_ranks(numbers_M: Tensor) -> Tensor:
+    """The sum of the tensor ranks' numbers, [M]; no gradient goes through."""
+    return _over_ranks(numbers_M, dist.ReduceOp.SUM)
+
+
+def _over_ranks(numbers_M: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    reduced_M = numbers_M.detach().clone()
+    dist.all_reduce(reduced_M, op=operation, group=parallel_state.get_tensor_model_parallel_group())
+    return reduced_M
+
+
 def vocabulary_start(rows_per_rank: int) -> int:
     """First vocabulary row of this rank."""
     return int(parallel_state.get_tensor_model_parallel_rank()) * rows_per_rank

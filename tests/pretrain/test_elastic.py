@@ -144,3 +144,18 @@ def test_stage_3_in_another_layout_is_refused_with_the_reason(
     pools.of(1).run(save_cell, before(config), tmp_path)
     with pytest.raises(RuntimeError, match="restores weight decay, step counts and tensor slices of ZeRO 3 wrongly"):
         pools.of(1).run(resume_cell, after(config), tmp_path)
+
+
+def test_a_model_without_layer_index_and_final_norm_resumes_in_another_layout(
+    rows: Path, pools: RankPools, tmp_path: Path
+) -> None:
+    # DeepSpeed's conversion refuses patterns of the sharding table that no parameter matches.
+    def ablated(cell: Cell) -> PretrainConfig:
+        config = cell_config(rows, cell)
+        model = dataclasses.replace(config.model, layer_index_width=0, norm_after_last_layer=False)
+        return dataclasses.replace(config, model=model)
+
+    undisturbed = pools.of(2).run(save_cell, ablated((1, 2, 1)), tmp_path)[0]
+    outcome = pools.of(1).run(resume_cell, ablated((1, 1, 1)), tmp_path)[0]
+    assert outcome["converted"]
+    assert largest_difference(outcome["losses"], undisturbed) <= TOLERANCE

@@ -1,0 +1,84 @@
+"""What a run minimises: the weights of its exits, the task on whole rows, and a distillation term, off by default."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mose.config import require
+
+MLM, DISTILLATION = "mlm", "distillation"
+ICC: Final = "icc"
+NSP: Final = "nsp"
+NONE: Final = "none"
+DENSE = "dense"
+# How a data set of each task was packed (`packing.mode` of `mose-data pack`).
+PACKING_MODES: dict[str, tuple[str, ...]] = {ICC: (DENSE, "faithful"), NSP: ("nsp",), NONE: (DENSE, "faithful", "nsp")}
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """total = sum over exits of weight x (MLM + task + distillation_weight x distillation); defaults are the paper's."""
+
+    exit_weights: tuple[float, ...] | Literal["depth", "uniform"] = "depth"
+    """depth: i / L for the exit after layer i of L (paper section 2.2). uniform: the same for each exit, with the same sum as
+    depth, so that gradients keep their size. Or one number an exit, shallow to deep."""
+    sequence_task: Literal["icc", "nsp", "none"] = "icc"
+    """Task on whole rows beside masked tokens. icc: does the row mix two repositories (paper section 2.1). nsp: are the two
+    segments of a row of two repositories; takes rows packed with `packing.mode: nsp`. none: masked tokens alone."""
+    distillation_weight: float = 0.0
+    """Weight of the divergence of each exit's predictions of masked tokens from the deepest exit's; 0 (as in the paper): off."""
+    distillation_temperature: float = 1.0
+    """Both sides' logits are divided by it, and the divergence is multiplied by its square (Hinton et al. 2015)."""
+
+    def __post_init__(self) -> None:
+        weights = self.exit_weights
+        if not isinstance(weights, str):
+            fine = len(weights) > 0 and all(math.isfinite(weight) and weight >= 0 for weight in weights) and sum(weights) > 0
+            require(fine, f"objective.exit_weights: {list(weights)}, expected numbers of 0 or more, not all 0")
+        for name, least in (("distillation_weight", "0 or more"), ("distillation_temperature", "a number above 0")):
+            value = getattr(self, name)
+            fine = math.isfinite(value) and (value > 0 or (value == 0 and name == "distillation_weight"))
+            require(fine, f"objective.{name}: {value}, expected {least}")
+
+    @property
+    def distils(self) -> bool:
+        """Whether there is a distillation term."""
+        return self.distillation_weight > 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The terms of an exit's loss, as scalars are named: `loss/exit_04/NAME`."""
+        task = () if self.sequence_task == NONE else (self.sequence_task,)
+        return (MLM, *task, *((DISTILLATION,) if self.distils else ()))
+
+    def weights_of(self, exit_layers: Sequence[int], num_layers: int) -> tuple[float, ...]:
+        """The weight of each exit.
+
+        Raises:
+            MoseError: the config gives another number of weights than there are exits.
+        """
+        if isinstance(self.exit_weights, str):
+            return exit_weights(exit_layers, num_layers, self.exit_weights)
+        counted = f"objective.exit_weights: {len(self.exit_weights)} numbers, expected one for each of exits {list(exit_layers)}"
+        require(len(self.exit_weights) == len(exit_layers), counted)
+        return self.exit_weights
+
+    def check_exits(self, exit_layers: Sequence[int], num_layers: int) -> None:
+        """Compare with the model's exits.
+
+        Raises:
+            MoseError: weights do not fit the exits, or a single exit shall learn from a deeper one.
+        """
+        self.weights_of(exit_layers, num_layers)
+        alone = f"objective.distillation_weight: {self.distillation_weight} with the one exit {list(exit_layers)}, expected 0"
+        require(not self.distils or len(exit_layers) > 1, alone)
+
+
+PAPER = ObjectiveConfig()
+
+
+def exit_weights(exit_layers: Sequence[int], num_layers: int, rule: str = "depth") -> tuple[float, ...]:
+    """i / L for each exit after layer i of L (paper section 2.2); by rule `uniform`, their mean for each."""
+    by_depth = tuple(layer / num_layers for layer in exit_layers)
+    return by_depth if rule == "depth" else (sum(by_depth) / len(by_depth),) * len(by_depth)
