@@ -15,6 +15,7 @@ TENSOR_RANKS = "parallel.tensor_parallel_size"
 ZERO_STAGE = "parallel.zero_stage"
 PRECISION = "parallel.precision"
 MICRO_BATCH_ROWS = "batch.micro_batch_rows"
+MICRO_BATCH_TOKENS = "batch.micro_batch_tokens"
 # What may differ between the run that saved and the run that resumes without changing a number. The data set counts by its
 # fingerprint, not by where it lies or whether it is staged; the sources of a mixture by fingerprint and weight, too.
 FREE_FIELDS = (
@@ -28,7 +29,7 @@ FREE_FIELDS = (
     "data.mixture.name",
 )
 # How the same sums are spread over devices: these change the last bits of a loss and nothing else.
-LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, MICRO_BATCH_ROWS, "parallel.threads_per_rank")
+LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, "parallel.threads_per_rank")
 # Where one of these differs, the saved parts are not the parts that a rank of this run needs.
 RESHAPING_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, PRECISION)
 _SHAPES = ("vocabulary_size", "width", "feed_forward_width", "num_layers", "num_heads", "num_key_value_heads", "exit_layers")

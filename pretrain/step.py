@@ -23,11 +23,11 @@ class StepEngine(Protocol):
     def __call__(self, batch: MicroBatch, denominators: Denominators) -> tuple[Tensor, Tensor]:
         """Forward: (share of the global loss, sums [E, 4])."""
 
-    def backward(self, share: Tensor) -> None:
-        """Accumulate gradients."""
+    def backward(self, share: Tensor, last: bool) -> None:
+        """Accumulate gradients; `last` says that the step's update follows."""
 
-    def step(self, learning_rate: float) -> float | None:
-        """Finish a micro-batch; the norm on the last one."""
+    def step(self, learning_rate: float) -> float:
+        """Update the weights; the norm."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,12 @@ def train_step(
     """Run this rank's share of one global batch through forward, backward and update; every rank calls it."""
     denominators, counts = count_globally(batches, context)
     totals: list[Tensor] = []
-    norm: float | None = None
     for number, batch in enumerate(batches):
         seed_dropout(seed, step, number, context.data_rank)
         share, sums = engine(batch.to(context.device), denominators)
-        engine.backward(share)
-        norm = engine.step(learning_rate)
+        engine.backward(share, last=number == len(batches) - 1)
         totals.append(torch.cat((sums.flatten(), share.detach().double()[None])))
+    norm = engine.step(learning_rate)
     summed = context.sum_over_data(torch.stack(totals).sum(dim=0)).cpu()
     sums_E4 = summed[:-1].view(-1, len(COLUMNS))
-    if norm is None:
-        raise RuntimeError(
-            f"step {step}: {len(batches)} micro-batches did not end an accumulation; the engine expects another number"
-        )
     return StepResult(float(summed[-1]), sums_E4, denominators, norm, counts)

@@ -8,7 +8,9 @@ from pretrain.config import Layout, PretrainConfig
 def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
     """What `deepspeed.initialize` is given.
 
-    `scale_wrt_gas` is switched off at each backward instead of here: our loss is already divided by global counts.
+    Sizes of batches are nominal: ranks may differ in them, `Engine.backward` says which micro-batch is the last, and
+    `scale_wrt_gas` is switched off there, since our loss is already divided by global counts. Two accumulation steps stand
+    for "several"; with one, DeepSpeed would leave out what it needs to accumulate beside an offloaded optimiser.
     """
     stage, half = config.parallel.zero_stage, config.parallel.precision == "bf16"
     zero: dict[str, Any] = {"stage": stage}
@@ -16,9 +18,9 @@ def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
         # Gather a layer's parameters only when it runs: tiny models are otherwise kept whole and stage 3 is not exercised.
         zero |= {"stage3_param_persistence_threshold": 0}
     settings: dict[str, Any] = {
-        "train_batch_size": config.batch.global_rows,
-        "train_micro_batch_size_per_gpu": config.batch.micro_batch_rows,
-        "gradient_accumulation_steps": layout.micro_batches,
+        "train_batch_size": 2 * layout.data_ranks,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 2,
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": zero,
         "bf16": {"enabled": half},

@@ -43,7 +43,7 @@ def refused_here(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (("--parallel.tensor_parallel_size", "4"), "4 does not divide model.num_key_value_heads 2"),
         (("--parallel.precision", "bf16", "--parallel.zero_stage", "0"), "steps once with empty gradients"),
         (("--parallel.tensor_parallel_size", "2"), "2 does not divide the 1 ranks that were launched"),
-        (("--batch.global_rows", "7", "--batch.micro_batch_rows", "2"), "batch.global_rows: 7 is no multiple"),
+        (("--batch.global_rows", "0"), "batch.global_rows: 0, expected 1 or more"),
         (("--model.vocabulary_size", "100"), "model.vocabulary_size: 100 is smaller than the data set's vocabulary of 320"),
         (("--model.max_length", "16"), "model.max_length: 16, the rows of"),
         (("--data.split", "dev"), "split 'dev' has no rows"),
