@@ -3,10 +3,12 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from mose.config import require
 from mose.model_config import ModelConfig
 from mose.schedule import ScheduleConfig
+from pretrain.deepspeed_options import check_deepspeed_options
 from pretrain.masking import MASKED_SHARE
 from pretrain.order import BLOCK_ROWS, WINDOW_ROWS
 
@@ -196,8 +198,11 @@ class PretrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     intervals: IntervalConfig = field(default_factory=IntervalConfig)
+    deepspeed: dict[str, bool | int | float | dict[str, bool | int | float | Any]] = field(default_factory=dict)
+    """Raw DeepSpeed options, put on top of ours last: communication and logging; what the config decides is refused."""
 
     def __post_init__(self) -> None:
+        check_deepspeed_options(self.deepspeed)
         size, model = self.parallel.tensor_parallel_size, self.model
         require(self.max_steps > 0, f"max_steps: {self.max_steps}, expected 1 or more")
         heads = f"parallel.tensor_parallel_size: {size} does not divide model.num_heads {model.num_heads}"

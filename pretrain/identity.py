@@ -8,8 +8,10 @@ from typing import Any
 from mose.config import to_plain
 from mose.errors import MoseError
 from pretrain.config import PretrainConfig
+from pretrain.deepspeed_options import WITHOUT_EFFECT_ON_NUMBERS
 
 WORLD_SIZE = "world_size"
+DEEPSPEED = "deepspeed"
 DATA_FINGERPRINT = "data.fingerprint"
 TENSOR_RANKS = "parallel.tensor_parallel_size"
 ZERO_STAGE = "parallel.zero_stage"
@@ -27,8 +29,10 @@ FREE_FIELDS = (
     "data.staging",
     "data.mixture.dataset",
     "data.mixture.name",
+    *(f"{DEEPSPEED}.{name}" for name in WITHOUT_EFFECT_ON_NUMBERS),
 )
-# How the same sums are spread over devices: these change the last bits of a loss and nothing else.
+# How the same sums are spread over devices: these change the last bits of a loss and nothing else. So do all raw DeepSpeed
+# options that are let through and not free: buckets decide in which order gradients are added.
 LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, "parallel.threads_per_rank")
 # Where one of these differs, the saved parts are not the parts that a rank of this run needs.
 RESHAPING_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, PRECISION)
@@ -70,7 +74,7 @@ class Change:
     @property
     def is_layout(self) -> bool:
         """Whether it only spreads the same sums over devices in another way."""
-        return self.field in LAYOUT_FIELDS
+        return self.field in LAYOUT_FIELDS or self.field.startswith(f"{DEEPSPEED}.")
 
     def plain(self) -> dict[str, Any]:
         """For a line of JSON."""

@@ -133,6 +133,15 @@ def test_ranks_may_differ_in_their_number_of_micro_batches(cell: tuple[int, int,
     assert config.parallel.zero_stage == 0 or norm <= 1e-4
 
 
+def test_overlapped_reduction_in_small_buckets_changes_nothing(rows: Path, pools: RankPools, reference: dict[str, Any]) -> None:
+    """Reduced during the last backward pass of each rank, of which the ranks have different numbers."""
+    options: dict[str, Any] = {"zero_optimization": {"overlap_comm": True, "reduce_bucket_size": 4096}}
+    config = dataclasses.replace(unequal_config(rows, 8, 44, 1), deepspeed=options)
+    loss, gradient, norm = differences(pools.of(2).run(run_cell, config, STEPS)[0], reference)
+    assert max(loss, gradient) <= 1e-5
+    assert norm <= 1e-4
+
+
 def test_bf16_follows_fp32_when_ranks_differ_in_micro_batches(rows: Path, pools: RankPools, reference: dict[str, Any]) -> None:
     cell = pools.of(2).run(run_cell, unequal_config(rows, 8, 44, 1, "bf16"), STEPS)[0]
     assert abs(cell["losses"][0] / reference["losses"][0] - 1) < 5e-3
