@@ -153,7 +153,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     for number, name in enumerate(DEALINGS):
         waits = [100 * (figures[mode][f"{ranks}_ranks"]["dearest_to_mean"][name] - 1) for mode, ranks in cells]
         bars = axes.bar(np.arange(len(cells)) + 0.27 * (number - 1), waits, 0.25, label=name)
-        axes.bar_label(bars, labels=[f"{wait:.2g} %" for wait in waits], fontsize=8)
+        axes.bar_label(bars, labels=["< .01 %" if wait < 0.01 else f"{wait:.2g} %" for wait in waits], fontsize=8)
     names = [f"{mode} rows (fill {figures[mode]['fill']:.2f})\n{ranks} ranks" for mode, ranks in cells]
     axes.set_xticks(range(len(cells)), names)
     axes.set_yscale("log")

@@ -46,6 +46,7 @@ def refused_here(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (("--batch.global_rows", "0"), "batch.global_rows: 0, expected 1 or more"),
         (("--model.vocabulary_size", "100"), "model.vocabulary_size: 100 is smaller than the data set's vocabulary of 320"),
         (("--model.max_length", "16"), "model.max_length: 16, the rows of"),
+        (("--deepspeed.gradient_clipping", "2"), "deepspeed.gradient_clipping: cannot be given here, because the config decides"),
         (("--data.split", "dev"), "split 'dev' has no rows"),
         (("--data.dataset", "nowhere"), "nowhere: no such tokenizer file"),
         (("--data.dataset", ""), "data.dataset: not given"),
