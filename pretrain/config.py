@@ -199,7 +199,7 @@ class PretrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     intervals: IntervalConfig = field(default_factory=IntervalConfig)
     deepspeed: dict[str, bool | int | float | dict[str, bool | int | float | Any]] = field(default_factory=dict)
-    """Raw DeepSpeed options on top of ours: communication, logging. A dotted option replaces all of a file's zero_optimization."""
+    """Raw DeepSpeed options on top of ours: communication, logging. A dotted option replaces a whole zero_optimization."""
 
     def __post_init__(self) -> None:
         check_deepspeed_options(self.deepspeed)
