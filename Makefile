@@ -39,7 +39,7 @@ soak: $(STAMP) ## The tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak
 
 bench: $(STAMP) ## Each script of benchmarks/, one after the other
-	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script; done
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
 
 clean: ## Remove caches and build outputs; .venv and runs stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -3,10 +3,12 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from mose.config import require
 from mose.model_config import ModelConfig
 from mose.schedule import ScheduleConfig
+from pretrain.deepspeed_options import check_deepspeed_options
 from pretrain.masking import MASKED_SHARE
 from pretrain.objective import ObjectiveConfig
 from pretrain.order import BLOCK_ROWS, WINDOW_ROWS
@@ -98,11 +100,14 @@ class BatchConfig:
     global_rows: int = 2048
     """Rows of one optimiser step over all devices: 2,048 x 2,048 slots are the paper's 4M tokens (section 3.1)."""
     micro_batch_rows: int = 4
-    """Rows of one forward and backward pass on one device."""
+    """Full rows of one forward and backward pass on one device; more rows where they are shorter (see micro_batch_tokens)."""
+    micro_batch_tokens: int = 0
+    """Most real tokens of one forward and backward pass, for which memory is planned; 0: micro_batch_rows x model.max_length."""
 
     def __post_init__(self) -> None:
         require(self.global_rows > 0, f"batch.global_rows: {self.global_rows}, expected 1 or more")
         require(self.micro_batch_rows > 0, f"batch.micro_batch_rows: {self.micro_batch_rows}, expected 1 or more")
+        require(self.micro_batch_tokens >= 0, f"batch.micro_batch_tokens: {self.micro_batch_tokens}, expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -220,8 +225,11 @@ class PretrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     intervals: IntervalConfig = field(default_factory=IntervalConfig)
     stability: StabilityConfig = field(default_factory=StabilityConfig)
+    deepspeed: dict[str, bool | int | float | dict[str, bool | int | float | Any]] = field(default_factory=dict)
+    """Raw DeepSpeed options on top of ours: communication, logging. A dotted option replaces a whole zero_optimization."""
 
     def __post_init__(self) -> None:
+        check_deepspeed_options(self.deepspeed)
         size, model = self.parallel.tensor_parallel_size, self.model
         require(self.max_steps > 0, f"max_steps: {self.max_steps}, expected 1 or more")
         heads = f"parallel.tensor_parallel_size: {size} does not divide model.num_heads {model.num_heads}"
@@ -231,6 +239,11 @@ class PretrainConfig:
         wide = f"parallel.tensor_parallel_size: {size} does not divide model.feed_forward_width {model.feed_forward_width}"
         require(model.feed_forward_width % size == 0, wide)
         self.objective.check_exits(model.exit_layers, model.num_layers)
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Most real tokens of one forward pass on one device."""
+        return self.batch.micro_batch_tokens or self.batch.micro_batch_rows * self.model.max_length
 
     def resolve(self, vocabulary_size: int) -> "PretrainConfig":
         """The config that is run and written down: vocabulary filled in from the data set, ZeRO 0 run as 1."""
@@ -251,19 +264,21 @@ class Layout:
     tensor_ranks: int
     data_ranks: int
     micro_batches: int
+    """Micro-batches of a data rank in a step whose rows are all full; fewer where rows are short."""
 
     @classmethod
     def of(cls, config: PretrainConfig, world_size: int) -> "Layout":
         """The layout of `world_size` ranks.
 
         Raises:
-            MoseError: the ranks do not divide by the tensor-parallel size, or the batch does not by the ranks.
+            MoseError: the ranks do not divide by the tensor-parallel size, or there are more of them than rows.
         """
         tensor_ranks, batch = config.parallel.tensor_parallel_size, config.batch
         ranks = f"parallel.tensor_parallel_size: {tensor_ranks} does not divide the {world_size} ranks that were launched"
         require(world_size % tensor_ranks == 0, ranks)
         data_ranks = world_size // tensor_ranks
-        rows = data_ranks * batch.micro_batch_rows
-        uneven = f"batch.global_rows: {batch.global_rows} is no multiple of {data_ranks} data ranks x batch.micro_batch_rows"
-        require(batch.global_rows % rows == 0, f"{uneven} {batch.micro_batch_rows}")
-        return cls(world_size, tensor_ranks, data_ranks, batch.global_rows // rows)
+        few = f"batch.global_rows: {batch.global_rows} rows for {data_ranks} data ranks, expected a row each or more"
+        require(batch.global_rows >= data_ranks, few)
+        full_rows = max(1, config.micro_batch_tokens // config.model.max_length)
+        rows = math.ceil(batch.global_rows / data_ranks)
+        return cls(world_size, tensor_ranks, data_ranks, math.ceil(rows / full_rows))

@@ -3,7 +3,7 @@
 Letters: G rows of the global batch, R rows, K micro-batches, B rows of a micro-batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,14 +12,17 @@ import torch
 from numpy.typing import NDArray
 
 from mose.errors import MoseError
+from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.packed_sequence import TOKENS, SpecialTokens
 from mose.shard_format import RowLabels
-from pretrain.dealing import deal
+from pretrain.config import PretrainConfig
+from pretrain.dealing import share_of
 from pretrain.masking import MASKED_SHARE, mask_rows
 from pretrain.micro_batch import MicroBatch, placeholder, unpadded
 from pretrain.mixture import Mixture
 from pretrain.order import BLOCK_ROWS, WINDOW_ROWS
 from pretrain.packed_rows import Rows
+from pretrain.row_cost import RowCost
 
 INT64_ARRAY = NDArray[np.int64]
 
@@ -29,7 +32,11 @@ _ROWS_READ_TOGETHER = 32
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What a global batch is (seed, size, order, masking) and which part of it this rank computes (ranks, micro-batches)."""
+    """What a global batch is (seed, size, order, masking) and which part of it this rank computes (ranks, micro-batches).
+
+    A micro-batch holds `micro_batch_tokens` real tokens at most (0: those of `micro_batch_rows` full rows); with
+    `equal_micro_batches` every rank has the same number of them.
+    """
 
     seed: int
     global_batch_rows: int
@@ -41,6 +48,32 @@ class BatchPlan:
     masked_share: float = MASKED_SHARE
     block_rows: int = BLOCK_ROWS
     window_rows: int = WINDOW_ROWS
+    micro_batch_tokens: int = 0
+    row_cost: RowCost = field(default_factory=RowCost)
+    equal_micro_batches: bool = False
+
+    @classmethod
+    def of(
+        cls, config: PretrainConfig, special: SpecialTokens, ordinary_ids: TOKENS, data_rank: int, data_ranks: int
+    ) -> "BatchPlan":
+        """The plan of one data rank of a run."""
+        shape = ModularStarEncoderConfig(**config.model.hugging_face())
+        return cls(
+            seed=config.seed,
+            global_batch_rows=config.batch.global_rows,
+            micro_batch_rows=config.batch.micro_batch_rows,
+            special=special,
+            ordinary_ids=ordinary_ids,
+            data_rank=data_rank,
+            data_ranks=data_ranks,
+            masked_share=config.data.masking_share,
+            block_rows=config.data.block_rows,
+            window_rows=config.data.window_rows,
+            micro_batch_tokens=config.micro_batch_tokens,
+            row_cost=RowCost.of_model(shape, config.data.masking_share),
+            # From stage 2 on, ranks meet in the backward pass of every micro-batch.
+            equal_micro_batches=config.parallel.zero_stage >= 2,
+        )
 
     def __post_init__(self) -> None:
         for name in ("global_batch_rows", "micro_batch_rows", "data_ranks", "block_rows", "window_rows"):
@@ -50,14 +83,8 @@ class BatchPlan:
             raise MoseError(f"data_rank: {self.data_rank}, expected 0..{self.data_ranks - 1}")
         if not 0 < self.masked_share < 1:
             raise MoseError(f"masked_share: {self.masked_share}, expected a number between 0 and 1")
-        if self.global_batch_rows % (self.data_ranks * self.micro_batch_rows):
-            unit = f"data_ranks {self.data_ranks} x micro_batch_rows {self.micro_batch_rows}"
-            raise MoseError(f"global_batch_rows: {self.global_batch_rows}, expected a multiple of {unit}")
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches of a rank in one step."""
-        return self.global_batch_rows // (self.data_ranks * self.micro_batch_rows)
+        if self.micro_batch_tokens < 0:
+            raise MoseError(f"micro_batch_tokens: {self.micro_batch_tokens}, expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -75,12 +102,16 @@ class GlobalBatchLoader:
     def _pin(self) -> bool:
         return torch.cuda.is_available()
 
+    @property
+    def _full_rows(self) -> int:
+        return self.plan.micro_batch_rows * self.rows.sequence_length
+
     @cached_property
     def _order(self) -> Mixture:
         return Mixture.of_one(len(self.rows)) if self.mixture is None else self.mixture
 
     def share(self, consumed_rows: int) -> list[MicroBatch]:
-        """This rank's `plan.micro_batches` micro-batches of the global batch that begins after `consumed_rows` rows.
+        """This rank's micro-batches, one at least, of the global batch that begins after `consumed_rows` rows.
 
         A pure function of `consumed_rows`: the batch is positions consumed_rows .. consumed_rows + global_batch_rows - 1 of
         the order, over the end of an epoch if need be.
@@ -94,8 +125,12 @@ class GlobalBatchLoader:
             plan.seed, consumed_rows, plan.global_batch_rows, plan.block_rows, plan.window_rows
         )
         labels_G = self.rows.labels(rows_G)
-        dealt = deal(labels_G.num_tokens, plan.data_ranks, plan.micro_batch_rows)[plan.data_rank].reshape(-1)
-        batches = list(micro_batches(self.rows, rows_G[dealt], epochs_G[dealt], _picked(labels_G, dealt), plan))
+        costs_G, budget = plan.row_cost.of(labels_G.num_tokens), plan.micro_batch_tokens or self._full_rows
+        shares = share_of(
+            labels_G.num_tokens, costs_G, plan.data_rank, plan.data_ranks, budget, equal_numbers=plan.equal_micro_batches
+        )
+        dealt, sizes = np.concatenate(shares), [len(share) for share in shares]
+        batches = list(micro_batches(self.rows, rows_G[dealt], epochs_G[dealt], _picked(labels_G, dealt), sizes, plan))
         return [batch.pinned() for batch in batches] if self._pin else batches
 
 
@@ -111,27 +146,42 @@ def validation_batches(rows: Rows, plan: BatchPlan, max_rows: int | None = None)
         start = (turn * plan.data_ranks + plan.data_rank) * plan.micro_batch_rows
         chosen = np.arange(start, min(start + plan.micro_batch_rows, count), dtype=np.int64)
         if len(chosen):
-            yield from micro_batches(rows, chosen, np.zeros_like(chosen), rows.labels(chosen), plan)
+            yield from micro_batches(rows, chosen, np.zeros_like(chosen), rows.labels(chosen), [len(chosen)], plan)
         else:
             yield placeholder(plan.special, 0)
 
 
 def micro_batches(
-    rows: Rows, rows_R: INT64_ARRAY, epochs_R: INT64_ARRAY, labels_R: RowLabels, plan: BatchPlan
+    rows: Rows, rows_R: INT64_ARRAY, epochs_R: INT64_ARRAY, labels_R: RowLabels, sizes: Sequence[int], plan: BatchPlan
 ) -> Iterator[MicroBatch]:
-    """Read, mask and unpad rows [R] as micro-batches of `plan.micro_batch_rows` rows; small ones are read together.
+    """Read, mask and unpad rows [R] as micro-batches of so many rows each; small ones are read together.
 
     Emptied rows (`num_tokens` 0) drop out, and the placeholder of `MicroBatch` stands for no row at all.
     """
-    together = max(1, _ROWS_READ_TOGETHER // plan.micro_batch_rows) * plan.micro_batch_rows
-    for first in range(0, len(rows_R), together):
-        some = np.arange(first, min(first + together, len(rows_R)))
+    first = 0
+    for together in _read_together(sizes):
+        some = np.arange(first, first + sum(together))
+        first += len(some)
+        if not len(some):
+            yield from (placeholder(plan.special, 0) for _ in together)
+            continue
         numbers, labels = rows_R[some], _picked(labels_R, some)
         tokens_RT = rows.tokens(numbers)
         masked = mask_rows(
             tokens_RT, labels.num_tokens, numbers, epochs_R[some], plan.seed, plan.special, plan.ordinary_ids, plan.masked_share
         )
-        yield from unpadded(tokens_RT, masked, labels, numbers, plan.micro_batch_rows, plan.special)
+        yield from unpadded(tokens_RT, masked, labels, numbers, together, plan.special)
+
+
+def _read_together(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Neighbouring micro-batches in groups of few rows; a large one is a group of its own."""
+    group: list[int] = []
+    for size in sizes:
+        if group and sum(group) + size > _ROWS_READ_TOGETHER:
+            yield group
+            group = []
+        group.append(size)
+    yield group
 
 
 def _picked(labels: RowLabels, chosen: INT64_ARRAY) -> RowLabels:

@@ -47,7 +47,7 @@ def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
     size = 2 if config.parallel.precision == "bf16" else 4
     deepest = config.model.exit_layers[-1]
     parameters = (encoder_parameters(shape, deepest) + head_parameters(shape)) // tensor
-    tokens = config.batch.micro_batch_rows * config.model.max_length
+    tokens = config.micro_batch_tokens
     key_value = shape.num_key_value_heads * shape.head_dim
     whole, cut = 5 * shape.hidden_size, 3 * shape.hidden_size + 4 * key_value + 2 * shape.intermediate_size
     masked = int(tokens * config.data.masking_share)
@@ -82,7 +82,10 @@ def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[So
             f"{layout.world_size} = {layout.data_ranks} data x {layout.tensor_ranks} tensor, ZeRO {config.parallel.zero_stage}",
         ),
         ("token slots a step", f"{slots:,} ({batch.global_rows:,} rows x {length:,})"),
-        ("accumulation steps", f"{layout.micro_batches} micro-batches of {batch.micro_batch_rows} rows on each data rank"),
+        (
+            "accumulation steps",
+            f"{layout.micro_batches} micro-batches of {config.micro_batch_tokens:,} tokens a data rank, fewer of short rows",
+        ),
         (
             "exit weights",
             ", ".join(f"{layer}: {weight:.3f}" for layer, weight in zip(config.model.exit_layers, weights, strict=True)),

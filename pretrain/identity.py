@@ -8,13 +8,16 @@ from typing import Any
 from mose.config import to_plain
 from mose.errors import MoseError
 from pretrain.config import PretrainConfig
+from pretrain.deepspeed_options import WITHOUT_EFFECT_ON_NUMBERS
 
 WORLD_SIZE = "world_size"
+DEEPSPEED = "deepspeed"
 DATA_FINGERPRINT = "data.fingerprint"
 TENSOR_RANKS = "parallel.tensor_parallel_size"
 ZERO_STAGE = "parallel.zero_stage"
 PRECISION = "parallel.precision"
 MICRO_BATCH_ROWS = "batch.micro_batch_rows"
+MICRO_BATCH_TOKENS = "batch.micro_batch_tokens"
 # What may differ between the run that saved and the run that resumes without changing a number. The data set counts by its
 # fingerprint, not by where it lies or whether it is staged; the sources of a mixture by fingerprint and weight, too.
 FREE_FIELDS = (
@@ -27,9 +30,11 @@ FREE_FIELDS = (
     "data.staging",
     "data.mixture.dataset",
     "data.mixture.name",
+    *(f"{DEEPSPEED}.{name}" for name in WITHOUT_EFFECT_ON_NUMBERS),
 )
-# How the same sums are spread over devices: these change the last bits of a loss and nothing else.
-LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, MICRO_BATCH_ROWS, "parallel.threads_per_rank")
+# How the same sums are spread over devices: these change the last bits of a loss and nothing else. So do all raw DeepSpeed
+# options that are let through and not free: buckets decide in which order gradients are added.
+LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, "parallel.threads_per_rank")
 # Where one of these differs, the saved parts are not the parts that a rank of this run needs.
 RESHAPING_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, PRECISION)
 _SHAPES = ("vocabulary_size", "width", "feed_forward_width", "num_layers", "num_heads", "num_key_value_heads", "exit_layers")
@@ -71,7 +76,7 @@ class Change:
     @property
     def is_layout(self) -> bool:
         """Whether it only spreads the same sums over devices in another way."""
-        return self.field in LAYOUT_FIELDS
+        return self.field in LAYOUT_FIELDS or self.field.startswith(f"{DEEPSPEED}.")
 
     def plain(self) -> dict[str, Any]:
         """For a line of JSON."""

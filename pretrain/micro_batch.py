@@ -3,7 +3,7 @@
 Letters: R rows as stored, T slots of a stored row, B rows of a micro-batch, N real tokens, M masked tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -79,17 +79,18 @@ class MicroBatch:
 
 
 def unpadded(
-    tokens_RT: TOKENS, masked: Masked, labels: RowLabels, row_numbers_R: INT64_ARRAY, rows_each: int, special: SpecialTokens
+    tokens_RT: TOKENS, masked: Masked, labels: RowLabels, row_numbers_R: INT64_ARRAY, sizes: Sequence[int], special: SpecialTokens
 ) -> Iterator[MicroBatch]:
-    """Micro-batches of `rows_each` rows (the last may have fewer) of left-padded, masked rows; R is their number in all.
+    """Micro-batches of so many rows each, in turn, of left-padded, masked rows; R is their number in all.
 
     Emptied rows (`num_tokens` 0) drop out, and the placeholder of `MicroBatch` stands for no row at all. The tensors are
     parts of arrays that hold all R rows: making those at once costs a fraction of making them by micro-batch.
     """
     flat = _laid_end_to_end(tokens_RT, masked, labels.num_tokens)
     bounds_M = np.searchsorted(flat.places_M, flat.starts_R)
-    for first in range(0, len(row_numbers_R), rows_each):
-        last = min(first + rows_each, len(row_numbers_R))
+    last = 0
+    for size in sizes:
+        first, last = last, last + size
         begin, end = int(flat.starts_R[first]), int(flat.starts_R[last])
         padded_slots = (last - first) * tokens_RT.shape[1] - (end - begin)
         if begin == end:

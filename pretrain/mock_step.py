@@ -67,10 +67,8 @@ def mock_step(config: PretrainConfig) -> str:
     try:
         engine = build_engine(config, context)
         ordinary = np.arange(len(MADE_UP.ids()), config.model.vocabulary_size).astype(token_dtype(config.model.vocabulary_size))
-        batch = config.batch
-        ranks = {"data_rank": context.data_rank, "data_ranks": context.layout.data_ranks}
-        plan = BatchPlan(config.seed, batch.global_rows, batch.micro_batch_rows, MADE_UP, ordinary, **ranks)
-        rows = MadeUpRows(batch.global_rows, config.model.max_length, config.model.vocabulary_size)
+        plan = BatchPlan.of(config, MADE_UP, ordinary, context.data_rank, context.layout.data_ranks)
+        rows = MadeUpRows(config.batch.global_rows, config.model.max_length, config.model.vocabulary_size)
         batches = GlobalBatchLoader(rows, plan).share(0)
         began = time.perf_counter()
         result = train_step(engine, batches, config.schedule.peak_learning_rate, config.seed, 0, context)

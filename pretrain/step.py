@@ -26,11 +26,11 @@ class StepEngine(Protocol):
     def __call__(self, batch: MicroBatch, denominators: Denominators) -> tuple[Tensor, Tensor]:
         """Forward: (share of the global loss, sums [E, C])."""
 
-    def backward(self, share: Tensor) -> None:
-        """Accumulate gradients."""
+    def backward(self, share: Tensor, last: bool) -> None:
+        """Accumulate gradients; `last` says that the step's update follows."""
 
-    def step(self, learning_rate: float) -> float | None:
-        """Finish a micro-batch; the norm on the last one, infinite where the update was skipped."""
+    def step(self, learning_rate: float) -> float:
+        """Update the weights; the norm, infinite where the update was skipped."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,6 @@ def train_step(
     """
     counted = counted or count_globally(batches, context)
     totals: list[Tensor] = []
-    norm: float | None = None
     for number, batch in enumerate(batches):
         seed_dropout(seed, step, number, context.data_rank)
         left = len(batches) - 1 - number
@@ -165,13 +164,9 @@ def train_step(
             own = torch.stack(totals).sum(dim=0)
             summed = context.sum_over_data(own.clone())
             share = share * _one_or_nan(summed[-1], guard.loss_limit)
-        engine.backward(share)
-        guard.enter(UPDATE, left)
-        norm = engine.step(learning_rate)
-    if norm is None:
-        raise RuntimeError(
-            f"step {step}: {len(batches)} micro-batches did not end an accumulation; the engine expects another number"
-        )
+        engine.backward(share, last=not left)
+    guard.enter(UPDATE, 0)
+    norm = engine.step(learning_rate)
     loss, sums_EC = summed[-1].item(), summed[:-1].cpu().view(-1, len(COLUMNS))
     return StepResult(loss, sums_EC, counted.denominators, norm, counted.counts, own[-1].item())
 

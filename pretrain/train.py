@@ -147,18 +147,7 @@ def resume(store: CheckpointStore, engine: Engine, selection: Selection | None) 
 
 def batch_plan(config: PretrainConfig, tokenizer: Tokenizer, context: ParallelContext) -> BatchPlan:
     """Which rows make a global batch, how they are masked, and which of them are this rank's."""
-    return BatchPlan(
-        seed=config.seed,
-        global_batch_rows=config.batch.global_rows,
-        micro_batch_rows=config.batch.micro_batch_rows,
-        special=tokenizer.special,
-        ordinary_ids=tokenizer.ordinary_ids(),
-        data_rank=context.data_rank,
-        data_ranks=context.layout.data_ranks,
-        masked_share=config.data.masking_share,
-        block_rows=config.data.block_rows,
-        window_rows=config.data.window_rows,
-    )
+    return BatchPlan.of(config, tokenizer.special, tokenizer.ordinary_ids(), context.data_rank, context.layout.data_ranks)
 
 
 def loop(run: Run, progress: Progress) -> bool:

@@ -1,14 +1,22 @@
-"""Covers configs/mose_1b.yaml: every number of the paper stands in it, with its section beside it."""
+"""Covers configs/mose_1b*.yaml: every number of the paper stands there with its section, and fits the 512 GPUs planned for."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mose.config import load_config, to_plain
-from pretrain.config import PretrainConfig
+from pretrain.config import Layout, PretrainConfig
+from pretrain.estimate import GIB, derived_numbers, estimate_memory
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mose_1b.yaml"
+
+# Layout and micro-batch tokens of the runs planned for 512 GPUs of 80 GB, by what their names end in.
+LARGE_RUNS = {
+    "tp1_zero1": (Layout(world_size=512, tensor_ranks=1, data_ranks=512, micro_batches=1), 4 * 2048),
+    "tp4_dp128": (Layout(world_size=512, tensor_ranks=4, data_ranks=128, micro_batches=1), 16 * 2048),
+}
 
 # The paper's list: dotted name in our config, value, section where the paper prints it.
 PAPER: list[tuple[str, Any, str]] = [
@@ -56,3 +64,31 @@ def test_defaults_are_the_papers_run() -> None:
     paper, default = load_config(PretrainConfig, CONFIG), PretrainConfig()
     for section in ("model", "optimizer", "schedule", "batch"):
         assert getattr(paper, section) == getattr(default, section)
+
+
+@pytest.mark.parametrize("name", LARGE_RUNS)
+def test_run_on_512_gpus_divides_its_rows_and_fits_their_memory(name: str) -> None:
+    config = load_config(PretrainConfig, CONFIG.with_name(f"mose_1b_512gpu_{name}.yaml"))
+    expected, tokens = LARGE_RUNS[name]
+    layout = Layout.of(config, 512)
+    assert (layout, config.micro_batch_tokens) == (expected, tokens)
+    assert config.batch.global_rows % (layout.data_ranks * config.batch.micro_batch_rows) == 0
+    # A fifth is left to fragmentation and what communication keeps.
+    assert estimate_memory(config, layout).total / GIB < 0.8 * 80
+    numbers = dict(derived_numbers(config, layout, ()))
+    assert numbers["ranks"] == f"512 = {layout.data_ranks} data x {layout.tensor_ranks} tensor, ZeRO 1"
+    total = round(float(numbers["memory a device: total"].split()[0]))
+    assert f"{total} GiB a device (estimate)" in CONFIG.with_name(f"mose_1b_512gpu_{name}.yaml").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", LARGE_RUNS)
+def test_run_on_512_gpus_is_the_papers_but_for_its_layout(name: str) -> None:
+    paper, large = (
+        load_config(PretrainConfig, CONFIG),
+        load_config(PretrainConfig, CONFIG.with_name(f"mose_1b_512gpu_{name}.yaml")),
+    )
+    own = {field: getattr(large, field) for field in ("parallel", "batch", "intervals", "deepspeed")}
+    assert dataclasses.replace(paper, **own) == large
+    assert large.batch.global_rows == paper.batch.global_rows
+    assert large.intervals.checkpoint_every_steps == 1000
+    assert large.deepspeed["zero_optimization"]["overlap_comm"] is True  # type: ignore[index]

@@ -66,29 +66,33 @@ class Engine:
         """Run the model's forward; see `TrainingModel.forward`."""
         return self.deepspeed(batch, denominators)
 
-    def backward(self, share: Tensor) -> None:
-        """Accumulate the gradient of this micro-batch's share of the global loss.
+    def backward(self, share: Tensor, last: bool) -> None:
+        """Accumulate the gradient of this micro-batch's share of the global loss; `last` says that `step` follows.
+
+        Only we know which micro-batch is the last: at ZeRO 0 and 1 ranks may have different numbers of them, and meet in the
+        backward pass of the last one, overlapped with it if `overlap_comm` is set. (DeepSpeed's switch for callers who know,
+        `managed_gradient_accumulation: false`, refuses that overlap at stage 1.) From stage 2 on they meet in every one.
 
         DeepSpeed averages over data ranks, so the share is multiplied by their number; it must not divide by the number of
         micro-batches, since the share is already divided by global counts. The product makes a new tensor also for one
         rank: with the engine's own output, stage 0 would divide all the same (seen: norm .667 for 5.335).
         """
+        self.deepspeed.set_gradient_accumulation_boundary(last)
         self.deepspeed.backward(share * float(self._data_ranks), scale_wrt_gas=False)
 
-    def step(self, learning_rate: float) -> float | None:
-        """Finish one micro-batch; on the last of a step, clip and update. Returns the norm before clipping then, else None.
+    def step(self, learning_rate: float) -> float:
+        """Clip and update, once after the last micro-batch. Returns the norm before clipping.
 
         Infinity where DeepSpeed skipped the update on all ranks, since a gradient was not finite on one of them. At stage 0
         it knows no norm and 0.0 is returned.
         """
-        last = bool(self.deepspeed.is_gradient_accumulation_boundary())
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self.deepspeed.step()
-        if last and not self.deepspeed.was_step_applied():
+        if not self.deepspeed.was_step_applied():
             # ZeRO 3 would still tell the norm of the step before.
             return math.inf
-        return float(self.deepspeed.get_global_grad_norm() or 0.0) if last else None
+        return float(self.deepspeed.get_global_grad_norm() or 0.0)
 
     def train(self, mode: bool = True) -> None:
         """Switch dropout on or off."""

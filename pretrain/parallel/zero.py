@@ -3,12 +3,14 @@
 from typing import Any
 
 from pretrain.config import Layout, PretrainConfig
+from pretrain.deepspeed_options import merged
 
 
 def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
-    """What `deepspeed.initialize` is given.
+    """What `deepspeed.initialize` is given: our settings, and the config's raw ones on top.
 
-    `scale_wrt_gas` is switched off at each backward instead of here: our loss is already divided by global counts.
+    Sizes of batches are nominal: ranks may differ in them, and `Engine.backward` says which micro-batch is the last. One
+    accumulation step, so that DeepSpeed divides no gradient by their number: our loss is already divided by global counts.
     """
     stage, half = config.parallel.zero_stage, config.parallel.precision == "bf16"
     zero: dict[str, Any] = {"stage": stage}
@@ -16,9 +18,9 @@ def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
         # Gather a layer's parameters only when it runs: tiny models are otherwise kept whole and stage 3 is not exercised.
         zero |= {"stage3_param_persistence_threshold": 0}
     settings: dict[str, Any] = {
-        "train_batch_size": config.batch.global_rows,
-        "train_micro_batch_size_per_gpu": config.batch.micro_batch_rows,
-        "gradient_accumulation_steps": layout.micro_batches,
+        "train_batch_size": layout.data_ranks,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": zero,
         "bf16": {"enabled": half},
@@ -29,4 +31,4 @@ def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
     if half:
         # A sum of bf16 gradients over 512 ranks would keep eight bits of it.
         settings["communication_data_type"] = "fp32"
-    return settings
+    return merged(settings, config.deepspeed)

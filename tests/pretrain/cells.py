@@ -56,18 +56,7 @@ def loader_of(config: PretrainConfig, data_rank: int, data_ranks: int) -> Global
     """The loader of one data rank."""
     dataset = Path(config.data.dataset)
     tokenizer = load_tokenizer(dataset)
-    plan = BatchPlan(
-        seed=config.seed,
-        global_batch_rows=config.batch.global_rows,
-        micro_batch_rows=config.batch.micro_batch_rows,
-        special=tokenizer.special,
-        ordinary_ids=tokenizer.ordinary_ids(),
-        data_rank=data_rank,
-        data_ranks=data_ranks,
-        masked_share=config.data.masking_share,
-        block_rows=config.data.block_rows,
-        window_rows=config.data.window_rows,
-    )
+    plan = BatchPlan.of(config, tokenizer.special, tokenizer.ordinary_ids(), data_rank, data_ranks)
     return GlobalBatchLoader(PackedRows(dataset, "train"), plan)
 
 
@@ -96,11 +85,11 @@ class GradientRecorder:
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
 
-    def backward(self, share: torch.Tensor) -> None:
-        self._engine.backward(share)
+    def backward(self, share: torch.Tensor, last: bool) -> None:
+        self._engine.backward(share, last)
 
-    def step(self, rate: float) -> float | None:
-        if not self.gradients and self._engine.deepspeed.is_gradient_accumulation_boundary():
+    def step(self, rate: float) -> float:
+        if not self.gradients:
             from deepspeed.utils import safe_get_full_grad
 
             self.gradients = {name: safe_get_full_grad(p).detach().clone() for name, p in self._engine.module.named_parameters()}
@@ -196,10 +185,10 @@ def skip_on_nan(config: PretrainConfig) -> dict[str, Any]:
     before = [parameter.detach().clone() for parameter in engine.module.parameters()]
 
     class Poisoned(GradientRecorder):
-        def backward(self, share: torch.Tensor) -> None:
-            super().backward(share * float("nan") if context.rank == 1 else share)
+        def backward(self, share: torch.Tensor, last: bool) -> None:
+            super().backward(share * float("nan") if context.rank == 1 else share, last)
 
-        def step(self, rate: float) -> float | None:
+        def step(self, rate: float) -> float:
             return engine.step(rate)
 
     loader = loader_of(config, context.data_rank, context.layout.data_ranks)

@@ -31,11 +31,11 @@ class Faulty:
         share, sums = self._engine(*inputs)
         return (share * float("nan") if self._spoils(NAN_LOSS) else share), sums
 
-    def backward(self, share: torch.Tensor) -> None:
-        self._engine.backward(share * float("nan") if self._spoils(NAN_GRADIENT) else share)
+    def backward(self, share: torch.Tensor, last: bool) -> None:
+        self._engine.backward(share * float("nan") if self._spoils(NAN_GRADIENT) else share, last)
         self._micro_batch += 1
 
-    def step(self, rate: float) -> float | None:
+    def step(self, rate: float) -> float:
         return self._engine.step(rate)  # type: ignore[no-any-return]
 
     def begin(self, step: int) -> None:

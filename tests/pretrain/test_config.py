@@ -19,6 +19,7 @@ from pretrain.config import BatchConfig, DataConfig, IntervalConfig, Layout, Opt
         (ParallelConfig, {"precision": "bf16", "zero_stage": 0}, "steps once with empty gradients and clips by a wrong norm"),
         (ParallelConfig, {"threads_per_rank": 0}, "parallel.threads_per_rank: 0"),
         (BatchConfig, {"global_rows": 0}, "batch.global_rows: 0"),
+        (BatchConfig, {"micro_batch_tokens": -1}, "batch.micro_batch_tokens: -1, expected 0 or more"),
         (DataConfig, {"masking_share": 1.0}, "data.masking_share: 1.0"),
         (OptimizerConfig, {"gradient_clipping": -1.0}, "optimizer.gradient_clipping: -1.0"),
         (IntervalConfig, {"keep_last_checkpoints": 0}, "intervals.keep_last_checkpoints: 0"),
@@ -53,5 +54,13 @@ def test_layout_divides_the_batch() -> None:
     assert Layout.of(config, 512) == Layout(world_size=512, tensor_ranks=4, data_ranks=128, micro_batches=4)
     with pytest.raises(MoseError, match="tensor_parallel_size: 4 does not divide the 6 ranks"):
         Layout.of(config, 6)
-    with pytest.raises(MoseError, match="batch.global_rows: 2048 is no multiple of 3 data ranks"):
-        Layout.of(config, 12)
+    assert Layout.of(config, 12) == Layout(world_size=12, tensor_ranks=4, data_ranks=3, micro_batches=171)
+    with pytest.raises(MoseError, match="batch.global_rows: 2048 rows for 2049 data ranks"):
+        Layout.of(config, 4 * 2049)
+
+
+def test_micro_batches_follow_from_the_tokens_that_memory_is_planned_for() -> None:
+    assert PretrainConfig(batch=BatchConfig(2048, 4)).micro_batch_tokens == 4 * 2048
+    config = PretrainConfig(batch=BatchConfig(2048, 4, micro_batch_tokens=5000))
+    assert config.micro_batch_tokens == 5000
+    assert Layout.of(config, 512).micro_batches == 2

@@ -94,18 +94,21 @@ def test_rows_come_in_the_order_asked_for(rows: PackedRows) -> None:
     assert np.array_equal(labels.num_tokens, all_labels.num_tokens[asked])
 
 
-@pytest.mark.parametrize(("data_ranks", "micro_batch_rows"), [(1, 1), (1, 8), (2, 4), (3, 2), (4, 6), (24, 1)])
+@pytest.mark.parametrize(("data_ranks", "micro_batch_rows"), [(1, 1), (1, 8), (2, 4), (3, 2), (5, 2), (4, 6), (24, 1)])
 @pytest.mark.parametrize("consumed_rows", [0, 24, 96, 480])
+@pytest.mark.parametrize("equal", [False, True])
 def test_the_global_batch_is_the_same_however_it_is_dealt(
-    rows: PackedRows, tokenizer: Tokenizer, data_ranks: int, micro_batch_rows: int, consumed_rows: int
+    rows: PackedRows, tokenizer: Tokenizer, data_ranks: int, micro_batch_rows: int, consumed_rows: int, equal: bool
 ) -> None:
     reference = GlobalBatchLoader(rows, plan_for(tokenizer, micro_batch_rows=GLOBAL_ROWS)).share(consumed_rows)
-    union = []
+    union, numbers = [], set()
     for rank in range(data_ranks):
-        share = GlobalBatchLoader(rows, plan_for(tokenizer, rank, data_ranks, micro_batch_rows)).share(consumed_rows)
-        assert len(share) == GLOBAL_ROWS // (data_ranks * micro_batch_rows)
-        assert all(batch.num_rows <= micro_batch_rows for batch in share)
+        plan = plan_for(tokenizer, rank, data_ranks, micro_batch_rows)
+        share = GlobalBatchLoader(rows, dataclasses.replace(plan, equal_micro_batches=equal)).share(consumed_rows)
+        numbers.add(len(share))
+        assert all(batch.num_tokens <= 48 * micro_batch_rows for batch in share)
         union += [batch for batch in share if batch.num_rows]
+    assert not equal or len(numbers) == 1
     assert as_rows(union) == as_rows(reference)
     slots = [sum(batch.padded_slots + batch.num_tokens for batch in batches) for batches in (union, reference)]
     assert slots[0] <= slots[1] == GLOBAL_ROWS * 48
@@ -299,7 +302,8 @@ def test_damaged_row_is_found_when_it_is_read(copy: Path, name: str, offset: str
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"global_batch_rows": 10, "micro_batch_rows": 4}, "global_batch_rows"),
+        ({"global_batch_rows": 0}, "global_batch_rows"),
+        ({"micro_batch_tokens": -1}, "micro_batch_tokens"),
         ({"micro_batch_rows": 0}, "micro_batch_rows"),
         ({"data_rank": 2, "data_ranks": 2}, "data_rank"),
         ({"masked_share": 1.0}, "masked_share"),

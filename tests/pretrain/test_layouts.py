@@ -5,6 +5,7 @@ losses equal to 8e-8). `make soak` runs every cell; `make test` every (DP, TP, m
 other stages.
 """
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import initialize
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.schedule import learning_rate
-from pretrain.config import PretrainConfig
+from pretrain.config import BatchConfig, PretrainConfig
 from pretrain.parallel.engine import parameter_groups
 from tests.datasets import make_dataset
 from tests.distributed import RankPools
@@ -107,6 +108,45 @@ def test_loss_gradient_and_norm_equal_a_plain_loop(
 @pytest.mark.parametrize("cell", sorted(set(ALL) - set(QUICK)), ids=lambda cell: "dp{}-tp{}-rows{}-zero{}".format(*cell))
 def test_every_other_cell(cell: tuple[int, int, int, int], rows: Path, pools: RankPools, reference: dict[str, Any]) -> None:
     check_cell(cell, rows, pools, reference)
+
+
+# Global rows and budget of tokens with which two data ranks come to 2 and 3 micro-batches in the first of the steps, and to 1
+# and 2 in each of them; from stage 2 on, the rank with one row then gets an empty micro-batch.
+UNEQUAL = [(8, 44, 0), (8, 44, 1), (3, 32, 1), (3, 32, 2), (3, 32, 3)]
+
+
+def unequal_config(rows: Path, global_rows: int, budget_tokens: int, stage: int, precision: str = "fp32") -> PretrainConfig:
+    batch = BatchConfig(global_rows, 1, budget_tokens)
+    return dataclasses.replace(tiny_config(rows, zero_stage=stage, precision=precision), batch=batch)
+
+
+@pytest.mark.parametrize("cell", UNEQUAL, ids=lambda cell: "{}-rows-{}-tokens-zero{}".format(*cell))
+def test_ranks_may_differ_in_their_number_of_micro_batches(cell: tuple[int, int, int], rows: Path, pools: RankPools) -> None:
+    config = unequal_config(rows, *cell)
+    shares = [loader_of(config, rank, 2).share(0) for rank in range(2)]
+    assert (len(shares[0]) == len(shares[1])) == (config.parallel.zero_stage >= 2)
+    assert any(batch.num_rows == 0 for share in shares for batch in share) == (config.parallel.zero_stage >= 2)
+    results = pools.of(2).run(run_cell, config, STEPS)
+    loss, gradient, norm = differences(results[0], plain_loop(dataclasses.replace(config, batch=BatchConfig(cell[0], cell[0]))))
+    assert loss <= 1e-5
+    assert gradient <= 1e-5
+    assert config.parallel.zero_stage == 0 or norm <= 1e-4
+
+
+def test_overlapped_reduction_in_small_buckets_changes_nothing(rows: Path, pools: RankPools, reference: dict[str, Any]) -> None:
+    """Reduced during the last backward pass of each rank, of which the ranks have different numbers."""
+    options: dict[str, Any] = {"zero_optimization": {"overlap_comm": True, "reduce_bucket_size": 4096}}
+    config = dataclasses.replace(unequal_config(rows, 8, 44, 1), deepspeed=options)
+    loss, gradient, norm = differences(pools.of(2).run(run_cell, config, STEPS)[0], reference)
+    assert max(loss, gradient) <= 1e-5
+    assert norm <= 1e-4
+
+
+def test_bf16_follows_fp32_when_ranks_differ_in_micro_batches(rows: Path, pools: RankPools, reference: dict[str, Any]) -> None:
+    cell = pools.of(2).run(run_cell, unequal_config(rows, 8, 44, 1, "bf16"), STEPS)[0]
+    assert abs(cell["losses"][0] / reference["losses"][0] - 1) < 5e-3
+    assert abs(cell["losses"][-1] / reference["losses"][-1] - 1) < 3e-2
+    assert abs(cell["norms"][0] / reference["norms"][0] - 1) < 2e-2
 
 
 def test_bf16_follows_fp32(rows: Path, pools: RankPools, reference: dict[str, Any]) -> None:
