@@ -105,7 +105,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def enter(self, stage: str, micro_batches_left: int = 0, step: int | None = None) -> None:
-        """Say that this rank now begins a stage, of the same step unless another is given; costs less than a microsecond."""
+        """Say that this rank now begins a stage, of the same step unless another is given; costs a microsecond or two."""
         self._now = (self._now[0].moved(stage, micro_batches_left, step), time.monotonic())
 
     @property
