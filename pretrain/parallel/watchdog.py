@@ -25,6 +25,8 @@ _KEY = "stage-of-rank-"
 _STORE_SECONDS = 10
 MOST_SECONDS_BETWEEN_REPORTS = 5.0
 _NAMED_RANKS = 8
+# What ended a rank whose collective failed: it is a victim, and whoever still asks must not take it for the cause.
+GAVE_UP = "gave up waiting"
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,20 @@ def explain(reports: Sequence[Report], silent: Sequence[int], missing: Sequence[
     if missing:
         return f"{_named(missing, tensor_ranks)} never reported: not started, or dead before the first step"
     by_rank = {report.rank: report for report in reports}
-    ended = [report.rank for report in reports if report.ended]
+    ended = [report.rank for report in reports if report.ended not in ("", GAVE_UP)]
     if silent or ended:
         guilty = list(silent) or ended
         first = by_rank[guilty[0]]
         how = "stopped reporting" if silent else f"ended ({first.ended})"
         return f"step {first.mark.step + 1}: {_named(guilty, tensor_ranks)} {how} in {first.mark.stage!r}"
-    last = min(report.mark.place for report in reports)
-    guilty = [report.rank for report in reports if report.mark.place == last]
+    going = [report for report in reports if not report.ended] or reports
+    last = min(report.mark.place for report in going)
+    guilty = [report.rank for report in going if report.mark.place == last]
     first = by_rank[guilty[0]]
     where = f"in {first.mark.stage!r} for {max(by_rank[rank].seconds for rank in guilty):.0f} s"
     if len(guilty) == len(reports):
         return f"step {first.mark.step + 1}: all ranks are {where}, none is behind: a device or the network hangs"
-    waiting = _listed([report.rank for report in reports if report.mark.place != last])
+    waiting = _listed([report.rank for report in reports if report.rank not in guilty])
     return f"step {first.mark.step + 1}: {_named(guilty, tensor_ranks)} has been {where}; waiting: {waiting}"
 
 
@@ -105,7 +108,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def enter(self, stage: str, micro_batches_left: int = 0, step: int | None = None) -> None:
-        """Say that this rank now begins a stage, of the same step unless another is given; costs less than a microsecond."""
+        """Say that this rank now begins a stage, of the same step unless another is given; costs a microsecond or two."""
         self._now = (self._now[0].moved(stage, micro_batches_left, step), time.monotonic())
 
     @property
@@ -133,6 +136,8 @@ class Watchdog:
 
     def explain_failure(self) -> str:
         """Ask the store who kept the others waiting; takes a few seconds, in which it is seen who still reports."""
+        self._ended = GAVE_UP
+        self._publish()
         try:
             before, _ = self._reports()
             time.sleep(3 * self._interval)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.parallel.watchdog import Report, Watchdog, explain, is_collective_failure
+from pretrain.parallel.watchdog import GAVE_UP, Report, Watchdog, explain, is_collective_failure
 from pretrain.stage import BACKWARD, CHECKPOINT, COUNT, FORWARD, LOAD_ROWS, LOG, UPDATE, Mark
 
 
@@ -38,6 +38,14 @@ def test_silent_and_ended_ranks_are_named_first() -> None:
     ended = explain(reports, (), (), 1)
     assert ended == "step 5: rank 1 (data rank 1, tensor rank 0) ended (OutOfMemoryError: no memory) in 'forward'"
     assert "never reported" in explain(reports[:2], (), (2,), 1)
+
+
+def test_ranks_that_gave_up_waiting_are_not_blamed() -> None:
+    reports = [report(0, Mark(4, COUNT)), report(1, Mark(4, COUNT), ended=GAVE_UP), report(2, Mark(4, LOAD_ROWS), 9)]
+    expected = "step 5: rank 2 (data rank 2, tensor rank 0) has been in 'load rows' for 9 s; waiting: 0, 1"
+    assert explain(reports, (), (), 1) == expected
+    stuck = [report(rank, Mark(4, BACKWARD), ended=GAVE_UP if rank else "") for rank in range(3)]
+    assert explain(stuck, (), (), 1).endswith("waiting: 1, 2")
 
 
 def test_where_none_is_behind_it_says_so() -> None:
