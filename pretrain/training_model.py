@@ -3,6 +3,8 @@
 Letters: N real tokens, B rows, M masked tokens, E exits, D width.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +15,10 @@ from mose.model.initialization import draw_parameter
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.sharding import Sharding, patterns_of, sharding_of
 from mose.model_config import ModelConfig
+from pretrain.activation_checkpointing import apply_activation_checkpointing
+from pretrain.compilation import compile_layers
+from pretrain.config import ParallelConfig
+from pretrain.dropout import DropoutSeeds
 from pretrain.loss import Denominators, VocabularyOperations, exit_loss, exit_weights, whole_vocabulary
 from pretrain.micro_batch import MicroBatch
 from pretrain.parallel.context import ParallelContext
@@ -21,23 +27,35 @@ from pretrain.parallel.context import ParallelContext
 class TrainingModel(nn.Module):
     """Shares the encoder's children, so that parameter names carry no prefix and checkpoints need no renaming."""
 
-    def __init__(self, encoder: ModularStarEncoder, vocabulary: VocabularyOperations):
-        """`encoder` may have a padded vocabulary, and parallel layers if the layout asks for them."""
+    def __init__(
+        self,
+        encoder: ModularStarEncoder,
+        vocabulary: VocabularyOperations,
+        shards: Callable[[MicroBatch], MicroBatch] | None = None,
+        dropout: DropoutSeeds | None = None,
+    ):
+        """`encoder` may have a padded vocabulary, and parallel layers if the layout asks for them.
+
+        `shards` makes the number of tokens divide by the tensor ranks, for sequence parallelism; `dropout` has been attached to
+        the encoder's trunk.
+        """
         super().__init__()
         self.starEncoder2 = encoder.starEncoder2
         self.pooler = encoder.pooler
         self.cls = encoder.cls
         self._weights = exit_weights(encoder.config.matryoshka_layers, encoder.config.num_hidden_layers)
         self._vocabulary = vocabulary
+        self._shards = shards
+        self._dropout = dropout
 
     def forward(self, batch: MicroBatch, denominators: Denominators | None) -> tuple[Tensor, Tensor] | list[Tensor]:
         """This micro-batch's share of the global loss, and sums [E, 4] in the order of `loss.COLUMNS`.
 
         With `denominators` None: the exits' states [N, D] instead, for comparing an exported model.
         """
-        states = self.starEncoder2(batch.input_ids_N, batch.positions_N, batch.cu_seqlens, batch.max_length)
+        states = self._run_trunk(batch)
         if denominators is None:
-            return list(states)
+            return [state[: batch.input_ids_N.numel()] for state in states]
         cls_B = batch.cu_seqlens[1:].long() - 1
         share = states[-1].new_zeros((), dtype=torch.float32)
         all_sums = []
@@ -47,6 +65,13 @@ class TrainingModel(nn.Module):
             share = share + weight * (mlm_sum / denominators.masked_tokens + icc_sum / denominators.rows)
             all_sums.append(sums)
         return share, torch.stack(all_sums)
+
+    def _run_trunk(self, batch: MicroBatch) -> list[Tensor]:
+        if self._dropout is not None and self.training:
+            self._dropout.begin()
+        seen = self._shards(batch) if self._shards is not None else batch
+        states: list[Tensor] = self.starEncoder2(seen.input_ids_N, seen.positions_N, seen.cu_seqlens, seen.max_length)
+        return states
 
     @property
     def universal_checkpoint_info(self) -> dict[str, Any]:
@@ -58,32 +83,58 @@ class TrainingModel(nn.Module):
         }
 
 
-def build_training_model(config: ModelConfig, seed: int, dtype: torch.dtype, context: ParallelContext) -> TrainingModel:
+def build_training_model(
+    config: ModelConfig, parallel: ParallelConfig, seed: int, dtype: torch.dtype, context: ParallelContext
+) -> TrainingModel:
     """Build this rank's slice of the model with its initial weights; no rank ever holds a full copy of a cut weight."""
     shape = ModularStarEncoderConfig(**{**config.hugging_face(), "vocab_size": config.padded_vocabulary_size})
     with torch.device("meta"):
         encoder = ModularStarEncoder(shape)
-    vocabulary = whole_vocabulary(config.vocabulary_size)
+    vocabulary, shards = whole_vocabulary(config.vocabulary_size), None
     if context.layout.tensor_ranks > 1:
-        vocabulary = _apply_tensor_parallelism(encoder, config, dtype, context)
+        vocabulary = _apply_tensor_parallelism(encoder, config, parallel, dtype, context)
+    if parallel.sequence_parallel:
+        shards = _apply_sequence_parallelism(encoder, context)
     encoder.to(dtype).to_empty(device="cpu")
     fill_initial_weights(encoder, config, seed, context)
     if context.layout.tensor_ranks > 1:
         from pretrain.parallel.tensor import mark_parallel_parameters
 
         mark_parallel_parameters(encoder)
-    return TrainingModel(encoder, vocabulary)
+    dropout = _prepare_layers(encoder.starEncoder2, config, parallel, context)
+    return TrainingModel(encoder, vocabulary, shards, dropout)
+
+
+def _prepare_layers(
+    trunk: nn.Module, config: ModelConfig, parallel: ParallelConfig, context: ParallelContext
+) -> DropoutSeeds | None:
+    """Seed dropout, compile, recompute: in this order, so that what is computed again is seeded again and runs compiled."""
+    dropout = None
+    if config.attention_dropout or config.residual_dropout or config.embedding_dropout:
+        dropout = DropoutSeeds(context.tensor_rank, sequence_parallel=parallel.sequence_parallel)
+        dropout.attach(trunk)
+    if parallel.compile:
+        compile_layers(trunk)
+    apply_activation_checkpointing(trunk, parallel.activation_checkpointing)
+    return dropout
 
 
 def _apply_tensor_parallelism(
-    encoder: ModularStarEncoder, config: ModelConfig, dtype: torch.dtype, context: ParallelContext
+    encoder: ModularStarEncoder, config: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype, context: ParallelContext
 ) -> VocabularyOperations:
     from pretrain.parallel import tensor
 
-    tensor.apply_tensor_parallelism(encoder, dtype)
+    tensor.apply_tensor_parallelism(encoder, dtype, parallel.sequence_parallel)
     width = config.padded_vocabulary_size // context.layout.tensor_ranks
     live = min(max(config.vocabulary_size - tensor.vocabulary_start(width), 0), width)
     return VocabularyOperations(tensor.vocabulary_cross_entropy, tensor.vocabulary_correct, live)
+
+
+def _apply_sequence_parallelism(encoder: ModularStarEncoder, context: ParallelContext) -> Callable[[MicroBatch], MicroBatch]:
+    from pretrain.parallel.sequence import apply_sequence_parallelism, padded_tokens
+
+    apply_sequence_parallelism(encoder.starEncoder2)
+    return functools.partial(padded_tokens, multiple=context.layout.tensor_ranks)
 
 
 @torch.no_grad()

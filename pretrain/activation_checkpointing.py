@@ -1,0 +1,69 @@
+"""Activation checkpointing: what the backward pass needs is computed again instead of kept; the numbers stay the same.
+
+`selective` keeps neither the attention core's insides nor the feed-forward layer's activation, both cheap to compute again;
+`full` keeps each layer's input only, for one more forward pass.
+
+Letters: N real tokens, D width, F feed-forward width.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def apply_activation_checkpointing(trunk: nn.Module, kind: str) -> None:
+    """Make each layer of `trunk` compute again what `kind` (none, selective, full) says; parameter names stay the same."""
+    if kind == "none":
+        return
+    for layer in trunk.layers:
+        if kind == "full":
+            layer.forward = functools.partial(_computed_again, layer.forward)
+        else:
+            layer.self_attn.core = RecomputedCore(layer.self_attn.core)
+            layer.mlp.forward = functools.partial(_feed_forward, layer.mlp)
+
+
+class RecomputedCore(nn.Module):
+    """An attention core of which only the inputs are kept."""
+
+    def __init__(self, core: nn.Module):
+        super().__init__()
+        self.core = core
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return _computed_again(self.core, *inputs)
+
+
+def _computed_again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    # Dropout seeds itself at each place (dropout.py); and under ZeRO 3 weights lie otherwise in memory the second time.
+    output: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
+    return output
+
+
+def _feed_forward(mlp: nn.Module, x_ND: Tensor) -> Tensor:
+    """The feed-forward layer, which gives up its activation [N, F] once used and fills it again before the backward pass.
+
+    `torch.utils.checkpoint` around the activation alone would save nothing, since the second linear layer keeps its input, and
+    around both it would run the second product again.
+    """
+    before_NF = mlp.c_fc(x_ND)
+    after_NF = F.gelu(before_NF, approximate="tanh")
+    output_ND: Tensor = mlp.c_proj(after_NF)
+    if output_ND.requires_grad:
+        # `.data` has a version of its own: filling it again is no change that autograd would complain about.
+        emptied, source = after_NF.data, before_NF.detach()
+        num_bytes = emptied.untyped_storage().nbytes()
+        emptied.untyped_storage().resize_(0)
+
+        def fill_again(_: Tensor) -> None:
+            emptied.untyped_storage().resize_(num_bytes)
+            with torch.no_grad():
+                emptied.copy_(F.gelu(source, approximate="tanh"))
+
+        output_ND.register_hook(fill_again)
+    return output_ND
