@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -55,15 +54,24 @@ def _feed_forward(mlp: nn.Module, x_ND: Tensor) -> Tensor:
     after_NF = F.gelu(before_NF, approximate="tanh")
     output_ND: Tensor = mlp.c_proj(after_NF)
     if output_ND.requires_grad:
-        # `.data` has a version of its own: filling it again is no change that autograd would complain about.
-        emptied, source = after_NF.data, before_NF.detach()
-        num_bytes = emptied.untyped_storage().nbytes()
-        emptied.untyped_storage().resize_(0)
-
-        def fill_again(_: Tensor) -> None:
-            emptied.untyped_storage().resize_(num_bytes)
-            with torch.no_grad():
-                emptied.copy_(F.gelu(source, approximate="tanh"))
-
-        output_ND.register_hook(fill_again)
+        output_ND.register_hook(_emptied(after_NF, before_NF))
     return output_ND
+
+
+def _emptied(after_NF: Tensor, before_NF: Tensor) -> Callable[[Tensor], None]:
+    """Take the memory of `after_NF` away; the function that gives it back, filled from `before_NF`, once."""
+    # `.data` has a version of its own: filling it again is no change that autograd would complain about.
+    held = [after_NF.data, before_NF.detach()]
+    storage = after_NF.untyped_storage()
+    num_bytes = storage.nbytes()
+    storage.resize_(0)
+    del storage
+
+    def fill_again(_: Tensor) -> None:
+        # The graph keeps this function to the end of the backward pass, so what it holds is let go here.
+        emptied, source = held
+        held.clear()
+        emptied.untyped_storage().resize_(num_bytes)
+        emptied.copy_(F.gelu(source, approximate="tanh"))
+
+    return fill_again

@@ -141,8 +141,12 @@ class ParallelConfig:
         require(self.threads_per_rank > 0, f"parallel.threads_per_rank: {self.threads_per_rank}, expected 1 or more")
 
     def _require_compilable(self) -> None:
+        if not self.compile:
+            return
+        hooks = "DeepSpeed's hooks inside each layer are compiled anew until torch gives up; use stage 1 or 2"
+        require(self.zero_stage < 3, f"parallel.compile: true with ZeRO 3: {hooks}")
         compiler = "the compiler chooses itself which cheap results it computes again; use none or full"
-        selective = self.compile and self.activation_checkpointing == "selective"
+        selective = self.activation_checkpointing == "selective"
         require(not selective, f"parallel.activation_checkpointing: selective with parallel.compile: {compiler}")
 
 

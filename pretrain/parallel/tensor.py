@@ -31,6 +31,8 @@ def initialize_tensor_groups(tensor_ranks: int) -> "ModelParallelUnit":
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
     # megatron overlaps the all-reduce of input gradients with the weight gradient only if kernels queue in one line.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    # megatron calls collectives by names that torch 2.13 renames, and torch says so at each of its call sites.
+    warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_ranks)
     return ModelParallelUnit()
