@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mose.model.modeling_mose import StarEncoder2, StarEncoder2MLP
 
-def apply_activation_checkpointing(trunk: nn.Module, kind: str) -> None:
+
+def apply_activation_checkpointing(trunk: StarEncoder2, kind: str) -> None:
     """Make each layer of `trunk` compute again what `kind` (none, selective, full) says; parameter names stay the same."""
     if kind == "none":
         return
+    layer: Any
     for layer in trunk.layers:
         if kind == "full":
             layer.forward = functools.partial(_computed_again, layer.forward)
@@ -44,7 +47,7 @@ def _computed_again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     return output
 
 
-def _feed_forward(mlp: nn.Module, x_ND: Tensor) -> Tensor:
+def _feed_forward(mlp: StarEncoder2MLP, x_ND: Tensor) -> Tensor:
     """The feed-forward layer, which gives up its activation [N, F] once used and fills it again before the backward pass.
 
     `torch.utils.checkpoint` around the activation alone would save nothing, since the second linear layer keeps its input, and
@@ -54,7 +57,7 @@ def _feed_forward(mlp: nn.Module, x_ND: Tensor) -> Tensor:
     after_NF = F.gelu(before_NF, approximate="tanh")
     output_ND: Tensor = mlp.c_proj(after_NF)
     if output_ND.requires_grad:
-        output_ND.register_hook(_emptied(after_NF, before_NF))
+        output_ND.register_hook(_emptied(after_NF, before_NF))  # type: ignore[no-untyped-call]
     return output_ND
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mose.model.modeling_mose import StarEncoder2
 from mose.seeding import derive_key
 
 
@@ -29,9 +30,10 @@ class DropoutSeeds:
         """Take over the seed that the step gave torch for this micro-batch; before each forward in training."""
         self._micro_batch = torch.initial_seed()
 
-    def attach(self, trunk: nn.Module) -> None:
+    def attach(self, trunk: StarEncoder2) -> None:
         """Seed after the embedding, and before and after each layer's attention core, wherever these run again, too."""
         trunk.embed_tokens.register_forward_hook(self._hook("embedding", 0, self._tokens))
+        layer: Any
         for number, layer in enumerate(trunk.layers):
             core = layer.self_attn.core
             core.register_forward_pre_hook(self._hook("attention", number, self._heads))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import draw_parameter
-from mose.model.modeling_mose import ModularStarEncoder
+from mose.model.modeling_mose import ModularStarEncoder, StarEncoder2
 from mose.model.sharding import Sharding, patterns_of, sharding_of
 from mose.model_config import ModelConfig
 from pretrain.activation_checkpointing import apply_activation_checkpointing
@@ -106,7 +106,7 @@ def build_training_model(
 
 
 def _prepare_layers(
-    trunk: nn.Module, config: ModelConfig, parallel: ParallelConfig, context: ParallelContext
+    trunk: StarEncoder2, config: ModelConfig, parallel: ParallelConfig, context: ParallelContext
 ) -> DropoutSeeds | None:
     """Seed dropout, compile, recompute: in this order, so that what is computed again is seeded again and runs compiled."""
     dropout = None

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mose.model.modeling_mose import StarEncoder2
 from pretrain.micro_batch import MicroBatch
 from pretrain.parallel.tensor import gather_tokens, with_summed_gradients
 
@@ -38,20 +39,19 @@ class GatheredExit(nn.Module):
         return gather_tokens(x_SD, partial_gradients=False)
 
 
-def apply_sequence_parallelism(trunk: nn.Module) -> None:
+def apply_sequence_parallelism(trunk: StarEncoder2) -> None:
     """Put gathering norms and exits into a trunk whose cut layers are parallel already; parameter names stay the same."""
     for layer in trunk.layers:
         for name in ("input_layernorm", "post_attention_layernorm"):
             setattr(layer, name, _as_kind(GatheringLayerNorm, getattr(layer, name)))
-    trunk.norm = _as_kind(ShardedLayerNorm, trunk.norm)
+    if isinstance(trunk.norm, nn.LayerNorm):
+        trunk.norm = _as_kind(ShardedLayerNorm, trunk.norm)
     for index in range(len(trunk.exits)):
         trunk.exits[index] = GatheredExit()
 
 
-def _as_kind(kind: type[ShardedLayerNorm], norm: nn.Module) -> nn.Module:
-    """`norm` as another class, with its parameters; an identity stays one."""
-    if not isinstance(norm, nn.LayerNorm):
-        return norm
+def _as_kind(kind: type[ShardedLayerNorm], norm: nn.LayerNorm) -> ShardedLayerNorm:
+    """`norm` as another class, with its parameters."""
     replacement = kind(norm.normalized_shape, eps=norm.eps, device="meta")
     replacement.weight, replacement.bias = norm.weight, norm.bias
     return replacement

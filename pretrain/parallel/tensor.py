@@ -110,7 +110,7 @@ class _SummedGradients(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         flat = torch.cat([gradient.flatten().float() for gradient in gradients])
         dist.all_reduce(flat, group=context.group)
-        parts = flat.split([gradient.numel() for gradient in gradients])
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
         return tuple(part.view_as(gradient).to(gradient.dtype) for part, gradient in zip(parts, gradients, strict=True))
 
 

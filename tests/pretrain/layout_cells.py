@@ -71,7 +71,12 @@ def _half(cells: list[Cell]) -> list[Cell]:
 SP = {"tensor_ranks": 2, "sequence_parallel": True}
 DEGREES = [Cell(*degrees) for degrees in itertools.product((1, 2), (1, 2), (1, 2, 4))]
 BASIC = [replace(cell, zero_stage=stage) for cell in DEGREES for stage in (0, 1, 2, 3)]
-SEQUENCE = [*_over_stages(**SP), *_over_stages(data_ranks=2, **SP), Cell(micro_batch_rows=1, **SP), Cell(micro_batch_rows=4, **SP)]
+SEQUENCE = [
+    *_over_stages(**SP),
+    *_over_stages(data_ranks=2, **SP),
+    Cell(micro_batch_rows=1, **SP),
+    Cell(micro_batch_rows=4, **SP),
+]
 FOUR = [*_over_stages(tensor_ranks=4), *_over_stages(tensor_ranks=4, sequence_parallel=True)]
 RECOMPUTED = [
     cell
@@ -79,7 +84,8 @@ RECOMPUTED = [
     for place in ({"data_ranks": 2}, {"tensor_ranks": 2}, SP)
     for cell in _over_stages(activation_checkpointing=kind, **place)
 ] + [replace(cell, activation_checkpointing="full") for cell in FOUR[4:]]
-HALF = _half([*_over_stages(data_ranks=2), *_over_stages(data_ranks=2, tensor_ranks=2), *SEQUENCE[:8], *FOUR, *RECOMPUTED])
+_RECOMPUTED_ON_SHARDS = [cell for cell in RECOMPUTED if cell.sequence_parallel and cell.tensor_ranks == 2]
+HALF = _half([*_over_stages(data_ranks=2), *_over_stages(data_ranks=2, tensor_ranks=2), *FOUR, *_RECOMPUTED_ON_SHARDS])
 COMPILED = [
     replace(cell, compile=True)
     for cell in (
@@ -91,7 +97,6 @@ COMPILED = [
         Cell(**SP),
     )
 ]
-ALL = [*BASIC, *SEQUENCE, *FOUR, *RECOMPUTED, *HALF, *COMPILED]
 QUICK = [
     *DEGREES,
     *(Cell(2, tensor, 2, stage) for stage in (0, 2, 3) for tensor in (1, 2)),
@@ -104,6 +109,7 @@ QUICK = [
     Cell(1, 4, 2, 2, sequence_parallel=True, activation_checkpointing="selective"),
     Cell(2, 2, 2, 1, precision="bf16"),
 ]
+ALL = list(dict.fromkeys([*BASIC, *SEQUENCE, *FOUR, *RECOMPUTED, *HALF, *COMPILED, *QUICK]))
 
 
 def plain_loop(config: PretrainConfig) -> dict[str, Any]:

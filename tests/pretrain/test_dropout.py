@@ -1,4 +1,4 @@
-"""Covers dropout's seeds: masks follow from place and micro-batch alone, and from the tensor rank only where ranks drop different parts."""
+"""Covers dropout's seeds: masks follow from place and micro-batch, and from the tensor rank where ranks drop different parts."""
 
 import pytest
 import torch

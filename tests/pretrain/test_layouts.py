@@ -53,14 +53,14 @@ def bits(result: dict[str, Any]) -> tuple[list[float], list[float], dict[str, by
     return result["losses"], result["norms"], {name: value.tobytes() for name, value in result["gradients"].items()}
 
 
-@pytest.mark.parametrize("cell", [Cell(), Cell(1, 2, 2, 3, sequence_parallel=True)], ids=str)
+@pytest.mark.parametrize("cell", [Cell(), Cell(1, 2, 4, sequence_parallel=True)], ids=str)
 def test_activation_checkpointing_changes_no_bit_with_dropout(cell: Cell, rows: Path, pools: RankPools) -> None:
     outcomes = []
     for kind in ("none", "selective", "full"):
         config = dataclasses.replace(cell, activation_checkpointing=kind).config(rows, dropout=0.2)
-        outcomes.append(bits(pools.of(cell.ranks).run(run_cell, config, 3)[0]))
+        outcomes.append(bits(pools.of(cell.ranks).run(run_cell, config, 2)[0]))
     assert outcomes[0] == outcomes[1] == outcomes[2]
-    without = bits(pools.of(cell.ranks).run(run_cell, cell.config(rows), 3)[0])
+    without = bits(pools.of(cell.ranks).run(run_cell, cell.config(rows), 2)[0])
     assert without[0] != outcomes[0][0]
 
 
