@@ -22,6 +22,7 @@ from pretrain.dropout import DropoutSeeds
 from pretrain.loss import Denominators, VocabularyOperations, exit_loss, exit_weights, whole_vocabulary
 from pretrain.micro_batch import MicroBatch
 from pretrain.parallel.context import ParallelContext
+from pretrain.parallel.token_padding import padded_tokens
 
 
 class TrainingModel(nn.Module):
@@ -131,7 +132,7 @@ def _apply_tensor_parallelism(
 
 
 def _apply_sequence_parallelism(encoder: ModularStarEncoder, context: ParallelContext) -> Callable[[MicroBatch], MicroBatch]:
-    from pretrain.parallel.sequence import apply_sequence_parallelism, padded_tokens
+    from pretrain.parallel.sequence import apply_sequence_parallelism
 
     apply_sequence_parallelism(encoder.starEncoder2)
     return functools.partial(padded_tokens, multiple=context.layout.tensor_ranks)
