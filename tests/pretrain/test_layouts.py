@@ -15,6 +15,7 @@ import pytest
 from tests.datasets import make_dataset
 from tests.distributed import RankPools
 from tests.pretrain.cells import describe_engine, dropout_drift, run_cell, skip_on_nan, tiny_config
+from tests.pretrain.elastic_cells import resume_cell, save_cell
 from tests.pretrain.layout_cells import ALL, QUICK, STEPS, Cell, differences, plain_loop
 
 
@@ -62,6 +63,22 @@ def test_activation_checkpointing_changes_no_bit_with_dropout(cell: Cell, rows: 
     assert outcomes[0] == outcomes[1] == outcomes[2]
     without = bits(pools.of(cell.ranks).run(run_cell, cell.config(rows), 2)[0])
     assert without[0] != outcomes[0][0]
+
+
+@pytest.mark.soak
+def test_full_checkpointing_changes_no_bit_of_compiled_layers_with_dropout(rows: Path, pools: RankPools) -> None:
+    cells = [Cell(compile=True, activation_checkpointing=kind) for kind in ("none", "full")]
+    first, second = (bits(pools.of(1).run(run_cell, cell.config(rows, dropout=0.2), 2)[0]) for cell in cells)
+    assert first == second
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("now", [Cell(), Cell(tensor_ranks=2), Cell(2, 2, 2, 2, sequence_parallel=True)], ids=str)
+def test_a_sequence_parallel_run_resumes_in_another_layout(now: Cell, rows: Path, pools: RankPools, tmp_path: Path) -> None:
+    saved = Cell(tensor_ranks=2, sequence_parallel=True)
+    undisturbed = pools.of(2).run(save_cell, saved.config(rows), tmp_path)[0]
+    for outcome in pools.of(now.ranks).run(resume_cell, now.config(rows), tmp_path):
+        np.testing.assert_allclose(outcome["losses"], undisturbed, rtol=1e-6)
 
 
 def test_masks_of_embedding_and_residuals_are_the_same_at_another_tensor_parallel_size(rows: Path, pools: RankPools) -> None:
