@@ -78,14 +78,19 @@ SEQUENCE = [
     Cell(micro_batch_rows=4, **SP),
 ]
 FOUR = [*_over_stages(tensor_ranks=4), *_over_stages(tensor_ranks=4, sequence_parallel=True)]
+_KINDS = ("selective", "full")
+_RECOMPUTED_ON_SHARDS = [cell for kind in _KINDS for cell in _over_stages(activation_checkpointing=kind, **SP)]
 RECOMPUTED = [
-    cell
-    for kind in ("selective", "full")
-    for place in ({"data_ranks": 2}, {"tensor_ranks": 2}, SP)
-    for cell in _over_stages(activation_checkpointing=kind, **place)
-] + [replace(cell, activation_checkpointing="full") for cell in FOUR[4:]]
-_RECOMPUTED_ON_SHARDS = [cell for cell in RECOMPUTED if cell.sequence_parallel and cell.tensor_ranks == 2]
-HALF = _half([*_over_stages(data_ranks=2), *_over_stages(data_ranks=2, tensor_ranks=2), *FOUR, *_RECOMPUTED_ON_SHARDS])
+    *_RECOMPUTED_ON_SHARDS,
+    *(
+        Cell(data, tensor, zero_stage=stage, activation_checkpointing=kind)
+        for kind in _KINDS
+        for data, tensor in ((2, 1), (1, 2))
+        for stage in (1, 3)
+    ),
+    *(replace(cell, activation_checkpointing="full") for cell in FOUR[-2:]),
+]
+HALF = _half([*_over_stages(data_ranks=2), *_over_stages(data_ranks=2, tensor_ranks=2), *FOUR[4:], *_RECOMPUTED_ON_SHARDS])
 COMPILED = [
     replace(cell, compile=True)
     for cell in (
