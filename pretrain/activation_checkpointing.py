@@ -68,7 +68,6 @@ def _emptied(after_NF: Tensor, before_NF: Tensor) -> Callable[[Tensor], None]:
     storage = after_NF.untyped_storage()
     num_bytes = storage.nbytes()
     storage.resize_(0)
-    del storage
 
     def fill_again(_: Tensor) -> None:
         # The graph keeps this function to the end of the backward pass, so what it holds is let go here.
