@@ -14,6 +14,7 @@ from pretrain.objective import ObjectiveConfig
 from pretrain.order import BLOCK_ROWS, WINDOW_ROWS
 
 PRECISIONS = ("fp32", "bf16")
+CHECKPOINTING = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,16 @@ class ParallelConfig:
 
     tensor_parallel_size: int = 1
     """Ranks that share each layer; 1 is right for the 1B model, more is for what does not fit."""
+    sequence_parallel: bool = False
+    """Also divide norms, dropout and residuals over the ranks that share a layer, by tokens; saves activation memory."""
     zero_stage: int = 1
     """DeepSpeed ZeRO stage 0-3; 0 exists for fp32 comparisons and is run as 1."""
     precision: str = "bf16"
     """bf16 (GPUs) or fp32 (CPU, comparisons)."""
+    activation_checkpointing: str = "none"
+    """none; selective: attention's insides and the feed-forward activation are computed again; full: whole layers are."""
+    compile: bool = False
+    """Run each layer through torch.compile; masks of dropout then differ from those of an uncompiled run."""
     threads_per_rank: int = 1
     """CPU threads of each rank; part of the layout, since it changes the order of sums."""
     collective_timeout_seconds: int = 1800
@@ -132,7 +139,21 @@ class ParallelConfig:
         require(self.precision in PRECISIONS, f"parallel.precision: {self.precision!r}, expected one of {PRECISIONS}")
         reason = "DeepSpeed's bf16 optimiser at stage 0 steps once with empty gradients and clips by a wrong norm"
         require(self.precision == "fp32" or self.zero_stage > 0, f"parallel.zero_stage: 0 with bf16: {reason}; use 1")
+        alone = "parallel.sequence_parallel: true without tensor parallelism, expected parallel.tensor_parallel_size 2 or 4"
+        require(size > 1 or not self.sequence_parallel, alone)
+        kind = f"parallel.activation_checkpointing: {self.activation_checkpointing!r}, expected one of {CHECKPOINTING}"
+        require(self.activation_checkpointing in CHECKPOINTING, kind)
+        self._require_compilable()
         require(self.threads_per_rank > 0, f"parallel.threads_per_rank: {self.threads_per_rank}, expected 1 or more")
+
+    def _require_compilable(self) -> None:
+        if not self.compile:
+            return
+        hooks = "DeepSpeed's hooks inside each layer are compiled anew until torch gives up; use stage 1 or 2"
+        require(self.zero_stage < 3, f"parallel.compile: true with ZeRO 3: {hooks}")
+        compiler = "the compiler chooses itself which cheap results it computes again; use none or full"
+        selective = self.activation_checkpointing == "selective"
+        require(not selective, f"parallel.activation_checkpointing: selective with parallel.compile: {compiler}")
 
 
 @dataclass(frozen=True)
@@ -235,6 +256,7 @@ class PretrainConfig:
         heads = f"parallel.tensor_parallel_size: {size} does not divide model.num_heads {model.num_heads}"
         require(model.num_heads % size == 0, heads)
         groups = f"parallel.tensor_parallel_size: {size} does not divide model.num_key_value_heads {model.num_key_value_heads}"
+        groups += ": each rank needs whole key-value heads, so they bound the tensor-parallel size"
         require(model.num_key_value_heads % size == 0, groups)
         wide = f"parallel.tensor_parallel_size: {size} does not divide model.feed_forward_width {model.feed_forward_width}"
         require(model.feed_forward_width % size == 0, wide)

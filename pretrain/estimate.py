@@ -35,30 +35,44 @@ def shape_of(config: PretrainConfig) -> ModularStarEncoderConfig:
 
 
 def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
-    """Bytes a device needs, without activation checkpointing.
+    """Bytes a device needs.
 
-    Activations: for each layer and token, about 8 D + 4 KV + 2 F numbers are kept for the backward pass (inputs of both
-    norms, norm outputs, queries, keys and values before and after rotation, attention output, both feed-forward
-    states), those between the cut layers divided by the tensor-parallel size. Logits: for each exit, masked tokens x
-    vocabulary, twice in float32, and with distillation the teacher's once more. Fragmentation and communication buffers
-    come on top: allow 10-20 %.
+    Logits: masked tokens x vocabulary of one exit at a time, with their gradients, both also in float32, and with distillation
+    the teacher's in float32. Fragmentation and communication buffers come on top: allow 10-20 %.
     """
     shape, stage, tensor, data = shape_of(config), config.parallel.zero_stage, layout.tensor_ranks, layout.data_ranks
     size = 2 if config.parallel.precision == "bf16" else 4
     deepest = config.model.exit_layers[-1]
     parameters = (encoder_parameters(shape, deepest) + head_parameters(shape)) // tensor
     tokens = config.micro_batch_tokens
-    key_value = shape.num_key_value_heads * shape.head_dim
-    whole, cut = 5 * shape.hidden_size, 3 * shape.hidden_size + 4 * key_value + 2 * shape.intermediate_size
     masked = int(tokens * config.data.masking_share)
-    copies = 2 * len(config.model.exit_layers) + int(config.objective.distils)
     return MemoryEstimate(
         weights=parameters * size // (data if stage == 3 else 1),
         gradients=parameters * size // (data if stage >= 2 else 1),
         optimizer=parameters * OPTIMIZER_BYTES // (data if stage >= 1 else 1),
-        activations=config.model.num_layers * tokens * (whole + cut // tensor) * size,
-        logits=copies * masked * config.model.padded_vocabulary_size // tensor * 4,
+        activations=int(tokens * activation_numbers(config, tensor) * size),
+        logits=masked * config.model.padded_vocabulary_size // tensor * (2 * size + 8 + 4 * int(config.objective.distils)),
     )
+
+
+def activation_numbers(config: PretrainConfig, tensor_ranks: int) -> float:
+    """Numbers that a device keeps for the backward pass of each token of a micro-batch, in all layers.
+
+    One layer keeps about 8 D + 4 KV + 2 F: inputs and outputs of both norms and what the second half adds to (5 D, which
+    tensor parallelism does not divide); queries, keys and values before and after rotation, the attention output and both
+    feed-forward states, which it does. Sequence parallelism divides the rest, too, but the two norm outputs, which are
+    gathered. Selective checkpointing keeps one feed-forward state; full keeps a layer's input, and one layer at a time.
+    """
+    shape, parallel = shape_of(config), config.parallel
+    width, feed_forward = shape.hidden_size, shape.intermediate_size
+    shards = tensor_ranks if parallel.sequence_parallel else 1
+    between = 2 * width + 3 * width / shards
+    inside = 3 * width + 4 * shape.num_key_value_heads * shape.head_dim + 2 * feed_forward
+    layers = config.model.num_layers
+    if parallel.activation_checkpointing == "full":
+        return layers * width / shards + between + inside / tensor_ranks
+    kept = feed_forward if parallel.activation_checkpointing == "selective" else 0
+    return layers * (between + (inside - kept) / tensor_ranks)
 
 
 def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[Source]) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ FREE_FIELDS = (
     "intervals",
     "stability.max_skipped_in_a_row",
     "parallel.collective_timeout_seconds",
+    "parallel.activation_checkpointing",
     "data.dataset",
     "data.staging",
     "data.mixture.dataset",
@@ -34,7 +35,8 @@ FREE_FIELDS = (
 )
 # How the same sums are spread over devices: these change the last bits of a loss and nothing else. So do all raw DeepSpeed
 # options that are let through and not free: buckets decide in which order gradients are added.
-LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, "parallel.threads_per_rank")
+_LAYER_LAYOUT = ("parallel.sequence_parallel", "parallel.compile", "parallel.threads_per_rank")
+LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, *_LAYER_LAYOUT)
 # Where one of these differs, the saved parts are not the parts that a rank of this run needs.
 RESHAPING_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, PRECISION)
 _SHAPES = ("vocabulary_size", "width", "feed_forward_width", "num_layers", "num_heads", "num_key_value_heads", "exit_layers")

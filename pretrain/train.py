@@ -129,7 +129,7 @@ def prepare_run_directory(
 def build_engine(config: PretrainConfig, context: ParallelContext, selection: Selection | None = None) -> Engine:
     """Build this rank's slice of the model and hand it to DeepSpeed, ready to load `selection`."""
     dtype = torch.bfloat16 if config.parallel.precision == "bf16" else torch.float32
-    model = build_training_model(config.model, config.seed, dtype, context, config.objective)
+    model = build_training_model(config.model, config.parallel, config.seed, dtype, context, config.objective)
     if config.start_from and selection is None:
         fill_from_converted(model, Path(config.start_from), config, context)
     return Engine(model, config, context, merged=selection is not None and selection.converts)

@@ -3,6 +3,8 @@
 Letters: N real tokens, D width, E exits, C columns of sums.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,37 +12,62 @@ from torch import Tensor, nn
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import draw_parameter
-from mose.model.modeling_mose import ModularStarEncoder
+from mose.model.modeling_mose import ModularStarEncoder, StarEncoder2
 from mose.model.sharding import Sharding, sharding_of, used_patterns
 from mose.model_config import ModelConfig
+from pretrain.activation_checkpointing import apply_activation_checkpointing
+from pretrain.compilation import compile_layers
+from pretrain.config import ParallelConfig
 from pretrain.distillation import VocabularyReductions
+from pretrain.dropout import DropoutSeeds
 from pretrain.loss import Denominators, MultiExitLoss, VocabularyOperations, whole_vocabulary
 from pretrain.micro_batch import MicroBatch
 from pretrain.objective import PAPER, ObjectiveConfig
 from pretrain.parallel.context import ParallelContext
+from pretrain.parallel.token_padding import padded_tokens
 
 
 class TrainingModel(nn.Module):
     """Shares the encoder's children, so that parameter names carry no prefix and checkpoints need no renaming."""
 
-    def __init__(self, encoder: ModularStarEncoder, vocabulary: VocabularyOperations, objective: ObjectiveConfig = PAPER):
-        """`encoder` may have a padded vocabulary, and parallel layers if the layout asks for them."""
+    def __init__(
+        self,
+        encoder: ModularStarEncoder,
+        vocabulary: VocabularyOperations,
+        objective: ObjectiveConfig = PAPER,
+        shards: Callable[[MicroBatch], MicroBatch] | None = None,
+        dropout: DropoutSeeds | None = None,
+    ):
+        """`encoder` may have a padded vocabulary, and parallel layers if the layout asks for them.
+
+        `shards` makes the number of tokens divide by the tensor ranks, for sequence parallelism; `dropout` has been attached to
+        the encoder's trunk.
+        """
         super().__init__()
         self.starEncoder2 = encoder.starEncoder2
         self.pooler = encoder.pooler
         self.cls = encoder.cls
         weights = objective.weights_of(encoder.config.matryoshka_layers, encoder.config.num_hidden_layers)
         self._loss = MultiExitLoss(self.pooler, self.cls, vocabulary, objective, weights)
+        self._shards = shards
+        self._dropout = dropout
 
     def forward(self, batch: MicroBatch, denominators: Denominators | None) -> tuple[Tensor, Tensor] | list[Tensor]:
         """This micro-batch's share of the global loss, and sums [E, C] in the order of `loss.COLUMNS`.
 
         With `denominators` None: the exits' states [N, D] instead, for comparing an exported model.
         """
-        states = self.starEncoder2(batch.input_ids_N, batch.positions_N, batch.cu_seqlens, batch.max_length)
+        states = self._run_trunk(batch)
         if denominators is None:
-            return list(states)
+            return [state[: batch.input_ids_N.numel()] for state in states]
         return self._loss(states, batch, denominators)
+
+    def _run_trunk(self, batch: MicroBatch) -> list[Tensor]:
+        if self._dropout is not None and self.training:
+            self._dropout.begin()
+        seen = self._shards(batch) if self._shards is not None else batch
+        states: list[Tensor] = self.starEncoder2(seen.input_ids_N, seen.positions_N, seen.cu_seqlens, seen.max_length)
+        return states
 
     @property
     def universal_checkpoint_info(self) -> dict[str, Any]:
@@ -57,34 +84,63 @@ class TrainingModel(nn.Module):
 
 
 def build_training_model(
-    config: ModelConfig, seed: int, dtype: torch.dtype, context: ParallelContext, objective: ObjectiveConfig = PAPER
+    config: ModelConfig,
+    parallel: ParallelConfig,
+    seed: int,
+    dtype: torch.dtype,
+    context: ParallelContext,
+    objective: ObjectiveConfig = PAPER,
 ) -> TrainingModel:
     """Build this rank's slice of the model with its initial weights; no rank ever holds a full copy of a cut weight."""
     shape = ModularStarEncoderConfig(**{**config.hugging_face(), "vocab_size": config.padded_vocabulary_size})
     with torch.device("meta"):
         encoder = ModularStarEncoder(shape)
-    vocabulary = whole_vocabulary(config.vocabulary_size)
+    vocabulary, shards = whole_vocabulary(config.vocabulary_size), None
     if context.layout.tensor_ranks > 1:
-        vocabulary = _apply_tensor_parallelism(encoder, config, dtype, context)
+        vocabulary = _apply_tensor_parallelism(encoder, config, parallel, dtype, context)
+    if parallel.sequence_parallel:
+        shards = _apply_sequence_parallelism(encoder, context)
     encoder.to(dtype).to_empty(device="cpu")
     fill_initial_weights(encoder, config, seed, context)
     if context.layout.tensor_ranks > 1:
         from pretrain.parallel.tensor import mark_parallel_parameters
 
         mark_parallel_parameters(encoder)
-    return TrainingModel(encoder, vocabulary, objective)
+    dropout = _prepare_layers(encoder.starEncoder2, config, parallel, context)
+    return TrainingModel(encoder, vocabulary, objective, shards, dropout)
+
+
+def _prepare_layers(
+    trunk: StarEncoder2, config: ModelConfig, parallel: ParallelConfig, context: ParallelContext
+) -> DropoutSeeds | None:
+    """Seed dropout, compile, recompute: in this order, so that what is computed again is seeded again and runs compiled."""
+    dropout = None
+    if config.attention_dropout or config.residual_dropout or config.embedding_dropout:
+        dropout = DropoutSeeds(context.tensor_rank, sequence_parallel=parallel.sequence_parallel)
+        dropout.attach(trunk)
+    if parallel.compile:
+        compile_layers(trunk)
+    apply_activation_checkpointing(trunk, parallel.activation_checkpointing)
+    return dropout
 
 
 def _apply_tensor_parallelism(
-    encoder: ModularStarEncoder, config: ModelConfig, dtype: torch.dtype, context: ParallelContext
+    encoder: ModularStarEncoder, config: ModelConfig, parallel: ParallelConfig, dtype: torch.dtype, context: ParallelContext
 ) -> VocabularyOperations:
     from pretrain.parallel import tensor
 
-    tensor.apply_tensor_parallelism(encoder, dtype)
+    tensor.apply_tensor_parallelism(encoder, dtype, parallel.sequence_parallel)
     width = config.padded_vocabulary_size // context.layout.tensor_ranks
     live = min(max(config.vocabulary_size - tensor.vocabulary_start(width), 0), width)
     reductions = VocabularyReductions(tensor.maximum_over_ranks, tensor.sum_over_ranks)
     return VocabularyOperations(tensor.vocabulary_cross_entropy, tensor.vocabulary_correct, live, reductions)
+
+
+def _apply_sequence_parallelism(encoder: ModularStarEncoder, context: ParallelContext) -> Callable[[MicroBatch], MicroBatch]:
+    from pretrain.parallel.sequence import apply_sequence_parallelism
+
+    apply_sequence_parallelism(encoder.starEncoder2)
+    return functools.partial(padded_tokens, multiple=context.layout.tensor_ranks)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """The multi-exit encoder as one plain PyTorch model, which is also the Hugging Face model of a converted checkpoint.
 
-Parallelism is applied from outside, at three points: the number of heads follows from the width of the projections, every
-exit's state passes through an `nn.Identity`, and `cls.predictions.bias` is a bare parameter named in the sharding table.
+Parallelism is applied from outside, at four points: the number of heads follows from the width of the projections, every
+exit's state passes through an `nn.Identity`, `cls.predictions.bias` is a bare parameter named in the sharding table, and what
+attention does between its projections is a module of its own, without parameters.
 
 Letters: B rows, T slots, N real tokens of all rows, D width, H heads, K head width, V vocabulary, E exits, M chosen tokens.
 """
@@ -21,24 +22,34 @@ from .configuration_mose import ModularStarEncoderConfig
 Config = ModularStarEncoderConfig
 
 
+class StarEncoder2AttentionCore(nn.Module):
+    """Attention of rotated queries and keys: the place where training seeds dropout, recomputes, or leaves compiled code."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.dropout = config.attention_dropout
+
+    def forward(self, q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, cu_seqlens: Tensor, max_length: int) -> Tensor:
+        return attention(q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, self.dropout if self.training else 0.0)
+
+
 class StarEncoder2Attention(nn.Module):
     """Grouped-query self-attention with rotary positions, bidirectional."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.head_dim = config.head_dim
-        self.dropout = config.attention_dropout
         self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim)
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim)
         self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size)
+        self.core = StarEncoder2AttentionCore(config)
 
     def forward(self, x_ND: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor, max_length: int) -> Tensor:
         q, k, v = (projection(x_ND) for projection in (self.q_proj, self.k_proj, self.v_proj))
         # The number of heads comes from the width, so that a tensor-parallel slice of the projections needs no other change.
         q, k, v = (t.view(t.shape[0], -1, self.head_dim) for t in (q, k, v))
-        dropout = self.dropout if self.training else 0.0
-        mixed_NHK = attention(rotate(q, *rotary), rotate(k, *rotary), v, cu_seqlens, max_length, dropout)
+        mixed_NHK = self.core(rotate(q, *rotary), rotate(k, *rotary), v, cu_seqlens, max_length)
         return self.o_proj(mixed_NHK.flatten(1))  # type: ignore[no-any-return]
 
 

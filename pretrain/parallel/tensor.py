@@ -1,8 +1,10 @@
 """Tensor parallelism: megatron-core's layers put into the plain model by the sharding table; the only file importing megatron.
 
-Letters: N real tokens, M masked tokens, V vocabulary rows of all ranks, W vocabulary rows of this rank.
+Letters: N real tokens, S tokens of this rank's shard under sequence parallelism (N / tensor ranks), D width, M masked tokens,
+V vocabulary rows of all ranks, W vocabulary rows of this rank.
 """
 
+import dataclasses
 import os
 import warnings
 from typing import Any
@@ -29,6 +31,8 @@ def initialize_tensor_groups(tensor_ranks: int) -> "ModelParallelUnit":
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
     # megatron overlaps the all-reduce of input gradients with the weight gradient only if kernels queue in one line.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    # megatron calls collectives by names that torch 2.13 renames, and torch says so at each of its call sites.
+    warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_ranks)
     return ModelParallelUnit()
@@ -75,9 +79,68 @@ class RowParallelLinear(_TensorOnly, tensor_parallel.RowParallelLinear):  # type
     """A linear layer whose inputs are cut over ranks; the partial outputs are summed."""
 
 
-def apply_tensor_parallelism(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every layer that the sharding table cuts by megatron's; parameter names stay the same, weights are not filled."""
-    config = ModelParallelConfig(use_cpu_initialization=True, perform_initialization=False, params_dtype=dtype)
+class SequenceRowParallelLinear(_TensorOnly, tensor_parallel.RowParallelLinear):  # type: ignore[misc]
+    """A linear layer whose inputs are cut over ranks; the sum of the partial outputs is left cut over tokens, [S, D]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (bias,) = with_summed_gradients(self.bias)
+        return super().forward(x) + bias
+
+
+class SequenceVocabularyEmbedding(tensor_parallel.VocabParallelEmbedding):  # type: ignore[misc]
+    """Embeddings of tokens [N], summed over vocabulary slices and left cut over tokens, [S, D]."""
+
+    def forward(self, input_ids_N: Tensor) -> Tensor:
+        # megatron takes [batch, sequence] and gives [sequence, batch, width] when it leaves the sum cut.
+        return super().forward(input_ids_N[None]).squeeze(1)  # type: ignore[no-any-return]
+
+
+class _SummedGradients(torch.autograd.Function):
+    """The same tensors forward; the sum over tensor ranks of their gradients backward, in one float32 all-reduce.
+
+    megatron's own copy is not used: it silently leaves a gradient that is not contiguous unreduced.
+    """
+
+    @staticmethod
+    def forward(context: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        context.group = parallel_state.get_tensor_model_parallel_group()
+        return tuple(tensor.clone() for tensor in tensors)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        flat = torch.cat([gradient.flatten().float() for gradient in gradients])
+        dist.all_reduce(flat, group=context.group)
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        return tuple(part.view_as(gradient).to(gradient.dtype) for part, gradient in zip(parts, gradients, strict=True))
+
+
+def with_summed_gradients(*replicated: Tensor) -> tuple[Tensor, ...]:
+    """Replicated parameters as used on a shard of the tokens: their gradients are summed over the tensor ranks."""
+    return _SummedGradients.apply(*replicated)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gather_tokens(x_SD: Tensor, *, partial_gradients: bool) -> Tensor:
+    """Shards [S, D] of all tensor ranks put together, [N, D].
+
+    `partial_gradients`: each rank's gradient of the result is one part of a sum (it came through cut weights); else every rank
+    has the whole gradient and takes its shard of it.
+    """
+    return tensor_parallel.gather_from_sequence_parallel_region(x_SD, tensor_parallel_output_grad=partial_gradients)  # type: ignore[no-any-return]
+
+
+def apply_tensor_parallelism(model: nn.Module, dtype: torch.dtype, sequence_parallel: bool = False) -> None:
+    """Replace every layer that the sharding table cuts by megatron's; parameter names stay the same, weights are not filled.
+
+    With `sequence_parallel`, embedding and row-parallel layers leave their sums cut over tokens, and `layers.*` columns take
+    tokens that `pretrain.parallel.sequence` has gathered.
+    """
+    config = ModelParallelConfig(
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        params_dtype=dtype,
+        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        sequence_parallel=sequence_parallel,
+    )
     for name, module in list(model.named_modules()):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             replacement = _parallel_layer(module, sharding_of(f"{name}.weight"), config)
@@ -91,15 +154,23 @@ def apply_tensor_parallelism(model: nn.Module, dtype: torch.dtype) -> None:
 
 def _parallel_layer(module: nn.Linear | nn.Embedding, kind: Sharding, config: ModelParallelConfig) -> nn.Module | None:
     common: dict[str, Any] = {"config": config, "init_method": nn.init.zeros_}
+    on_shards = config.sequence_parallel
     if isinstance(module, nn.Embedding):
         if kind is not Sharding.VOCABULARY:
             return None
-        return tensor_parallel.VocabParallelEmbedding(module.num_embeddings, module.embedding_dim, **common)  # type: ignore[no-any-return]
+        sizes = (module.num_embeddings, module.embedding_dim)
+        if on_shards:
+            return SequenceVocabularyEmbedding(*sizes, reduce_scatter_embeddings=True, **common)
+        return tensor_parallel.VocabParallelEmbedding(*sizes, **common)  # type: ignore[no-any-return]
     sizes, bias = (module.in_features, module.out_features), module.bias is not None
     if kind in (Sharding.COLUMN, Sharding.VOCABULARY):
-        return ColumnParallelLinear(*sizes, bias=bias, gather_output=False, **common)
+        # The decoder takes whole states and reduces its input's gradient; a layer's columns share one gather (sequence.py).
+        gathered = on_shards and kind is Sharding.COLUMN
+        common["config"] = dataclasses.replace(config, sequence_parallel=False)
+        return ColumnParallelLinear(*sizes, bias=bias, gather_output=False, disable_grad_reduce=gathered, **common)
     if kind is Sharding.ROW:
-        return RowParallelLinear(*sizes, bias=bias, input_is_parallel=True, skip_bias_add=False, **common)
+        row = SequenceRowParallelLinear if on_shards else RowParallelLinear
+        return row(*sizes, bias=bias, input_is_parallel=True, skip_bias_add=on_shards, **common)
     return None
 
 
@@ -116,7 +187,7 @@ def _cut_bare_parameter(model: nn.Module, name: str, parameter: nn.Parameter) ->
 
 
 def _parallel_classes() -> tuple[type[nn.Module], ...]:
-    return (ColumnParallelLinear, RowParallelLinear, tensor_parallel.VocabParallelEmbedding)
+    return tuple(megatron_layers().values())
 
 
 def mark_parallel_parameters(model: nn.Module) -> None:

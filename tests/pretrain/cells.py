@@ -23,22 +23,32 @@ GLOBAL_ROWS = 8
 
 
 def tiny_config(
-    dataset: Path, tensor_ranks: int = 1, micro_batch_rows: int = 1, zero_stage: int = 1, precision: str = "fp32"
+    dataset: Path,
+    tensor_ranks: int = 1,
+    micro_batch_rows: int = 1,
+    zero_stage: int = 1,
+    precision: str = "fp32",
+    key_value_heads: int = 2,
+    dropout: float = 0.0,
+    **layers: Any,
 ) -> PretrainConfig:
-    """Four layers of width 32 with exits after 1, 2 and 4; dropout 0; a vocabulary that is no multiple of 512."""
+    """Four layers of width 32 with exits after 1, 2 and 4; a vocabulary that is no multiple of 512.
+
+    `layers` are fields of the parallel section: sequence_parallel, activation_checkpointing, compile.
+    """
     model = ModelConfig(
         vocabulary_size=read_manifest(dataset).vocabulary_size,
         width=32,
         feed_forward_width=64,
         num_layers=4,
         num_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=key_value_heads,
         exit_layers=(1, 2, 4),
         max_length=read_manifest(dataset).sequence_length,
         initializer_range=0.08,
-        attention_dropout=0.0,
-        residual_dropout=0.0,
-        embedding_dropout=0.0,
+        attention_dropout=dropout,
+        residual_dropout=dropout,
+        embedding_dropout=dropout,
     )
     return PretrainConfig(
         seed=3,
@@ -46,7 +56,7 @@ def tiny_config(
         data=DataConfig(dataset=str(dataset), block_rows=2, window_rows=16),
         model=model,
         batch=BatchConfig(global_rows=GLOBAL_ROWS, micro_batch_rows=micro_batch_rows),
-        parallel=ParallelConfig(tensor_parallel_size=tensor_ranks, zero_stage=zero_stage, precision=precision),
+        parallel=ParallelConfig(tensor_parallel_size=tensor_ranks, zero_stage=zero_stage, precision=precision, **layers),
         optimizer=OptimizerConfig(gradient_clipping=0.5),
         schedule=ScheduleConfig(peak_learning_rate=1e-2, warmup_steps=2, milestones=(), factors=()),
     )

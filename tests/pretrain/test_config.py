@@ -17,6 +17,10 @@ from pretrain.config import BatchConfig, DataConfig, IntervalConfig, Layout, Opt
         (ParallelConfig, {"zero_stage": 4}, "parallel.zero_stage: 4"),
         (ParallelConfig, {"precision": "fp8"}, "parallel.precision: 'fp8'"),
         (ParallelConfig, {"precision": "bf16", "zero_stage": 0}, "steps once with empty gradients and clips by a wrong norm"),
+        (ParallelConfig, {"sequence_parallel": True}, "sequence_parallel: true without tensor parallelism, expected"),
+        (ParallelConfig, {"activation_checkpointing": "half"}, "parallel.activation_checkpointing: 'half', expected one of"),
+        (ParallelConfig, {"compile": True, "activation_checkpointing": "selective"}, "the compiler chooses itself which"),
+        (ParallelConfig, {"compile": True, "zero_stage": 3}, "parallel.compile: true with ZeRO 3: "),
         (ParallelConfig, {"threads_per_rank": 0}, "parallel.threads_per_rank: 0"),
         (BatchConfig, {"global_rows": 0}, "batch.global_rows: 0"),
         (BatchConfig, {"micro_batch_tokens": -1}, "batch.micro_batch_tokens: -1, expected 0 or more"),
@@ -36,7 +40,7 @@ def test_heads_must_divide_by_the_tensor_parallel_size() -> None:
     with pytest.raises(MoseError, match="tensor_parallel_size: 4 does not divide model.num_heads 6"):
         PretrainConfig(model=model, parallel=ParallelConfig(tensor_parallel_size=4))
     model = dataclasses.replace(model, num_heads=8, num_key_value_heads=2)
-    with pytest.raises(MoseError, match="4 does not divide model.num_key_value_heads 2"):
+    with pytest.raises(MoseError, match="4 does not divide model.num_key_value_heads 2: each rank needs whole"):
         PretrainConfig(model=model, parallel=ParallelConfig(tensor_parallel_size=4))
 
 

@@ -35,3 +35,17 @@ def test_zero_stages_cut_what_they_promise() -> None:
     # 1.1B parameters in bf16 are 2.06 GiB; AdamW's float32 state is six times that, over 8 ranks.
     assert round(parts[1].weights / GIB, 2) == 2.06
     assert parts[1].optimizer == parts[1].weights // 2 * 12 // 8
+
+
+def test_checkpointing_and_sequence_parallelism_cut_activations_as_they_do_in_the_docstring() -> None:
+    def activations(size: int = 1, **fields: object) -> int:
+        overrides = {f"parallel.{name}": value for name, value in fields.items()}
+        config = load_config(PretrainConfig, PAPER_RUN, {"parallel.tensor_parallel_size": size, **overrides})
+        return estimate_memory(config, Layout.of(config, 8)).activations
+
+    # Of 8 D + 4 KV + 2 F = 8,192 + 1,024 + 24,576 numbers, selective gives up F = 12,288, full keeps D and one layer.
+    none, selective, full = (activations(activation_checkpointing=kind) for kind in ("none", "selective", "full"))
+    assert round(1 - selective / none, 3) == round(12288 / 33792, 3)
+    assert round(full / none, 3) == round((36 * 1024 + 33792) / (36 * 33792), 3)
+    whole, shards = activations(4), activations(4, sequence_parallel=True)
+    assert round(shards / whole, 3) == round((2048 + 3072 / 4 + 28672 / 4) / (5120 + 28672 / 4), 3)

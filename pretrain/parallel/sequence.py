@@ -1,0 +1,53 @@
+"""Sequence parallelism: between the cut layers, each tensor rank holds and computes its shard of the tokens only.
+
+Norms, dropout and residual sums run on [S, D]. A layer norm's output is gathered once for all column-parallel layers that
+read it, so these keep [N, D] for their weights' gradients: one collective in place of three, for memory that is not divided.
+
+Letters: N real tokens, padded to a multiple of the tensor ranks; S = N / tensor ranks; D width.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mose.model.modeling_mose import StarEncoder2
+from pretrain.parallel.tensor import gather_tokens, with_summed_gradients
+
+
+class ShardedLayerNorm(nn.LayerNorm):
+    """LayerNorm of this rank's shard [S, D], whose weight and bias get the gradient of all shards."""
+
+    def forward(self, x_SD: Tensor) -> Tensor:
+        weight_D, bias_D = with_summed_gradients(self.weight, self.bias)
+        return F.layer_norm(x_SD, self.normalized_shape, weight_D, bias_D, self.eps)
+
+
+class GatheringLayerNorm(ShardedLayerNorm):
+    """The same, with the normalised shards of all ranks put together for column-parallel layers: [S, D] to [N, D]."""
+
+    def forward(self, x_SD: Tensor) -> Tensor:
+        return gather_tokens(super().forward(x_SD), partial_gradients=True)
+
+
+class GatheredExit(nn.Module):
+    """An exit's state of all tokens [N, D]; every rank computes the same heads on it, so gradients are whole already."""
+
+    def forward(self, x_SD: Tensor) -> Tensor:
+        return gather_tokens(x_SD, partial_gradients=False)
+
+
+def apply_sequence_parallelism(trunk: StarEncoder2) -> None:
+    """Put gathering norms and exits into a trunk whose cut layers are parallel already; parameter names stay the same."""
+    for layer in trunk.layers:
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            setattr(layer, name, _as_kind(GatheringLayerNorm, getattr(layer, name)))
+    if isinstance(trunk.norm, nn.LayerNorm):
+        trunk.norm = _as_kind(ShardedLayerNorm, trunk.norm)
+    for index in range(len(trunk.exits)):
+        trunk.exits[index] = GatheredExit()
+
+
+def _as_kind(kind: type[ShardedLayerNorm], norm: nn.LayerNorm) -> ShardedLayerNorm:
+    """`norm` as another class, with its parameters."""
+    replacement = kind(norm.normalized_shape, eps=norm.eps, device="meta")
+    replacement.weight, replacement.bias = norm.weight, norm.bias
+    return replacement
