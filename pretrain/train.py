@@ -24,7 +24,8 @@ from pretrain.prefetch import Prefetcher
 from pretrain.probe import run_probe
 from pretrain.sources import RunData, open_run_data
 from pretrain.step import StepResult, train_step
-from pretrain.throughput import Stopwatch
+from pretrain.step_times import StepTimes
+from pretrain.throughput import Stopwatch, say_unknown_peak
 from pretrain.training_model import build_training_model
 from pretrain.validation import validate
 from pretrain.warm_start import fill_from_converted
@@ -123,7 +124,7 @@ def loop(run: Run, progress: Progress) -> None:
     """Steps from `progress` to `max_steps`; validates, saves and reports at their intervals."""
     config, context = run.config, run.context
     plan = batch_plan(config, run.data.tokenizer, context)
-    stopwatch = Stopwatch(shape_of(config), context.device, context.layout.world_size)
+    stopwatch = stopwatch_of(run)
     loader = GlobalBatchLoader(run.data.rows, plan, run.data.mixture)
     with Prefetcher(loader, progress.consumed_rows) as prefetcher, open_writer(run, progress) as writer:
         for step in range(progress.step, config.max_steps):
@@ -133,7 +134,7 @@ def loop(run: Run, progress: Progress) -> None:
             progress = advance(progress, result, config)
             if due(progress.step, config.intervals.log_every_steps, config.max_steps):
                 values = step_values(result, rate, config) | run.data.scalars(config.seed, progress.consumed_rows)
-                report(run, writer, progress, values | stopwatch.read(result))
+                report(run, writer, progress, values | stopwatch.read(result), stopwatch.straggler)
             if due(progress.step, config.intervals.validate_every_steps, config.max_steps):
                 report_validation(run, writer, progress, plan)
             if due(progress.step, config.intervals.checkpoint_every_steps, config.max_steps):
@@ -166,10 +167,19 @@ def open_writer(run: Run, progress: Progress) -> contextlib.AbstractContextManag
     return MetricWriter(run.directory, run.config.max_steps, progress.step, progress.consumed_tokens)
 
 
-def report(run: Run, writer: MetricWriter | None, progress: Progress, values: dict[str, float]) -> None:
-    """Write one interval's scalars and the heartbeat, on rank 0."""
+def stopwatch_of(run: Run) -> Stopwatch:
+    """A stopwatch for this run that compares its ranks; rank 0 says so if the device's peak is not known."""
+    context = run.context
+    if context.is_main:
+        say_unknown_peak(context.device)
+    step_times = StepTimes(run.engine.module, context)
+    return Stopwatch(shape_of(run.config), context.device, context.layout.world_size, step_times)
+
+
+def report(run: Run, writer: MetricWriter | None, progress: Progress, values: dict[str, float], note: str = "") -> None:
+    """Write one interval's scalars and the heartbeat, on rank 0; `note` is for the console line."""
     if writer is not None:
-        writer.write(progress.step, progress.consumed_tokens, values)
+        writer.write(progress.step, progress.consumed_tokens, values, note)
         run.directory.write_heartbeat(progress.step)
 
 
