@@ -5,8 +5,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from mose.config import save_config
 from mose.run_directory import RunDirectory
 from mose.schedule import learning_rate
@@ -17,6 +15,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data import BatchPlan, GlobalBatchLoader, validation_batches
 from pretrain.estimate import shape_of
 from pretrain.identity import config_values
+from pretrain.machine import attention_backend, dtype_of, machine_line
 from pretrain.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, MetricWriter
 from pretrain.parallel.context import ParallelContext, initialize_parallel, leave_parallel
 from pretrain.parallel.engine import Engine
@@ -41,6 +40,9 @@ def train(config: PretrainConfig, request: ResumeRequest) -> None:
     config = config.resolve(data.tokenizer.vocabulary_size)
     context = initialize_parallel(config)
     try:
+        backend = attention_backend(config, context.device)
+        if context.is_main:
+            print(machine_line(backend, context), file=sys.stderr, flush=True)
         run = RunDirectory(Path(config.output))
         if request.mode == NEVER:
             run.create(resume=False)
@@ -80,15 +82,14 @@ def prepare_run_directory(
         if selection is not None:
             record_changes(run.path / CHANGES_NAME, selection)
         save_config(config, run.config)
-        run.write_versions()
+        run.write_versions(attention_backend=attention_backend(config, context.device))
         data.tokenizer.copy_to(run.path)
     context.barrier()
 
 
 def build_engine(config: PretrainConfig, context: ParallelContext, selection: Selection | None = None) -> Engine:
     """Build this rank's slice of the model and hand it to DeepSpeed, ready to load `selection`."""
-    dtype = torch.bfloat16 if config.parallel.precision == "bf16" else torch.float32
-    model = build_training_model(config.model, config.seed, dtype, context)
+    model = build_training_model(config.model, config.seed, dtype_of(config), context)
     if config.start_from and selection is None:
         fill_from_converted(model, Path(config.start_from), config, context)
     return Engine(model, config, context, merged=selection is not None and selection.converts)
