@@ -46,6 +46,10 @@ def _add_train(parser: ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, default=0, help="With --dry-run: ranks to plan for (default: those launched).")
     parser.add_argument("--mock-step", action="store_true", help="Run one real step on made-up rows and stop; reads no data.")
 
+    steps = "Steps to record with torch's profiler, after 5 steps of warm-up, into RUN/profile/rank-00000.json (0: none)."
+    parser.add_argument("--profile-steps", type=int, default=0, help=steps)
+    parser.add_argument("--profile-ranks", type=int, nargs="+", default=[0], help="With --profile-steps: ranks that record.")
+
     resume = "Checkpoint to go on from: auto (newest whole one), never (refuse an existing run), or a step."
     parser.add_argument("--resume", type=str, default="auto", help=resume)
     allow = "Dotted name of a config field that may differ from the checkpoint's; may be given more than once."
@@ -66,10 +70,12 @@ def _train(parsed: Namespace) -> int | None:
             print(sentence)
         return None
     from pretrain.checkpoint_store import ResumeRequest
+    from pretrain.profiler import ProfileRequest
     from pretrain.train import train
 
+    profiling = ProfileRequest(parsed.profile_steps, tuple(parsed.profile_ranks))
     try:
-        train(config, ResumeRequest(parsed.resume, tuple(parsed.allow_change)))
+        train(config, ResumeRequest(parsed.resume, tuple(parsed.allow_change)), profiling)
     except MoseError:
         # Every rank finds the same fault in the same files. Rank 0 says so and the launcher ends the others; one that still
         # lives after a while has found a fault of its own.

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pretrain.parallel.context import ParallelContext, initialize_parallel, leav
 from pretrain.parallel.engine import Engine
 from pretrain.prefetch import Prefetcher
 from pretrain.probe import run_probe
+from pretrain.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
 from pretrain.sources import RunData, open_run_data
 from pretrain.step import StepResult, train_step
 from pretrain.step_times import StepTimes
@@ -30,8 +32,8 @@ from pretrain.validation import validate
 from pretrain.warm_start import fill_from_converted
 
 
-def train(config: PretrainConfig, request: ResumeRequest) -> None:
-    """Run (or continue) `config`, from its first step to `max_steps`; every rank calls it.
+def train(config: PretrainConfig, request: ResumeRequest, profiling: ProfileRequest = NO_PROFILE) -> None:
+    """Run (or continue) `config`, from its first step to `max_steps`; every rank calls it. `profiling` records some steps.
 
     Raises:
         MoseError: the config, the data set, the launched ranks or a checkpoint in the run directory do not fit together.
@@ -54,7 +56,8 @@ def train(config: PretrainConfig, request: ResumeRequest) -> None:
         prepare_run_directory(config, data, context, selection)
         if progress.step >= config.max_steps and context.is_main:
             print(f"{config.output}: already at step {progress.step} of {config.max_steps}")
-        loop(Run(config, context, data, run, engine, store), progress)
+        with profiled_steps(profiling, run.path / PROFILE_FOLDER, context) as after_step:
+            loop(Run(config, context, data, run, engine, store), progress, after_step)
     finally:
         leave_parallel()
         data.close()
@@ -121,8 +124,8 @@ def batch_plan(config: PretrainConfig, tokenizer: Tokenizer, context: ParallelCo
     )
 
 
-def loop(run: Run, progress: Progress) -> None:
-    """Steps from `progress` to `max_steps`; validates, saves and reports at their intervals."""
+def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> None:
+    """Steps from `progress` to `max_steps`; validates, saves and reports at their intervals; then calls `after_step`."""
     config, context = run.config, run.context
     plan = batch_plan(config, run.data.tokenizer, context)
     stopwatch = stopwatch_of(run)
@@ -142,6 +145,7 @@ def loop(run: Run, progress: Progress) -> None:
                 save(run, progress)
             if writer is not None:
                 writer.advance(progress.step)
+            after_step()
 
 
 def due(step: int, every: int, last: int) -> bool:
