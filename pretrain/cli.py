@@ -1,4 +1,4 @@
-"""`mose-pretrain`: train, look after checkpoints, export, evaluate on held-out rows, plot."""
+"""`mose-pretrain`: train, look after checkpoints, export, evaluate on held-out rows, diagnose, plot."""
 
 import os
 import sys
@@ -36,7 +36,8 @@ def commands() -> dict[str, Command]:
         "compare": Command("Compare the tensors of two checkpoints; exit code 1 if they differ.", _add_compare, _compare),
         **export_commands(),
         "evaluate": Command("Losses of every exit on held-out rows, beside token frequencies.", _add_evaluate, _evaluate),
-        "plot": Command("Draw a run's losses as a PNG.", _add_plot, _plot),
+        "diagnose": Command("Gradients of a checkpoint's exits on the shared trunk.", _add_diagnose, _diagnose),
+        "plot": Command("Draw a run's losses, gradient norm and speed as a PNG.", _add_plot, _plot),
     }
 
 
@@ -181,6 +182,24 @@ def _evaluate(parsed: Namespace) -> None:
     unigram = f"{report['unigram_cross_entropy']:.3f}"
     table.add_row("unigram", unigram, "", f"{report['icc_majority_rate']:.3f} (majority)", "")
     Console().print(table)
+
+
+def _add_diagnose(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="Run directory; RUN/diagnose/step-000100/ gets a JSON file and a PNG.")
+    parser.add_argument("--step", type=int, default=None, help="Step of the checkpoint (default: the latest).")
+    parser.add_argument("--rows", type=int, default=8, help="Rows from the start of the split, all at once.")
+    parser.add_argument("--split", type=str, default=None, help="Split of the run's data (default: the held-out one).")
+
+
+def _diagnose(parsed: Namespace) -> None:
+    from pretrain.diagnose import diagnose
+
+    folder, found = diagnose(Path(parsed.run), parsed.step, parsed.rows, parsed.split)
+    exits = [f"exit {layer}" for layer in found.exit_layers]
+    table = Table("", "norm on the trunk", *(f"cosine, {name}" for name in exits), title=str(folder))
+    for name, norm, cosines in zip(exits, found.trunk_norms_E, found.cosines_EE, strict=True):
+        table.add_row(name, f"{norm:.3e}", *(f"{cosine:+.3f}" for cosine in cosines))
+    Console(soft_wrap=True).print(table)
 
 
 def _add_plot(parser: ArgumentParser) -> None:
