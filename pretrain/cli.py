@@ -196,7 +196,8 @@ def _diagnose(parsed: Namespace) -> None:
 
     folder, found = diagnose(Path(parsed.run), parsed.step, parsed.rows, parsed.split)
     exits = [f"exit {layer}" for layer in found.exit_layers]
-    table = Table("", "norm on the trunk", *(f"cosine, {name}" for name in exits), title=str(folder))
+    title = f"{folder}: gradients on the shared trunk, cosines between exits"
+    table = Table("", "norm", *exits, title=title)
     for name, norm, cosines in zip(exits, found.trunk_norms_E, found.cosines_EE, strict=True):
         table.add_row(name, f"{norm:.3e}", *(f"{cosine:+.3f}" for cosine in cosines))
     Console(soft_wrap=True).print(table)
