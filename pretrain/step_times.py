@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 
 from pretrain.metrics import STEP_SECONDS, STRAGGLER_RATIO
 from pretrain.parallel.context import ParallelContext
@@ -104,18 +104,22 @@ class StepTimes:
         self._steps += 1
 
     def gather(self) -> RankTimes:
-        """Means over the steps since the last call, of all ranks: one all-gather of a number."""
-        mine = torch.tensor([self._seconds / max(self._steps, 1)], dtype=torch.float64, device=self._context.device)
-        seconds_R = torch.empty(self._context.layout.world_size, dtype=torch.float64, device=self._context.device)
-        dist.all_gather_into_tensor(seconds_R, mine)
+        """Means over the steps since the last call, of all ranks: one small all-reduce."""
+        mine = torch.tensor(self._seconds / max(self._steps, 1), dtype=torch.float64)
+        seconds_R = _of_all_ranks(mine, self._context)
         self._seconds, self._steps = 0.0, 0
-        return RankTimes(seconds_R.cpu().numpy(), self._hosts_R)
+        return RankTimes(seconds_R.numpy(), self._hosts_R)
 
 
 def _hosts(context: ParallelContext) -> tuple[str, ...]:
     name = socket.gethostname().encode()[:_HOST_BYTES].ljust(_HOST_BYTES, b"\0")
-    mine = torch.tensor(list(name), dtype=torch.uint8, device=context.device)
-    names = torch.empty(context.layout.world_size * _HOST_BYTES, dtype=torch.uint8, device=context.device)
-    dist.all_gather_into_tensor(names, mine)
-    rows = names.cpu().view(-1, _HOST_BYTES).tolist()
+    rows = _of_all_ranks(torch.tensor(list(name), dtype=torch.uint8), context).tolist()
     return tuple(bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows)
+
+
+def _of_all_ranks(mine: Tensor, context: ParallelContext) -> Tensor:
+    """Every rank's tensor, stacked [R, ...], on the CPU; one all-reduce of rows that are zero on all ranks but one."""
+    table_R = torch.zeros(context.layout.world_size, *mine.shape, dtype=mine.dtype, device=context.device)
+    table_R[context.rank] = mine
+    dist.all_reduce(table_R)
+    return table_R.cpu()
