@@ -89,8 +89,11 @@ class RunDirectory:
             raise MoseError(f"{self.path}: holds another run ({', '.join(held)}); expected a new directory, or resume")
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def write_versions(self) -> None:
-        """Write versions.json: with the layout and the config, what a bit-equal resume needs to be the same."""
+    def write_versions(self, **more: str) -> None:
+        """Write versions.json: with the layout and the config, what a bit-equal resume needs to be the same.
+
+        `more` is what only the caller knows, such as the attention back end.
+        """
         torch = sys.modules.get("torch")
         values = {
             "python": platform.python_version(),
@@ -99,6 +102,7 @@ class RunDirectory:
             "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
             "torch_threads": torch.get_num_threads() if torch is not None else None,
             "cuda": torch.version.cuda if torch is not None else None,
+            **more,
         }
         write_json(self.versions, values)
 

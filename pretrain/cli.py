@@ -1,4 +1,4 @@
-"""`mose-pretrain`: train, look after checkpoints and steps, export, evaluate on held-out rows, plot."""
+"""`mose-pretrain`: train, look after checkpoints and steps, export, evaluate on held-out rows, diagnose, plot."""
 
 import os
 import sys
@@ -37,7 +37,8 @@ def commands() -> dict[str, Command]:
         "compare": Command("Compare the tensors of two checkpoints; exit code 1 if they differ.", _add_compare, _compare),
         **export_commands(),
         "evaluate": Command("Losses of every exit on held-out rows, beside token frequencies.", _add_evaluate, _evaluate),
-        "plot": Command("Draw a run's losses as a PNG.", _add_plot, _plot),
+        "diagnose": Command("Gradients of a checkpoint's exits on the shared trunk.", _add_diagnose, _diagnose),
+        "plot": Command("Draw a run's losses, gradient norm and speed as a PNG.", _add_plot, _plot),
     }
 
 
@@ -46,6 +47,10 @@ def _add_train(parser: ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="Print derived numbers and stop; allocates nothing.")
     parser.add_argument("--ranks", type=int, default=0, help="With --dry-run: ranks to plan for (default: those launched).")
     parser.add_argument("--mock-step", action="store_true", help="Run one real step on made-up rows and stop; reads no data.")
+
+    steps = "Steps to record with torch's profiler, after 5 steps of warm-up, into RUN/profile/rank-00000.json (0: none)."
+    parser.add_argument("--profile-steps", type=int, default=0, help=steps)
+    parser.add_argument("--profile-ranks", type=int, nargs="+", default=[0], help="With --profile-steps: ranks that record.")
 
     resume = "Checkpoint to go on from: auto (newest whole one), never (refuse an existing run), or a step."
     parser.add_argument("--resume", type=str, default="auto", help=resume)
@@ -68,10 +73,12 @@ def _train(parsed: Namespace) -> int | None:
         return None
     from pretrain.checkpoint_store import ResumeRequest
     from pretrain.health import DivergedError
+    from pretrain.profiler import ProfileRequest
     from pretrain.train import train
 
+    profiling = ProfileRequest(parsed.profile_steps, tuple(parsed.profile_ranks))
     try:
-        finished = train(config, ResumeRequest(parsed.resume, tuple(parsed.allow_change)))
+        finished = train(config, ResumeRequest(parsed.resume, tuple(parsed.allow_change)), profiling)
     except DivergedError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"mose-pretrain: {error}", file=sys.stderr, flush=True)
@@ -201,6 +208,25 @@ def _evaluate(parsed: Namespace) -> None:
     majority = f"{report[f'{task}_majority_rate']:.3f} (majority)" if known else ""
     table.add_row("unigram", f"{report['unigram_cross_entropy']:.3f}", "", *((majority, "") if known else ()))
     Console().print(table)
+
+
+def _add_diagnose(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="Run directory; RUN/diagnose/step-000100/ gets a JSON file and a PNG.")
+    parser.add_argument("--step", type=int, default=None, help="Step of the checkpoint (default: the latest).")
+    parser.add_argument("--rows", type=int, default=8, help="Rows from the start of the split, all at once.")
+    parser.add_argument("--split", type=str, default=None, help="Split of the run's data (default: the held-out one).")
+
+
+def _diagnose(parsed: Namespace) -> None:
+    from pretrain.diagnose import diagnose
+
+    folder, found = diagnose(Path(parsed.run), parsed.step, parsed.rows, parsed.split)
+    exits = [f"exit {layer}" for layer in found.exit_layers]
+    title = f"{folder}: gradients on the shared trunk, cosines between exits"
+    table = Table("", "norm", *exits, title=title)
+    for name, norm, cosines in zip(exits, found.trunk_norms_E, found.cosines_EE, strict=True):
+        table.add_row(name, f"{norm:.3e}", *(f"{cosine:+.3f}" for cosine in cosines))
+    Console(soft_wrap=True).print(table)
 
 
 def _add_plot(parser: ArgumentParser) -> None:

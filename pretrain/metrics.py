@@ -20,10 +20,13 @@ NORM_OUTLIERS = "optimizer/norm_outliers"
 TOKENS_PER_SECOND = "throughput/tokens_per_second_per_device"
 FLOPS_UTILIZATION = "throughput/model_flops_utilization"
 DATA_WAIT = "throughput/data_wait_fraction"
+# Seconds a step of a rank's own work (pretrain/step_times.py) at the median rank, at the 90th percentile, and of the slowest.
+STEP_SECONDS = ("throughput/step_seconds_p50", "throughput/step_seconds_p90", "throughput/step_seconds_max")
+STRAGGLER_RATIO = "throughput/straggler_ratio"
 PADDING = "data/padding_fraction"
 PEAK_MEMORY = "memory/peak_gib"
 # These tell how fast the machine was; every other value is equal, bit for bit, in two runs of the same layout.
-TIMING_KEYS = (TOKENS_PER_SECOND, FLOPS_UTILIZATION, DATA_WAIT, PEAK_MEMORY)
+TIMING_KEYS = (TOKENS_PER_SECOND, FLOPS_UTILIZATION, DATA_WAIT, *STEP_SECONDS, STRAGGLER_RATIO, PEAK_MEMORY)
 BY_TOKENS = "by_tokens"
 # The losses of an exit in the order in which the console shows them.
 EXIT_LOSSES = (MLM, ICC, NSP, DISTILLATION)
@@ -52,8 +55,10 @@ class MetricWriter:
             self._progress.start()
             self._task = self._progress.add_task("step", total=total_steps, completed=done_steps)
 
-    def write(self, step: int, consumed_tokens: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, consumed_tokens: int, values: Mapping[str, float], note: str = "") -> None:
         """Write one interval: `values` by scalar name, after `step` steps and `consumed_tokens` tokens.
+
+        `note` ends the console line; nothing else keeps it.
 
         Training values and validation values (names that begin with `validation/`) come in calls of their own. In
         TensorBoard each scalar stands twice: over steps, and as `by_tokens/NAME` over consumed tokens.
@@ -64,7 +69,7 @@ class MetricWriter:
             self._by_tokens.add_scalar(f"{BY_TOKENS}/{name}", value, consumed_tokens)
         self._by_step.flush()
         self._by_tokens.flush()
-        self._console.print(console_line(step, self._total_steps, values))
+        self._console.print(" ".join(part for part in (console_line(step, self._total_steps, values), note) if part))
 
     def advance(self, step: int) -> None:
         """Move the progress bar; nothing where there is none."""
@@ -108,6 +113,7 @@ def console_line(step: int, total_steps: int, values: Mapping[str, float]) -> st
         LEARNING_RATE: "lr {:.1e}",
         GRADIENT_NORM: "norm {:.2f}",
         TOKENS_PER_SECOND: "tok/s {:,.0f}",
+        FLOPS_UTILIZATION: "mfu {:.1%}",
         DATA_WAIT: "wait {:.1%}",
     }
     words += [form.format(bare[name]) for name, form in forms.items() if name in bare]

@@ -1,4 +1,4 @@
-"""A picture of a run: losses of every exit in training and validation, and the learning rate, over steps."""
+"""Pictures of a run: losses, learning rate, gradient norm and speed over steps; and gradients of a checkpoint's exits."""
 
 import io
 import re
@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mose.atomic_file import atomic_write
 from mose.errors import MoseError
 from mose.run_directory import VALIDATION, RunDirectory, exit_scalar
-from pretrain.metrics import LEARNING_RATE
+from pretrain.exit_gradients import ExitGradients
+from pretrain.metrics import FLOPS_UTILIZATION, GRADIENT_NORM, LEARNING_RATE, TOKENS_PER_SECOND
 from pretrain.objective import ICC, NSP
 
 Lines = list[dict[str, Any]]
 
 
 def plot_losses(run: RunDirectory, output: Path) -> None:
-    """Write a PNG with three panels: MLM loss, ICC (or NSP) loss and learning rate; training as lines, validation as points.
+    """Write a PNG: MLM and ICC (or NSP) loss (training as lines, validation as points), gradient norm, rate, tokens a second.
 
     Raises:
         MoseError: the run has no training losses yet, or its metrics cannot be read.
@@ -28,18 +30,27 @@ def plot_losses(run: RunDirectory, output: Path) -> None:
     exits = exit_layers(lines)
     if not exits:
         raise MoseError(f"{run.metrics}: no line with a loss of an exit, expected a run that has trained")
-    figure = Figure(figsize=(9, 9), layout="constrained")
-    mlm, task, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
+    figure = Figure(figsize=(9, 11), layout="constrained")
+    mlm, task, norm, rate, speed = figure.subplots(5, 1, sharex=True, height_ratios=(3, 2, 1, 1, 1))
     _draw_losses(mlm, lines, exits, "mlm", "MLM loss (nats a masked token)")
     name = task_of(lines)
     _draw_losses(task, lines, exits, name, f"{name.upper()} loss (nats a row)")
     mlm.legend(ncols=2, fontsize="small", title="line: training, point: validation", title_fontsize="small")
-    rate.plot(*_points(lines, LEARNING_RATE), color="black")
-    rate.set_ylabel("learning rate")
-    rate.set_ylim(bottom=0)
-    rate.set_xlabel("step")
+    _draw_one(norm, lines, GRADIENT_NORM, "gradient norm")
+    _draw_one(rate, lines, LEARNING_RATE, "learning rate")
+    _draw_one(speed, lines, TOKENS_PER_SECOND, "tokens/s\na device")
+    if any(line.get(FLOPS_UTILIZATION) is not None for line in lines):
+        share = speed.twinx()
+        _draw_one(share, lines, FLOPS_UTILIZATION, "utilization", "tab:orange")
+    speed.set_xlabel("step")
     figure.align_ylabels()
     _save(figure, output)
+
+
+def _draw_one(axes: Axes, lines: Lines, name: str, label: str, colour: str = "black") -> None:
+    axes.plot(*_points(lines, name), color=colour, linewidth=1.2)
+    axes.set_ylabel(label, color=colour)
+    axes.set_ylim(bottom=0)
 
 
 def exit_layers(lines: Lines) -> list[int]:
@@ -78,3 +89,49 @@ def _save(figure: Figure, output: Path) -> None:
     figure.savefig(picture, format="png", dpi=120)
     with atomic_write(output) as file:
         file.write(picture.getvalue())
+
+
+def plot_exit_gradients(found: ExitGradients, output: Path, title: str) -> None:
+    """Write a PNG: each exit's gradient norm on each block of the trunk, cosines between exits, and by block with the deepest."""
+    figure = Figure(figsize=(max(9.0, 0.3 * len(found.blocks) + 3), 8), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.6))
+    exits = [f"exit {layer}" for layer in found.exit_layers]
+    _draw_norms(figure.add_subplot(grid[0, :]), found, exits)
+    _draw_cosines(figure.add_subplot(grid[1, 0]), found, exits)
+    _draw_agreement(figure.add_subplot(grid[1, 1]), found, exits)
+    _save(figure, output)
+
+
+def _draw_norms(axes: Axes, found: ExitGradients, exits: list[str]) -> None:
+    reached_EP = np.ma.masked_equal(found.norms_EP, 0.0)
+    picture = axes.imshow(reached_EP, aspect="auto", cmap="viridis", norm="log")
+    axes.set_title("norm of each exit's gradient, weighted as in training (white: the exit lies below)", fontsize="medium")
+    axes.set_yticks(range(len(exits)), exits)
+    axes.set_xticks(range(len(found.blocks)), found.blocks, rotation=90 if len(found.blocks) > 20 else 0)
+    axes.set_xlabel("block of the trunk")
+    axes.figure.colorbar(picture, ax=axes)
+
+
+def _draw_cosines(axes: Axes, found: ExitGradients, exits: list[str]) -> None:
+    axes.imshow(found.cosines_EE, cmap="RdBu", vmin=-1, vmax=1)
+    axes.set_title("cosines on the blocks that both reach", fontsize="medium")
+    axes.set_xticks(range(len(exits)), exits, rotation=45, ha="right")
+    axes.set_yticks(range(len(exits)), exits)
+    for (row, column), value in np.ndenumerate(found.cosines_EE):
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 else "black")
+
+
+def _draw_agreement(axes: Axes, found: ExitGradients, exits: list[str]) -> None:
+    colours = matplotlib.colormaps["viridis"]
+    places = range(len(found.blocks))
+    for index, name in enumerate(exits[:-1]):
+        colour = colours(0.9 * index / max(1, len(exits) - 1))
+        axes.plot(places, found.cosines_PEE[:, index, -1], color=colour, marker="o", markersize=3, label=name)
+    axes.axhline(0.0, color="black", linewidth=0.8)
+    axes.set_title(f"cosine with {exits[-1]}, by block", fontsize="medium")
+    axes.set_xticks(places, found.blocks, rotation=90)
+    axes.set_xlabel("block of the trunk")
+    axes.grid(alpha=0.3)
+    if len(exits) > 1:
+        axes.legend(fontsize="small")

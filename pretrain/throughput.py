@@ -1,6 +1,8 @@
 """How fast a run is: real tokens a second, the share of the machine's peak that they use, waiting and memory."""
 
+import re
 import resource
+import sys
 import time
 
 import torch
@@ -10,18 +12,57 @@ from mose.model.size import flops_per_row, head_flops
 from pretrain.loss import Denominators
 from pretrain.metrics import DATA_WAIT, FLOPS_UTILIZATION, PADDING, PEAK_MEMORY, TOKENS_PER_SECOND
 from pretrain.step import BatchCounts, StepResult
+from pretrain.step_times import StepTimes
 
-# Dense bf16 peaks in FLOP/s from the vendors' data sheets, by a part of the device's name.
-DEVICE_PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12}
+# Dense bf16 peaks in FLOP/s from the vendors' data sheets (half of the figures that they print "with sparsity"), by the word
+# of the device's name that tells the model. Cards with another form factor than SXM have lower clocks.
+DEVICE_PEAKS = {
+    "A10": 125e12,
+    "A10G": 70e12,
+    "A30": 165e12,
+    "A40": 149.7e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L4": 121e12,
+    "L40": 181e12,
+    "L40S": 362e12,
+    "H100": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H800": 989e12,
+    "H800 PCIe": 756e12,
+    "H200": 989e12,
+    "H200 NVL": 835e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "GB200": 2500e12,
+}
 GIB = 1 << 30
+
+
+def peak_of(device_name: str) -> float | None:
+    """Peak FLOP/s in bf16 of a device by the name that its driver gives, e.g. `NVIDIA H100 80GB HBM3`; None if not known.
+
+    A slice of a device (MIG) is not known: its share of the peak is not in its name.
+    """
+    words = re.split(r"[\s-]+", device_name)
+    model = next((word for word in words if word in DEVICE_PEAKS), None)
+    if model is None or "MIG" in words:
+        return None
+    forms = (f"{model} {word}" for word in words)
+    return next((DEVICE_PEAKS[form] for form in forms if form in DEVICE_PEAKS), DEVICE_PEAKS[model])
 
 
 def device_peak(device: torch.device) -> float | None:
     """Peak FLOP/s of the device in bf16, or None where it is not in the table (any CPU)."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in DEVICE_PEAKS.items() if part in name), None)
+    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def say_unknown_peak(device: torch.device) -> None:
+    """Say once why a run on a GPU that is not in the table reports no utilization; nothing for any other."""
+    if device.type == "cuda" and device_peak(device) is None:
+        name = torch.cuda.get_device_name(device)
+        print(f"{FLOPS_UTILIZATION}: left out: {name} is not in the table of peaks", file=sys.stderr, flush=True)
 
 
 def step_flops(shape: ModularStarEncoderConfig, denominators: Denominators, counts: BatchCounts) -> int:
@@ -41,10 +82,15 @@ def step_flops(shape: ModularStarEncoderConfig, denominators: Denominators, coun
 class Stopwatch:
     """Adds up an interval's tokens and waits; `read()` gives the scalars and starts the next interval."""
 
-    def __init__(self, shape: ModularStarEncoderConfig, device: torch.device, world_size: int):
-        """Start timing now."""
+    def __init__(
+        self, shape: ModularStarEncoderConfig, device: torch.device, world_size: int, step_times: StepTimes | None = None
+    ):
+        """Start timing now; with `step_times`, ranks are compared, too, and `read` must be called on all of them."""
         self._shape, self._device, self._world_size = shape, device, world_size
+        self._step_times = step_times
         self._peak = device_peak(device)
+        self.straggler = ""
+        """Which rank was far slower than the others in the interval last read; empty if none."""
         self._restart()
 
     def _restart(self) -> None:
@@ -55,6 +101,8 @@ class Stopwatch:
         self._tokens += result.counts.real_tokens
         self._flops += step_flops(self._shape, result.denominators, result.counts)
         self._wait += wait_seconds
+        if self._step_times is not None:
+            self._step_times.add(wait_seconds)
 
     def read(self, result: StepResult) -> dict[str, float]:
         """Scalars of the interval that ends with `result`."""
@@ -67,6 +115,10 @@ class Stopwatch:
         }
         if self._peak is not None:
             values[FLOPS_UTILIZATION] = self._flops / seconds / self._world_size / self._peak
+        if self._step_times is not None:
+            times = self._step_times.gather()
+            values |= times.scalars()
+            self.straggler = times.straggler
         self._restart()
         return values
 

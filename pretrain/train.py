@@ -2,11 +2,9 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from mose.config import save_config
 from mose.errors import MoseError
@@ -20,6 +18,7 @@ from pretrain.data import BatchPlan, GlobalBatchLoader, validation_batches
 from pretrain.estimate import shape_of
 from pretrain.health import DivergedError
 from pretrain.identity import config_values
+from pretrain.machine import attention_backend, dtype_of, machine_line
 from pretrain.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
 from pretrain.micro_batch import MicroBatch
 from pretrain.parallel.context import ParallelContext, initialize_parallel, leave_parallel
@@ -27,19 +26,23 @@ from pretrain.parallel.engine import Engine
 from pretrain.parallel.watchdog import Watchdog, is_collective_failure
 from pretrain.prefetch import Prefetcher
 from pretrain.probe import run_probe
+from pretrain.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
 from pretrain.sources import RunData, open_run_data
 from pretrain.stage import CHECKPOINT, COUNT, DIVERGED, FINISHED, LOAD_ROWS, LOG, STOPPED, VALIDATE, Mark
 from pretrain.step import Guard, StepResult, count_globally, train_step
 from pretrain.step_log import log_step
+from pretrain.step_times import StepTimes
 from pretrain.stop_signal import StopSignal
-from pretrain.throughput import Stopwatch
+from pretrain.throughput import Stopwatch, say_unknown_peak
 from pretrain.training_model import build_training_model
 from pretrain.validation import validate
 from pretrain.warm_start import fill_from_converted
 
 
-def train(config: PretrainConfig, request: ResumeRequest) -> bool:
-    """Run (or continue) `config`, from its first step to `max_steps`; every rank calls it. False where a signal ended it early.
+def train(config: PretrainConfig, request: ResumeRequest, profiling: ProfileRequest = NO_PROFILE) -> bool:
+    """Run (or continue) `config`, from its first step to `max_steps`; every rank calls it. `profiling` records some steps.
+
+    False where a signal ended it early.
 
     Raises:
         MoseError: the config, the data set, the launched ranks or a checkpoint in the run directory do not fit together; or a
@@ -50,6 +53,9 @@ def train(config: PretrainConfig, request: ResumeRequest) -> bool:
     config = config.resolve(data.tokenizer.vocabulary_size)
     context = initialize_parallel(config)
     try:
+        backend = attention_backend(config, context.device)
+        if context.is_main:
+            print(machine_line(backend, context), file=sys.stderr, flush=True)
         run = RunDirectory(Path(config.output))
         if request.mode == NEVER:
             run.create(resume=False)
@@ -62,7 +68,8 @@ def train(config: PretrainConfig, request: ResumeRequest) -> bool:
             prepare_run_directory(config, data, context, selection)
             if progress.step >= config.max_steps and context.is_main:
                 print(f"{config.output}: already at step {progress.step} of {config.max_steps}")
-            return loop(Run(config, context, data, run, engine, store, watchdog, stop), progress)
+            with profiled_steps(profiling, run.path / PROFILE_FOLDER, context) as after_step:
+                return loop(Run(config, context, data, run, engine, store, watchdog, stop), progress, after_step)
     finally:
         leave_parallel()
         data.close()
@@ -121,15 +128,14 @@ def prepare_run_directory(
         if selection is not None:
             record_changes(run.path / CHANGES_NAME, selection)
         save_config(config, run.config)
-        run.write_versions()
+        run.write_versions(attention_backend=attention_backend(config, context.device))
         data.tokenizer.copy_to(run.path)
     context.barrier()
 
 
 def build_engine(config: PretrainConfig, context: ParallelContext, selection: Selection | None = None) -> Engine:
     """Build this rank's slice of the model and hand it to DeepSpeed, ready to load `selection`."""
-    dtype = torch.bfloat16 if config.parallel.precision == "bf16" else torch.float32
-    model = build_training_model(config.model, config.parallel, config.seed, dtype, context, config.objective)
+    model = build_training_model(config.model, config.parallel, config.seed, dtype_of(config), context, config.objective)
     if config.start_from and selection is None:
         fill_from_converted(model, Path(config.start_from), config, context)
     return Engine(model, config, context, merged=selection is not None and selection.converts)
@@ -150,11 +156,14 @@ def batch_plan(config: PretrainConfig, tokenizer: Tokenizer, context: ParallelCo
     return BatchPlan.of(config, tokenizer.special, tokenizer.ordinary_ids(), context.data_rank, context.layout.data_ranks)
 
 
-def loop(run: Run, progress: Progress) -> bool:
-    """Steps from `progress` to `max_steps`; validates, saves and reports at their intervals. False if a signal ended it."""
+def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
+    """Steps from `progress` to `max_steps`; validates, saves and reports at their intervals. False if a signal ended it.
+
+    `after_step` is called at the end of each step.
+    """
     config, context, watchdog = run.config, run.context, run.watchdog
     plan, begun = batch_plan(config, run.data.tokenizer, context), progress.step
-    stopwatch = Stopwatch(shape_of(config), context.device, context.layout.world_size)
+    stopwatch = stopwatch_of(run)
     loader = GlobalBatchLoader(run.data.rows, plan, run.data.mixture)
     with Prefetcher(loader, progress.consumed_rows) as prefetcher, open_writer(run, progress) as writer:
         for step in range(progress.step, config.max_steps):
@@ -175,7 +184,7 @@ def loop(run: Run, progress: Progress) -> bool:
             if due(progress.step, config.intervals.log_every_steps, config.max_steps):
                 values = step_values(result, rate, config, progress)
                 values |= run.data.scalars(config.seed, progress.consumed_rows)
-                report(writer, progress, values | stopwatch.read(result))
+                report(writer, progress, values | stopwatch.read(result), stopwatch.straggler)
             if due(progress.step, config.intervals.validate_every_steps, config.max_steps):
                 watchdog.enter(VALIDATE)
                 report_validation(run, writer, progress, plan)
@@ -183,6 +192,7 @@ def loop(run: Run, progress: Progress) -> bool:
                 save(run, progress)
             if writer is not None:
                 writer.advance(progress.step)
+            after_step()
     watchdog.enter(FINISHED, step=progress.step)
     return True
 
@@ -245,10 +255,19 @@ def open_writer(run: Run, progress: Progress) -> contextlib.AbstractContextManag
     return MetricWriter(run.directory, run.config.max_steps, progress.step, progress.consumed_tokens)
 
 
-def report(writer: MetricWriter | None, progress: Progress, values: dict[str, float]) -> None:
-    """Write one interval's scalars, on rank 0."""
+def stopwatch_of(run: Run) -> Stopwatch:
+    """A stopwatch for this run that compares its ranks; rank 0 says so if the device's peak is not known."""
+    context = run.context
+    if context.is_main:
+        say_unknown_peak(context.device)
+    step_times = StepTimes(run.engine.module, context)
+    return Stopwatch(shape_of(run.config), context.device, context.layout.world_size, step_times)
+
+
+def report(writer: MetricWriter | None, progress: Progress, values: dict[str, float], note: str = "") -> None:
+    """Write one interval's scalars, on rank 0; `note` is for the console line."""
     if writer is not None:
-        writer.write(progress.step, progress.consumed_tokens, values)
+        writer.write(progress.step, progress.consumed_tokens, values, note)
 
 
 def report_validation(run: Run, writer: MetricWriter | None, progress: Progress, plan: BatchPlan) -> None:

@@ -3,9 +3,11 @@
 Letters: N real tokens of all rows, H query heads, G key-value heads, K head width, B rows.
 """
 
+import functools
 import importlib
 import importlib.util
 import itertools
+import os
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +16,47 @@ from torch import Tensor
 FLASH_ATTENTION = "flash_attention"
 TORCH_VARLEN = "torch_varlen"
 SDPA = "sdpa"
+# What each back end needs, the fastest first.
+_MODULES = {FLASH_ATTENTION: "flash_attn", TORCH_VARLEN: "torch.nn.attention.varlen", SDPA: "torch"}
+BACKEND_VARIABLE, AUTOMATIC = "MOSE_ATTENTION_BACKEND", "auto"
 # Mean tokens a row up to which one padded, masked call beats a loop over rows on CPU: 33 ms against 112 for 128 rows of
 # 40-60 tokens, slower from 200 tokens on (docs/decisions.md).
 PADDED_BELOW = 128
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype) -> str:
-    """The fastest back end for this device and type: flash-attn if installed, else torch's varlen kernel, else SDPA."""
+    """The back end for this device and type: flash-attn if installed, else torch's varlen kernel, else SDPA.
+
+    Only SDPA knows the CPU and float32. Elsewhere the environment variable MOSE_ATTENTION_BACKEND can force one of the three,
+    for comparisons.
+
+    Raises:
+        ValueError: the variable names none of them, or one that is not installed.
+    """
     half_on_gpu = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    if half_on_gpu and importlib.util.find_spec("flash_attn") is not None:
-        return FLASH_ATTENTION
-    return TORCH_VARLEN if half_on_gpu else SDPA
+    return _backend_on_gpu() if half_on_gpu else SDPA
+
+
+# torch.compile cannot trace a look at the environment; asked once while tracing, the answer becomes part of the graph.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _backend_on_gpu() -> str:
+    return _available_backend(os.environ.get(BACKEND_VARIABLE, AUTOMATIC))
+
+
+@functools.cache
+def _available_backend(wanted: str) -> str:
+    installed = [name for name, module in _MODULES.items() if _is_installed(module)]
+    if wanted != AUTOMATIC and wanted not in installed:
+        expected = ", ".join([AUTOMATIC, *installed])
+        raise ValueError(f"{BACKEND_VARIABLE}: {wanted!r} is not known or not installed, expected one of: {expected}")
+    return installed[0] if wanted == AUTOMATIC else wanted
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that would hold it is not there
+        return False
 
 
 def attention(
@@ -43,9 +75,7 @@ def attention(
     """
     backend = backend or choose_backend(q_NHK.device, q_NHK.dtype)
     if backend == FLASH_ATTENTION:
-        kernel = importlib.import_module("flash_attn").flash_attn_varlen_func
-        out: Tensor = kernel(q_NHK, k_NGK, v_NGK, cu_seqlens, cu_seqlens, max_length, max_length, dropout_p=dropout, causal=False)
-        return out
+        return _flash_attention(q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, dropout)  # type: ignore[no-any-return]
     if backend == TORCH_VARLEN:
         return _torch_varlen(q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, dropout)
     short = q_NHK.shape[0] <= PADDED_BELOW * (cu_seqlens.shape[0] - 1)
@@ -54,11 +84,21 @@ def attention(
     return _sdpa_by_row(q_NHK, k_NGK, v_NGK, cu_seqlens, dropout)
 
 
+# The package is optional and its kernel is its own: torch.compile leaves it as it is.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _flash_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, cu_seqlens: Tensor, max_length: int, dropout: float) -> Tensor:
+    kernel = importlib.import_module("flash_attn").flash_attn_varlen_func
+    out: Tensor = kernel(q_NHK, k_NGK, v_NGK, cu_seqlens, cu_seqlens, max_length, max_length, dropout_p=dropout, causal=False)
+    return out
+
+
 def _torch_varlen(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, cu_seqlens: Tensor, max_length: int, dropout: float) -> Tensor:
     if dropout:
         raise ValueError("attention_dropout: torch's varlen attention has no dropout; install flash-attn or set it to 0")
-    kernel = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    out: Tensor = kernel(q_NHK, k_NGK, v_NGK, cu_seqlens, cu_seqlens, max_length, max_length, enable_gqa=True)
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds, longest = (cu_seqlens, cu_seqlens), (max_length, max_length)
+    out: Tensor = varlen_attn(q_NHK, k_NGK, v_NGK, *bounds, *longest, enable_gqa=True)  # type: ignore[assignment]
     return out
 
 

@@ -89,8 +89,9 @@ def test_a_damaged_line_is_named(run: RunDirectory, line: str) -> None:
 
 def test_versions_name_what_numbers_depend_on(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    run.write_versions()
+    run.write_versions(attention_backend="sdpa")
     values = json.loads(run.versions.read_text())
+    assert values["attention_backend"] == "sdpa"
     assert values["omp_num_threads"] == "3"
     assert values["python"] == ".".join(str(part) for part in sys.version_info[:3])
     assert set(values["packages"]) >= {"torch", "deepspeed", "megatron-core", "transformers", "numpy"}

@@ -130,12 +130,14 @@ def test_run_directory_holds_what_the_design_names(finished_run: Path) -> None:
     line = json.loads((finished_run / "metrics.jsonl").read_text().splitlines()[0])
     wanted = ["loss/total", "optimizer/learning_rate", "optimizer/gradient_norm", "data/padding_fraction", "memory/peak_gib"]
     wanted += ["throughput/tokens_per_second_per_device", "throughput/data_wait_fraction", "consumed_tokens"]
+    wanted += [f"throughput/step_seconds_{name}" for name in ("p50", "p90", "max")] + ["throughput/straggler_ratio"]
     wanted += [
         f"{kind}/exit_{layer}/{what}" for kind in ("loss", "accuracy") for layer in ("01", "02", "04") for what in ("mlm", "icc")
     ]
     assert set(wanted) <= line.keys()
     versions = json.loads((finished_run / "versions.json").read_text())
     assert versions["torch_threads"] == 1
+    assert versions["attention_backend"] == "sdpa"
     assert versions["packages"]["deepspeed"] is not None
 
 

@@ -67,6 +67,14 @@ def test_one_line_an_interval_where_there_is_no_terminal(run: RunDirectory) -> N
     assert "\x1b" not in "".join(printed)
 
 
+def test_a_note_ends_the_console_line_and_is_kept_nowhere(run: RunDirectory) -> None:
+    stream = io.StringIO()
+    with MetricWriter(run, 300, stream=stream) as writer:
+        writer.write(1, 1000, VALUES, "straggler rank 3 (node01) 1.45x")
+    assert stream.getvalue() == f"{console_line(1, 300, VALUES)} straggler rank 3 (node01) 1.45x\n"
+    assert "straggler" not in run.metrics.read_text()
+
+
 def test_a_terminal_gets_a_bar_and_the_same_lines(run: RunDirectory) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

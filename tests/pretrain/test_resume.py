@@ -1,4 +1,5 @@
-"""Covers resuming: killed with SIGKILL at random steps, a run ends with metrics and weights bit-equal to an undisturbed one.
+"""Covers resuming: killed with SIGKILL at random steps, a run ends with metrics and weights bit-equal to an undisturbed one,
+and TensorBoard draws every step once.
 
 The user pain it stands for: "resume replays or skips data" and "loss differs after resume".
 """
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mose.config import save_config
 from mose.run_directory import RunDirectory
 from pretrain.checkpoint import latest_checkpoint
-from pretrain.metrics import TIMING_KEYS
+from pretrain.metrics import BY_TOKENS, TIMING_KEYS
 from tests.commands import command_line, environment, launcher_line, run_well
 from tests.pretrain.cells import tiny_config
 
@@ -74,6 +76,18 @@ def test_killed_and_resumed_equals_undisturbed(
     assert [entry["step"] for entry in lasting(calm) if "loss/total" in entry] == list(range(1, STEPS + 1))
     probes = [load_file(final_checkpoint(output) / "probe.safetensors") for output in (calm, killed)]
     assert all((probes[0][name] == probes[1][name]).all() for name in probes[0])
+    by_step = drawn(RunDirectory(killed).tensorboard, "loss/total")
+    by_tokens = drawn(RunDirectory(killed).tensorboard / BY_TOKENS, f"{BY_TOKENS}/loss/total")
+    trained = [entry for entry in lasting(calm) if "loss/total" in entry]
+    assert by_step == [(entry["step"], pytest.approx(entry["loss/total"], rel=1e-6)) for entry in trained]
+    assert by_tokens == [(entry["consumed_tokens"], pytest.approx(entry["loss/total"], rel=1e-6)) for entry in trained]
+
+
+def drawn(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """The points of one scalar as TensorBoard shows them, from all event files of a folder."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
 def final_checkpoint(output: Path) -> Path:

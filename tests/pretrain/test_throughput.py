@@ -16,7 +16,7 @@ from pretrain.data import BatchPlan, GlobalBatchLoader
 from pretrain.loss import Denominators, whole_vocabulary
 from pretrain.packed_rows import PackedRows
 from pretrain.step import BatchCounts, StepResult
-from pretrain.throughput import Stopwatch, device_peak, step_flops
+from pretrain.throughput import DEVICE_PEAKS, Stopwatch, device_peak, peak_of, step_flops
 from pretrain.training_model import TrainingModel
 from tests.pretrain.cells import tiny_config
 
@@ -51,3 +51,29 @@ def test_scalars_of_an_interval(dataset: Path) -> None:
     assert 0.01 < values["memory/peak_gib"] < 64
     assert "throughput/model_flops_utilization" not in values
     assert device_peak(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA A40", 149.7e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("Tesla V100-SXM2-32GB", None),
+    ],
+)
+def test_peaks_by_the_names_that_drivers_give(name: str, peak: float | None) -> None:
+    assert peak_of(name) == peak
+
+
+def test_peaks_are_dense_ones() -> None:
+    assert all(50e12 < peak <= 2500e12 for peak in DEVICE_PEAKS.values())

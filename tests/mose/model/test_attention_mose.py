@@ -1,10 +1,26 @@
 """Covers attention over unpadded rows: each back end against attention written out, and what a back end refuses."""
 
+import inspect
+import sys
+import types
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 
-from mose.model.attention_mose import FLASH_ATTENTION, SDPA, TORCH_VARLEN, attention, choose_backend, rotary_angles, rotate
+from mose.model import attention_mose
+from mose.model.attention_mose import (
+    BACKEND_VARIABLE,
+    FLASH_ATTENTION,
+    SDPA,
+    TORCH_VARLEN,
+    attention,
+    choose_backend,
+    rotary_angles,
+    rotate,
+)
 
 BOUNDS = [0, 5, 6, 19]
 
@@ -25,14 +41,59 @@ def made_inputs(device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor
     return q.to(device), k.to(device), v.to(device), torch.tensor(BOUNDS, dtype=torch.int32, device=device)
 
 
-def test_sdpa_equals_attention_written_out() -> None:
+@pytest.mark.parametrize("padded_below", [0, 1000])
+def test_sdpa_equals_attention_written_out(padded_below: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_mose, "PADDED_BELOW", padded_below)  # row by row, and all rows in one masked call
     q, k, v, bounds = made_inputs("cpu", torch.float32)
     assert torch.allclose(attention(q, k, v, bounds, 13, backend=SDPA), written_out(q, k, v), atol=2e-6)
 
 
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    """The first parameters of flash-attn's function (2.x); checks what it is given and computes the same on the CPU."""
+    assert cu_seqlens_q is cu_seqlens_k
+    assert cu_seqlens_q.dtype == torch.int32
+    assert (max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal) == (13, 13, 0.0, None, False)
+    return written_out(q, k, v)
+
+
+def test_flash_attention_is_called_by_its_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = types.ModuleType("flash_attn")
+    stub.__dict__["flash_attn_varlen_func"] = flash_attn_varlen_func
+    monkeypatch.setitem(sys.modules, "flash_attn", stub)
+    q, k, v, bounds = made_inputs("cpu", torch.float32)
+    assert torch.equal(attention(q, k, v, bounds, 13, backend=FLASH_ATTENTION), written_out(q, k, v))
+
+
+def test_torchs_varlen_kernel_is_called_by_its_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    signature = inspect.signature(varlen.varlen_attn)
+
+    def stub(*arguments: Any, **named: Any) -> Tensor:
+        given = signature.bind(*arguments, **named).arguments
+        assert given["cu_seq_q"] is given["cu_seq_k"]
+        assert (given["max_q"], given["max_k"], given["enable_gqa"]) == (13, 13, True)
+        assert "window_size" not in given  # the default attends to both sides
+        return written_out(given["query"], given["key"], given["value"])
+
+    monkeypatch.setattr(varlen, "varlen_attn", stub)
+    q, k, v, bounds = made_inputs("cpu", torch.float32)
+    assert torch.equal(attention(q, k, v, bounds, 13, backend=TORCH_VARLEN), written_out(q, k, v))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("backend", [TORCH_VARLEN, FLASH_ATTENTION])
+@pytest.mark.parametrize("backend", [TORCH_VARLEN, FLASH_ATTENTION, SDPA])
 def test_cuda_back_ends_equal_attention_written_out(backend: str) -> None:
     if backend == FLASH_ATTENTION:
         pytest.importorskip("flash_attn")
@@ -51,6 +112,30 @@ def test_cpu_and_fp32_use_sdpa() -> None:
     assert choose_backend(torch.device("cpu"), torch.bfloat16) == SDPA
     assert choose_backend(torch.device("cuda"), torch.float32) == SDPA
     assert choose_backend(torch.device("cuda"), torch.bfloat16) in (TORCH_VARLEN, FLASH_ATTENTION)
+
+
+def test_a_back_end_can_be_forced_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for forced in (SDPA, TORCH_VARLEN):
+        monkeypatch.setenv(BACKEND_VARIABLE, forced)
+        assert choose_backend(gpu, torch.bfloat16) == forced
+    assert choose_backend(cpu, torch.bfloat16) == choose_backend(gpu, torch.float32) == SDPA
+
+
+def test_a_forced_back_end_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BACKEND_VARIABLE, "flesh")
+    with pytest.raises(ValueError, match="MOSE_ATTENTION_BACKEND: 'flesh' is not known or not installed, expected one of: auto"):
+        choose_backend(torch.device("cuda"), torch.bfloat16)
+
+
+def test_the_choice_is_made_while_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BACKEND_VARIABLE, SDPA)
+
+    def length_of_name(x: Tensor) -> Tensor:
+        return x * len(choose_backend(torch.device("cuda"), torch.bfloat16))
+
+    compiled = torch.compile(length_of_name, backend="eager", fullgraph=True)
+    assert float(compiled(torch.ones(()))) == len(SDPA)
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:

@@ -1,0 +1,108 @@
+"""`mose-pretrain diagnose`: gradients of a checkpoint's exits on the shared trunk, as numbers and as a heat map."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mose.atomic_file import write_json
+from mose.config import load_config
+from mose.errors import MoseError
+from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.modeling_mose import ModularStarEncoder
+from mose.run_directory import RunDirectory, checkpoint_name
+from pretrain.config import PretrainConfig
+from pretrain.data import BatchPlan, validation_batches
+from pretrain.exit_gradients import ExitGradients, exit_gradients
+from pretrain.export import open_source
+from pretrain.loss import Denominators, whole_vocabulary
+from pretrain.micro_batch import MicroBatch
+from pretrain.plot import plot_exit_gradients
+from pretrain.sources import open_run_data
+from pretrain.step import exit_metrics
+from pretrain.training_model import TrainingModel
+
+FOLDER, JSON_NAME, PICTURE_NAME = "diagnose", "exit_gradients.json", "exit_gradients.png"
+
+
+def diagnose(run_folder: Path, step: int | None, num_rows: int, split: str | None) -> tuple[Path, ExitGradients]:
+    """Compute the exits' gradients at a checkpoint of any layout (default: the latest) on the first rows of a split
+    (default: the run's held-out one), dropout off, float32; write RUN/diagnose/step-000100/ and return it.
+
+    On a GPU where there is one. The weights, one block's gradients for each exit, and the rows' states must fit.
+
+    Raises:
+        MoseError: there is no such checkpoint or split, or one is damaged.
+    """
+    run = RunDirectory(run_folder)
+    config = load_config(PretrainConfig, run.config)
+    batch = _first_rows(config, num_rows, split or config.data.validation_split)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with open_source(run_folder, step) as source:
+        model = TrainingModel(_filled(source.config, source.read), whole_vocabulary(source.config.vocab_size)).to(device)
+        step = int(source.facts["progress"]["step"])
+    found = exit_gradients(model, batch.to(device), config.model.exit_layers)
+    folder = run_folder / FOLDER / checkpoint_name(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / JSON_NAME, {"step": step, "split": split or config.data.validation_split, **_report(found, batch)})
+    plot_exit_gradients(found, folder / PICTURE_NAME, f"{run_folder.resolve().name}, step {step:,}, {batch.num_rows} rows")
+    return folder, found
+
+
+def _filled(shape: ModularStarEncoderConfig, read: Any) -> ModularStarEncoder:
+    with torch.device("meta"):
+        encoder = ModularStarEncoder(shape)
+    encoder.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            parameter.copy_(read(name))
+    return encoder
+
+
+def _first_rows(config: PretrainConfig, num_rows: int, split: str) -> MicroBatch:
+    """The first rows of a split of the run's data as one micro-batch, masked as in validation."""
+    if num_rows < 1:
+        raise MoseError(f"--rows: {num_rows}, expected 1 or more")
+    chosen = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, validation_split=split),
+        intervals=dataclasses.replace(config.intervals, validation_rows=num_rows),
+    )
+    data = open_run_data(chosen)
+    try:
+        if data.held_out is None:
+            raise MoseError(f"--split: {split} of the run's data has no rows, expected a split such as {config.data.split}")
+        special, ordinary = data.tokenizer.special, data.tokenizer.ordinary_ids()
+        plan = BatchPlan(config.seed, num_rows, num_rows, special, ordinary, masked_share=config.data.masking_share)
+        return next(validation_batches(data.held_out, plan, num_rows))
+    finally:
+        data.close()
+
+
+def _report(found: ExitGradients, batch: MicroBatch) -> dict[str, Any]:
+    names = [f"{layer:02d}" for layer in found.exit_layers]
+    losses = exit_metrics(torch.from_numpy(found.sums_E4), Denominators(batch.num_masked, batch.num_rows), found.exit_layers)
+    norms = dict(zip(names, found.norms_EP.tolist(), strict=True))
+    return {
+        "rows": batch.num_rows,
+        "real_tokens": batch.num_tokens,
+        "masked_tokens": batch.num_masked,
+        "blocks": list(found.blocks),
+        "trunk_norm": dict(zip(names, found.trunk_norms_E.tolist(), strict=True)),
+        "norm_by_block": norms,
+        "cosine_on_shared_blocks": _square(names, found.cosines_EE.tolist()),
+        "cosine_by_block": {
+            block: _square(names, cosines) for block, cosines in zip(found.blocks, found.cosines_PEE.tolist(), strict=True)
+        },
+        **losses,
+    }
+
+
+def _square(names: list[str], values: list[list[float]]) -> dict[str, dict[str, float | None]]:
+    """A table by exit and exit; NaN (one of the two does not reach the block) becomes null."""
+    return {
+        name: {other: None if math.isnan(value) else value for other, value in zip(names, row, strict=True)}
+        for name, row in zip(names, values, strict=True)
+    }
