@@ -1,9 +1,9 @@
 """One CUDA device's figures within minutes: kernels against float32 on the CPU, then the 1B model's training step.
 
 Tokens a second and share of the device's peak by micro-batch, memory, padded against unpadded rows, one exit against five,
-attention back ends, compiled layers, the width of the vocabulary projection. Needs this repository, torch and the
-pure-Python packages it imports; what is absent (DeepSpeed, flash-attn) is named and left out, and so is what no time is
-left for. Without CUDA a tiny model goes through every part, in float32 precision where it matters: a rehearsal, no figure.
+attention back ends, activation checkpointing, compiled layers, the width of the vocabulary projection. Needs this
+repository, torch and the pure-Python packages it imports; what is absent (DeepSpeed, flash-attn) is named and left out, and
+so is what no time is left for. Without CUDA a tiny model goes through every part: a rehearsal, no figure.
 
 python -m benchmarks.gpu_suite [--minutes 8] [--output benchmarks/results/FILE.json]
 """
@@ -26,6 +26,7 @@ from rich.table import Table
 from benchmarks.gpu_parts.correctness import Check, check_attention, check_model, check_optimizer
 from benchmarks.gpu_parts.training_steps import (
     Sweep,
+    activation_checkpointing,
     attention_backends,
     compiled_layers,
     exits,
@@ -59,6 +60,7 @@ TIMINGS: dict[str, Callable[[Sweep], dict[str, Any]]] = {
     "padding": padding,
     "exits": exits,
     "attention_backends": attention_backends,
+    "activation_checkpointing": activation_checkpointing,
     "compiled_layers": compiled_layers,
     "head_widths": head_widths,
 }

@@ -70,7 +70,7 @@ class Communication:
 
 
 WAYS = (
-    Communication("all-reduce in float32 (DeepSpeed's default way, our type)", 4, 2),
+    Communication("all-reduce in float32 (the default)", 4, 2),
     Communication("all-reduce in bf16", 2, 2),
     Communication("reduce to the owner in bf16 (the least)", 2, 1),
 )

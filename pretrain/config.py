@@ -123,6 +123,8 @@ class ParallelConfig:
     """DeepSpeed ZeRO stage 0-3; 0 exists for fp32 comparisons and is run as 1."""
     precision: str = "bf16"
     """bf16 (GPUs) or fp32 (CPU, comparisons)."""
+    gradient_communication: str = "fp32"
+    """Type in which data ranks sum gradients: fp32, or in a bf16 run bf16, half the traffic and eight bits of each sum."""
     activation_checkpointing: str = "none"
     """none; selective: attention's insides and the feed-forward activation are computed again; full: whole layers are."""
     compile: bool = False
@@ -139,6 +141,8 @@ class ParallelConfig:
         require(self.precision in PRECISIONS, f"parallel.precision: {self.precision!r}, expected one of {PRECISIONS}")
         reason = "DeepSpeed's bf16 optimiser at stage 0 steps once with empty gradients and clips by a wrong norm"
         require(self.precision == "fp32" or self.zero_stage > 0, f"parallel.zero_stage: 0 with bf16: {reason}; use 1")
+        sent = f"parallel.gradient_communication: {self.gradient_communication!r}, expected fp32, or bf16 in a bf16 run"
+        require(self.gradient_communication in ("fp32", self.precision), sent)
         alone = "parallel.sequence_parallel: true without tensor parallelism, expected parallel.tensor_parallel_size 2 or 4"
         require(size > 1 or not self.sequence_parallel, alone)
         kind = f"parallel.activation_checkpointing: {self.activation_checkpointing!r}, expected one of {CHECKPOINTING}"

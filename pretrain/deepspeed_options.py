@@ -64,7 +64,7 @@ REFUSED: dict[str, str] = {
     "fp16": _PRECISION,
     "amp": _PRECISION,
     "torch_autocast": _PRECISION,
-    "communication_data_type": "gradients are summed in fp32: a sum of bf16 over 512 ranks keeps eight bits",
+    "communication_data_type": "the config decides it: parallel.gradient_communication",
     "data_types": "DeepSpeed would take another optimiser class, whose checkpoints are not read here",
     "gradient_allreduce_op": _SCALE,
     "prescale_gradients": _SCALE,

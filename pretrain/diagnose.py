@@ -41,7 +41,8 @@ def diagnose(run_folder: Path, step: int | None, num_rows: int, split: str | Non
     batch = _first_rows(config, num_rows, split or config.data.validation_split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with open_source(run_folder, step) as source:
-        model = TrainingModel(_filled(source.config, source.read), whole_vocabulary(source.config.vocab_size)).to(device)
+        encoder, vocabulary = _filled(source.config, source.read), whole_vocabulary(source.config.vocab_size)
+        model = TrainingModel(encoder, vocabulary, config.objective).to(device)
         step = int(source.facts["progress"]["step"])
     found = exit_gradients(model, batch.to(device), config.model.exit_layers)
     folder = run_folder / FOLDER / checkpoint_name(step)

@@ -20,6 +20,9 @@ from benchmarks.gpu_parts.single_device import Speed, counts_of, encoder_of, tim
 from benchmarks.padded_reference import PaddedReference, padded_inputs
 from mose.model import attention_mose
 from mose.model_config import ModelConfig
+from pretrain.activation_checkpointing import apply_activation_checkpointing
+from pretrain.compilation import compile_layers
+from pretrain.config import CHECKPOINTING
 from pretrain.loss import whole_vocabulary
 from pretrain.masking import MASKED_SHARE
 from pretrain.micro_batch import MicroBatch
@@ -44,14 +47,21 @@ class Sweep:
         """Micro-batches for one timing."""
         return drawn_batches(mode, rows or self.rows, self.steps, self.model.max_length, self.model.vocabulary_size)
 
-    def run(self, mode: str, rows: int | None = None, model: ModelConfig | None = None, compiled: bool = False) -> Speed:
+    def run(
+        self,
+        mode: str,
+        rows: int | None = None,
+        model: ModelConfig | None = None,
+        compiled: bool = False,
+        checkpointing: str = "none",
+    ) -> Speed:
         """Time our step."""
         self._give_memory_back()
         model = model or self.model
         encoder = encoder_of(model, self.device, PRECISION)
         if compiled:
-            for layer in encoder.starEncoder2.layers:
-                layer.compile(dynamic=True)
+            compile_layers(encoder.starEncoder2)
+        apply_activation_checkpointing(encoder.starEncoder2, checkpointing)
         training = TrainingModel(encoder, whole_vocabulary(model.vocabulary_size))
         return time_steps(
             training, lambda batch: training(batch, counts_of(batch)[0])[0], self.batches(mode, rows), encoder.config, self.peak
@@ -116,6 +126,11 @@ def attention_backends(sweep: Sweep) -> dict[str, Any]:
         with mock.patch.object(attention_mose, "choose_backend", return_value=backend):
             found[backend] = dataclasses.asdict(sweep.run("dense"))
     return found
+
+
+def activation_checkpointing(sweep: Sweep) -> dict[str, Any]:
+    """Speed and memory of the step by what is computed again."""
+    return {kind: dataclasses.asdict(sweep.run("dense", checkpointing=kind)) for kind in CHECKPOINTING}
 
 
 def compiled_layers(sweep: Sweep) -> dict[str, Any]:

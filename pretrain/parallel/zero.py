@@ -29,6 +29,6 @@ def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
         "wall_clock_breakdown": False,
     }
     if half:
-        # A sum of bf16 gradients over 512 ranks would keep eight bits of it.
-        settings["communication_data_type"] = "fp32"
+        # By default float32: a sum of bf16 gradients over 512 ranks keeps eight bits of it.
+        settings["communication_data_type"] = config.parallel.gradient_communication
     return merged(settings, config.deepspeed)

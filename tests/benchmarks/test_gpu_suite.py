@@ -12,7 +12,17 @@ from benchmarks.gpu_parts import correctness
 from benchmarks.gpu_parts.rows import DrawnRows, drawn_batches
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("attention", "model", "optimizer", "micro_batches", "padding", "exits", "attention_backends", "head_widths")
+PARTS = (
+    "attention",
+    "model",
+    "optimizer",
+    "micro_batches",
+    "padding",
+    "exits",
+    "attention_backends",
+    "activation_checkpointing",
+    "head_widths",
+)
 
 
 def test_the_rehearsal_goes_through_and_writes_what_it_measured(tmp_path: Path) -> None:

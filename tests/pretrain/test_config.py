@@ -16,6 +16,11 @@ from pretrain.config import BatchConfig, DataConfig, IntervalConfig, Layout, Opt
         (ParallelConfig, {"tensor_parallel_size": 3}, "parallel.tensor_parallel_size: 3, expected 1, 2 or 4"),
         (ParallelConfig, {"zero_stage": 4}, "parallel.zero_stage: 4"),
         (ParallelConfig, {"precision": "fp8"}, "parallel.precision: 'fp8'"),
+        (
+            ParallelConfig,
+            {"precision": "fp32", "gradient_communication": "bf16"},
+            "parallel.gradient_communication: 'bf16', expected",
+        ),
         (ParallelConfig, {"precision": "bf16", "zero_stage": 0}, "steps once with empty gradients and clips by a wrong norm"),
         (ParallelConfig, {"sequence_parallel": True}, "sequence_parallel: true without tensor parallelism, expected"),
         (ParallelConfig, {"activation_checkpointing": "half"}, "parallel.activation_checkpointing: 'half', expected one of"),

@@ -88,6 +88,13 @@ def test_bf16_follows_fp32_when_ranks_differ_in_micro_batches(
     assert differences(cell, references[2], Cell(2, precision="bf16")).exceeded("bf16") == []
 
 
+def test_gradients_may_be_summed_in_bf16(rows: Path, pools: RankPools, references: dict[int, dict[str, Any]]) -> None:
+    cell = Cell(2, precision="bf16")
+    config = cell.config(rows)
+    config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, gradient_communication="bf16"))
+    assert differences(pools.of(2).run(run_cell, config, STEPS)[0], references[2], cell).exceeded("bf16") == []
+
+
 def bits(result: dict[str, Any]) -> tuple[list[float], list[float], dict[str, bytes]]:
     return result["losses"], result["norms"], {name: value.tobytes() for name, value in result["gradients"].items()}
 
