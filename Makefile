@@ -1,6 +1,8 @@
 # One entry for everything: `make help`. Another environment: `make test VENV=path/to/environment`.
 VENV ?= .venv
 PYTHON ?= python3
+# Processes that share the tests' files; many tests start ranks of their own, so no more than the cores.
+TEST_WORKERS ?= 2
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 EXTRAS := data,train,finetune,cluster,dev
@@ -33,7 +35,7 @@ format: $(STAMP) ## Rewrite the sources in the project's format
 	$(BIN)/ruff format .
 
 test: $(STAMP) ## Every test that takes seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not soak"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not soak" -n $(TEST_WORKERS) --dist loadfile
 
 soak: $(STAMP) ## The tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak

@@ -6,7 +6,7 @@ STORAGE = ["fsspec", "universal_pathlib", "s3fs", "aiohttp", "botocore"]
 DATA = [*STORAGE, "numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "rich", "jsonargparse[signatures]", "pyyaml"]
 MODEL = ["numpy", "torch", "transformers>=5,<6", "safetensors", "sentencepiece", "tokenizers", "rich"]
 CONFIG = ["jsonargparse[signatures]", "pyyaml"]
-TOOLS = ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"]
+TOOLS = ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"]
 EXTRAS = {
     "data": DATA,
     "train": [*MODEL, *CONFIG, *STORAGE, "deepspeed", "megatron-core", "tensorboard", "matplotlib"],

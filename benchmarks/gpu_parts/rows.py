@@ -64,4 +64,5 @@ def drawn_batches(mode: str, micro_batch_rows: int, count: int, slots: int, voca
     ordinary = np.arange(len(MADE_UP.ids()), vocabulary_size).astype(token_dtype(vocabulary_size))
     plan = BatchPlan(0, micro_batch_rows, micro_batch_rows, MADE_UP, ordinary)
     numbers = np.arange(len(rows))
-    return list(micro_batches(rows, numbers, np.zeros_like(numbers), rows.labels(numbers), plan))
+    sizes = [micro_batch_rows] * count
+    return list(micro_batches(rows, numbers, np.zeros_like(numbers), rows.labels(numbers), sizes, plan))

@@ -48,6 +48,7 @@ def peak_of(folder: Path, megabytes: int) -> float:
     return float(told[0])
 
 
+@pytest.mark.soak
 def test_a_repository_of_several_pools_is_packed_in_bounded_memory(tmp_path: Path) -> None:
     assert peak_of(tmp_path, 60) < PEAK_MEGABYTES
 

@@ -98,6 +98,7 @@ def test_from_repositories_to_scores(packed: Path) -> None:
     assert json.dumps(evaluation).count("mrr") >= 5
 
 
+@pytest.mark.soak
 def test_two_data_ranks_with_zero_2_give_the_same_losses_as_two_tensor_ranks(packed: Path) -> None:
     config = debug_config(packed)
     words = ["train", "--config", config, "--data.dataset", packed / "data", "--output", packed / "run_zero"]

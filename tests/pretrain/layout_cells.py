@@ -103,7 +103,7 @@ COMPILED = [
     )
 ]
 QUICK = [
-    *DEGREES,
+    *(Cell(*degrees) for degrees in ((1, 1, 1), (1, 1, 4), (2, 1, 1), (1, 2, 1), (2, 2, 2), (2, 2, 4))),
     *(Cell(2, tensor, 2, stage) for stage in (0, 2, 3) for tensor in (1, 2)),
     Cell(1, 2, 1, 1, sequence_parallel=True),
     Cell(1, 2, 4, 1, sequence_parallel=True, activation_checkpointing="selective"),

@@ -71,8 +71,10 @@ def test_exported_model_is_the_live_one_without_our_packages(finished_run: Path,
 
 @pytest.mark.parametrize(
     "layout",
-    [("--parallel.tensor_parallel_size", "2"), ("--parallel.tensor_parallel_size", "2", "--parallel.zero_stage", "3")],
-    ids=["tensor-parallel-2", "tensor-parallel-2-zero-3"],
+    [
+        pytest.param(("--parallel.tensor_parallel_size", "2"), id="tensor-parallel-2", marks=pytest.mark.soak),
+        pytest.param(("--parallel.tensor_parallel_size", "2", "--parallel.zero_stage", "3"), id="tensor-parallel-2-zero-3"),
+    ],
 )
 def test_every_layout_exports(layout: tuple[str, str], finished_run: Path, tmp_path: Path) -> None:
     words = ["train", "--config", finished_run / "config.yaml", "--output", tmp_path / "run", "--max_steps", 6]

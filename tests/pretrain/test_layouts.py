@@ -1,8 +1,8 @@
 """Covers the layouts: loss, step-0 gradients and reported norm equal a plain PyTorch loop over DP x TP x SP x micro-batch x ZeRO
 x activation checkpointing x precision x compile; dropout in each of them; which parts DeepSpeed and megatron are.
 
-`make soak` runs every cell; `make test` every (DP, TP, micro-batch) at ZeRO 1 and chosen ones of the rest. What cannot be
-combined is refused by the config (test_config.py).
+`make soak` runs every cell, `make test` chosen ones of each kind. What cannot be combined is refused by the config
+(test_config.py).
 """
 
 import dataclasses

@@ -62,7 +62,10 @@ def kill_after_step(words: list[str], output: Path, step: int) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("ranks", "more", "kills"), [(1, (), 2), (2, ("--parallel.tensor_parallel_size", "2"), 1)])
+@pytest.mark.parametrize(
+    ("ranks", "more", "kills"),
+    [(1, (), 2), pytest.param(2, ("--parallel.tensor_parallel_size", "2"), 1, marks=pytest.mark.soak)],
+)
 def test_killed_and_resumed_equals_undisturbed(
     ranks: int, more: tuple[str, ...], kills: int, config: Path, tmp_path: Path
 ) -> None:

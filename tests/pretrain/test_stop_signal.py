@@ -13,12 +13,13 @@ import psutil
 import pytest
 
 from mose.command import DIVERGED, STOPPED
-from mose.config import save_config
+from mose.config import load_config, save_config
 from mose.run_directory import RunDirectory
 from pretrain.checkpoint import checkpoint_folders, step_of
+from pretrain.config import PretrainConfig
 from pretrain.stop_signal import StopSignal
 from tests.commands import environment, launcher_line, run_well
-from tests.pretrain.cells import GLOBAL_ROWS, tiny_config
+from tests.pretrain.cells import GLOBAL_ROWS, loader_of, tiny_config
 from tests.pretrain.forked import ACCUMULATION, Trouble, refuses, run_forked, succeeds
 from tests.pretrain.test_kills import assert_same_end, words
 
@@ -42,7 +43,10 @@ def config(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stopped_in_the_middle_of_accumulation_and_resumed_ends_with_the_same_bytes(config: Path, tmp_path: Path) -> None:
     calm, stopped = tmp_path / "calm", tmp_path / "stopped"
     succeeds(*words(config, calm, 10), *TOUCHY, 0)
-    trouble = Trouble(ACCUMULATION, passing=4 * MICRO_BATCHES + 2, signal=signal.SIGUSR1)
+    loader = loader_of(load_config(PretrainConfig, config), 0, 1)
+    micro_batches = [len(loader.share(step * GLOBAL_ROWS)) for step in range(5)]
+    assert micro_batches[4] > 2
+    trouble = Trouble(ACCUMULATION, passing=sum(micro_batches[:4]) + 2, signal=signal.SIGUSR1)
     outcome = run_forked(*words(config, stopped, 10), *TOUCHY, 0, trouble=trouble)
     assert outcome.code == STOPPED, outcome.output[-2000:]
     assert "stopped by a signal after step 5" in outcome.output
