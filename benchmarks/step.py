@@ -42,6 +42,7 @@ from pretrain.loss import Denominators, whole_vocabulary
 from pretrain.masking import MASKED_SHARE
 from pretrain.micro_batch import MicroBatch
 from pretrain.packed_rows import PackedRows
+from pretrain.prefetch import Prefetcher
 from pretrain.training_model import TrainingModel
 
 ROWS = 8
@@ -129,19 +130,37 @@ def compare(dataset: Path, width: int, repeats: int) -> dict[str, Any]:
         "bar": 0.9 / fill,
         "five_exits_to_one": median["ours"] / median["one_exit"],
         "trainer_to_ours": median["trainer"] / median["ours"],
+        "loader_wait_share": loader_wait(dataset, ours, repeats),
         "largest_loss_difference": {
             name: max(abs(a - b) / b for a, b in zip(losses["ours"], losses[name], strict=True)) for name in ("padded", "trainer")
         },
     }
 
 
+def loader_of(dataset: Path) -> GlobalBatchLoader:
+    """The loader of a run on one rank."""
+    tokenizer = load_tokenizer(dataset)
+    return GlobalBatchLoader(PackedRows(dataset, "train"), BatchPlan(0, ROWS, ROWS, tokenizer.special, tokenizer.ordinary_ids()))
+
+
 def batches_of(dataset: Path, count: int) -> list[MicroBatch]:
     """The first global batches of a run, each one micro-batch."""
-    tokenizer = load_tokenizer(dataset)
-    loader = GlobalBatchLoader(
-        PackedRows(dataset, "train"), BatchPlan(0, ROWS, ROWS, tokenizer.special, tokenizer.ordinary_ids())
-    )
+    loader = loader_of(dataset)
     return [loader.share(step * ROWS)[0] for step in range(count)]
+
+
+def loader_wait(dataset: Path, step: Callable[[MicroBatch], float], count: int) -> float:
+    """Share of the wall time of `count` steps that was spent waiting for rows, the first step's left out as a run's start."""
+    waited, began = 0.0, 0.0
+    with Prefetcher(loader_of(dataset), 0) as prefetcher:
+        for number in range(count + 1):
+            (batch,) = prefetcher.take()
+            if not number:
+                began = time.perf_counter()
+            else:
+                waited += prefetcher.last_wait_seconds
+            step(batch)
+    return waited / (time.perf_counter() - began)
 
 
 def _encoder(model: ModelConfig, exits: tuple[int, ...] = EXITS) -> ModularStarEncoder:
