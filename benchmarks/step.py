@@ -155,11 +155,9 @@ def loader_wait(dataset: Path, step: Callable[[MicroBatch], float], count: int) 
     with Prefetcher(loader_of(dataset), 0) as prefetcher:
         for number in range(count + 1):
             (batch,) = prefetcher.take()
-            if not number:
-                began = time.perf_counter()
-            else:
-                waited += prefetcher.last_wait_seconds
+            waited += prefetcher.last_wait_seconds if number else 0.0
             step(batch)
+            began = began or time.perf_counter()
     return waited / (time.perf_counter() - began)
 
 
