@@ -25,8 +25,10 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import StarEncoder2Pooler, StarEncoder2PreTrainingHeads
 from mose.model_config import ModelConfig
 from pretrain import loss as loss_module
-from pretrain.loss import exit_loss, whole_vocabulary
+from pretrain.loss import Denominators, MultiExitLoss, whole_vocabulary
 from pretrain.masking import MASKED_SHARE
+from pretrain.micro_batch import MicroBatch
+from pretrain.objective import PAPER
 
 KEPT_ONE, KEPT_ALL, FULL = "one exit's logits at a time", "every exit's logits", "every exit's logits of every token"
 # The second exit's gradient of the projection meets the first one's: from there on only logits can add up.
@@ -69,21 +71,18 @@ def _measure(way: str, exits: int, tokens: int) -> float:
     for parameter in heads.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = _peak_bytes()
+    loss = MultiExitLoss(pooler, heads, whole_vocabulary(shape.vocab_size), PAPER, [1.0] * exits)
     with _checkpointing(way):
-        share = torch.zeros(())
-        for index, state_ND in enumerate(states):
-            share = share + _exit_share(state_ND, index, heads, pooler, masked_M)
+        share, _ = loss(states, _one_row(tokens, masked_M), Denominators(len(masked_M), 1))
         share.backward()  # type: ignore[no-untyped-call]
     return (_peak_bytes() - before) / MEGABYTE
 
 
-def _exit_share(
-    state_ND: Tensor, index: int, heads: StarEncoder2PreTrainingHeads, pooler: StarEncoder2Pooler, masked_M: Tensor
-) -> Tensor:
-    cls_B, mixed_B = torch.tensor([len(state_ND) - 1]), torch.tensor([1])
-    vocabulary = whole_vocabulary(heads.predictions.decoder.out_features)
-    mlm_sum, icc_sum, _ = exit_loss(state_ND, index, pooler, heads, masked_M, masked_M, cls_B, mixed_B, vocabulary)
-    return mlm_sum / len(masked_M) + icc_sum
+def _one_row(tokens: int, masked_M: Tensor) -> MicroBatch:
+    """A row of so many tokens, of which those of `masked_M` are predicted; the loss reads no more of it."""
+    places_N, bounds = torch.arange(tokens), torch.tensor([0, tokens], dtype=torch.int32)
+    row = {"mixed_B": torch.tensor([1]), "row_numbers_B": torch.tensor([0]), "padded_slots": 0}
+    return MicroBatch(places_N, places_N, bounds, tokens, masked_M, masked_M, **row)  # type: ignore[arg-type]
 
 
 def _checkpointing(way: str) -> Any:
