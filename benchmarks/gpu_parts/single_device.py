@@ -18,9 +18,7 @@ from pretrain.config import OptimizerConfig
 from pretrain.loss import Denominators
 from pretrain.micro_batch import MicroBatch
 from pretrain.step import BatchCounts
-from pretrain.throughput import step_flops
-
-GIB = 1 << 30
+from pretrain.throughput import GIB, step_flops
 
 
 class MasterAdamW:
@@ -81,12 +79,12 @@ def time_steps(
     _reset_peak(device)
     seconds, losses = [], []
     for batch in on_device:
-        _wait_for(device)
+        wait_for(device)
         began = time.perf_counter()
         loss = loss_of(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        _wait_for(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - began)
         losses.append(loss.item())
     timed = list(zip(batches, seconds, strict=True))[2:]
@@ -108,7 +106,8 @@ def counts_of(batch: MicroBatch) -> tuple[Denominators, BatchCounts]:
     return Denominators(batch.num_masked, batch.num_rows), counts
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

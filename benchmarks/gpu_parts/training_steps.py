@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_parts.correctness import backends_of
 from benchmarks.gpu_parts.rows import drawn_batches
-from benchmarks.gpu_parts.single_device import Speed, counts_of, encoder_of, time_steps
+from benchmarks.gpu_parts.single_device import Speed, counts_of, encoder_of, time_steps, wait_for
 from benchmarks.padded_reference import PaddedReference, padded_inputs
 from mose.model import attention_mose
 from mose.model_config import ModelConfig
@@ -154,15 +154,10 @@ def _projection_seconds(masked: int, width: int, sweep: Sweep) -> float:
     weight_VW = torch.randn(sweep.model.vocabulary_size, width, device=sweep.device, dtype=PRECISION, requires_grad=True)
     seconds = []
     for _ in range(sweep.steps + 2):
-        _synchronize(sweep.device)
+        wait_for(sweep.device)
         began = time.perf_counter()
         logits_MV = nn.functional.linear(state_MW, weight_VW)
         logits_MV.backward(torch.ones_like(logits_MV))  # type: ignore[no-untyped-call]
-        _synchronize(sweep.device)
+        wait_for(sweep.device)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[2:])
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
