@@ -53,6 +53,11 @@ class MicroBatch:
         return self.input_ids_N.numel() if self.num_rows else 0
 
     @property
+    def squared_lengths(self) -> int:
+        """Sum over rows of the square of their real tokens, what attention costs; 0 for the placeholder."""
+        return int(torch.diff(self.cu_seqlens.long()).square().sum()) if self.num_rows else 0
+
+    @property
     def num_rows(self) -> int:
         """Rows that count in the ICC loss: the placeholder does not."""
         return self.row_numbers_B.numel() if self.max_length and int(self.row_numbers_B[0]) >= 0 else 0

@@ -114,8 +114,8 @@ def count_globally(batches: Sequence[MicroBatch], context: ParallelContext, want
 
 
 def _counts(batch: MicroBatch) -> list[int]:
-    squared = int(torch.diff(batch.cu_seqlens.long()).square().sum()) if batch.num_rows else 0
-    return [batch.num_masked, batch.num_rows, batch.num_tokens, batch.padded_slots + batch.num_tokens, squared]
+    slots = batch.padded_slots + batch.num_tokens
+    return [batch.num_masked, batch.num_rows, batch.num_tokens, slots, batch.squared_lengths]
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int, data_rank: int) -> None:

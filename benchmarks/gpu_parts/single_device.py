@@ -101,8 +101,7 @@ def time_steps(
 
 def counts_of(batch: MicroBatch) -> tuple[Denominators, BatchCounts]:
     """A micro-batch's counts as if it were the whole global batch."""
-    squared = int(torch.diff(batch.cu_seqlens.long()).square().sum())
-    counts = BatchCounts(batch.num_tokens, batch.num_tokens + batch.padded_slots, squared)
+    counts = BatchCounts(batch.num_tokens, batch.num_tokens + batch.padded_slots, batch.squared_lengths)
     return Denominators(batch.num_masked, batch.num_rows), counts
 
 
