@@ -11,7 +11,6 @@ import datetime
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.process_memory import status_bytes
 from mose.atomic_file import write_json
 from mose.model_config import ModelConfig
 from mose.seeding import derive_key, generator
@@ -162,15 +162,9 @@ def peak_bytes(config: PretrainConfig) -> int:
     model = made_model(config)
     one_pass(model, config)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = status_bytes("VmRSS")
     one_pass(model, config)
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    return status_bytes("VmHWM") - before
 
 
 if __name__ == "__main__":

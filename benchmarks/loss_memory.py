@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import platform
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.process_memory import status_bytes
 from mose.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import StarEncoder2Pooler, StarEncoder2PreTrainingHeads
@@ -70,12 +70,12 @@ def _measure(way: str, exits: int, tokens: int) -> float:
     masked_M = torch.arange(tokens if way == FULL else round(MASKED_SHARE * tokens))
     for parameter in heads.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    before = _peak_bytes()
+    before = status_bytes("VmHWM")
     loss = MultiExitLoss(pooler, heads, whole_vocabulary(shape.vocab_size), PAPER, [1.0] * exits)
     with _checkpointing(way):
         share, _ = loss(states, _one_row(tokens, masked_M), Denominators(len(masked_M), 1))
         share.backward()  # type: ignore[no-untyped-call]
-    return (_peak_bytes() - before) / MEGABYTE
+    return (status_bytes("VmHWM") - before) / MEGABYTE
 
 
 def _one_row(tokens: int, masked_M: Tensor) -> MicroBatch:
@@ -90,13 +90,6 @@ def _checkpointing(way: str) -> Any:
         return function(*inputs)
 
     return mock.patch.object(loss_module, "checkpoint", loss_module.checkpoint if way == KEPT_ONE else keep)
-
-
-def _peak_bytes() -> int:
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise RuntimeError("/proc/self/status: no VmHWM, expected Linux")
-    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":
