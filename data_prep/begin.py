@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.claim import read_claim
-from data_prep.config import PackConfig, content_fields, content_fingerprint, lists_fingerprint
+from data_prep.config import FREE_FIELDS, PackConfig, content_fields, content_fingerprint, lists_fingerprint
 from data_prep.task_folder import list_tasks
 from mose.atomic_file import TEMPORARY_MARK, atomic_write, write_json
-from mose.config import fingerprint, load_config, save_config
+from mose.config import fingerprint, load_config, save_config, to_plain
 from mose.errors import MoseError
 from mose.storage import is_local, storage_path
 from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME, SentencePieceTokenizer, Tokenizer, load_tokenizer
@@ -37,11 +37,12 @@ class Inputs:
     """Of fields, tokenizer and lists: what a task's marker carries."""
 
 
-# How `lists` and `sources` are called in a sentence, and what to look at.
+# What each fingerprint is of, in a sentence.
 _MEANING = {
     "tokenizer": "the tokenizer's content",
     "lists": "the content of the opt-out or decontamination files",
     "sources": "the repositories of the sources",
+    "fields": f"{CONFIG_NAME}",
 }
 
 
@@ -166,7 +167,7 @@ def _is_bound(dataset: Path) -> bool:
 
 
 def _check_same(there: PackConfig, asked: PackConfig, path: Path) -> None:
-    difference = _first_difference(content_fields(there), content_fields(asked))
+    difference = _first_difference(to_plain(there.resolve()), to_plain(asked.resolve()))
     if difference:
         name, old, new = difference
         raise MoseError(
@@ -175,13 +176,16 @@ def _check_same(there: PackConfig, asked: PackConfig, path: Path) -> None:
 
 
 def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
-    for name, value in new.items():
+    for key, value in new.items():
+        name = f"{prefix}{key}"
+        if name in FREE_FIELDS:
+            continue
         if isinstance(value, dict):
-            inside = _first_difference(old[name], value, f"{prefix}{name}.")
+            inside = _first_difference(old[key], value, f"{name}.")
             if inside:
                 return inside
-        elif old[name] != value:
-            return prefix + name, old[name], value
+        elif old[key] != value:
+            return name, old[key], value
     return None
 
 

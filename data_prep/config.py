@@ -1,7 +1,5 @@
 """The config of `mose-data pack`: what goes into a data set, and how its rows are built."""
 
-import functools
-import operator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -9,7 +7,7 @@ from data_prep.decontamination import DecontaminationConfig
 from data_prep.filter_files import filters_fingerprint
 from data_prep.filters import FiltersConfig
 from data_prep.sources.source import SourcesConfig
-from mose.config import fingerprint, require, to_plain
+from mose.config import fingerprint, require, to_plain, with_new_fields_at_default
 from mose.tokenizer import Tokenizer
 
 MIN_SEQUENCE_LENGTH = 16
@@ -18,6 +16,21 @@ MAX_SEQUENCE_LENGTH = 1 << 19
 # These say where a data set and its inputs lie, and how fast it is made, not what is in it: tokenizer, opt-out lists,
 # evaluation files and blob store count by their content.
 FREE_FIELDS = ("output", "num_workers", "tokenizer", "filters.opt_out", "decontamination.files", "sources.blob_store")
+
+# The fields that the first data sets were made with. These always count in a fingerprint. A field that is added later is not
+# listed here: it counts only where it is not at its default, so the fingerprints of existing data sets stay what they are.
+FIRST_FIELDS = frozenset(
+    [
+        *(f"sources.{name}" for name in ("directories", "repositories", "git_checkouts", "installed_packages", "stack_v2")),
+        *(f"sources.{name}" for name in ("include_suffixes", "max_repositories", "max_repository_bytes")),
+        *(f"filters.{name}" for name in ("licence_types", "allowed_licences", "denied_licences", "max_bytes")),
+        *(f"filters.{name}" for name in ("max_line_length", "max_mean_line_length", "min_alphanumeric_share")),
+        *(f"filters.{name}" for name in ("drop_vendored", "drop_generated", "drop_duplicates")),
+        *(f"decontamination.{name}" for name in ("fields", "ngram_words", "min_words", "min_distinct_words", "max_examples")),
+        *(f"packing.{name}" for name in ("mode", "sequence_length", "piece_tokens", "look_ahead", "mixed_share", "pool_tokens")),
+        *("num_tasks", "held_out_fraction", "seed"),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -106,12 +119,23 @@ class PackConfig:
 
 def content_fields(config: PackConfig) -> dict[str, Any]:
     """The fields that decide the bytes of a data set, as plain values."""
-    values = to_plain(config.resolve())
-    for path in FREE_FIELDS:
-        *sections, name = path.split(".")
-        section = functools.reduce(operator.getitem, sections, values)
-        del section[name]
-    return values
+    without_new = with_new_fields_at_default(config, FIRST_FIELDS | set(FREE_FIELDS))
+    return _counted(to_plain(config.resolve()), to_plain(without_new.resolve()))
+
+
+def _counted(values: dict[str, Any], without_new: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    counted: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name in FREE_FIELDS:
+            continue
+        if name in FIRST_FIELDS:
+            counted[key] = value
+        elif any(first.startswith(f"{name}.") for first in FIRST_FIELDS):
+            counted[key] = _counted(value, without_new[key], f"{name}.")
+        elif value != without_new[key]:
+            counted[key] = value
+    return counted
 
 
 def lists_fingerprint(config: PackConfig) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +55,26 @@ def fingerprint(value: Any) -> str:
     """16 hexadecimal digits that change when any value in a config or plain structure changes."""
     plain = to_plain(value) if dataclasses.is_dataclass(value) else value
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def with_new_fields_at_default(config: Config, first_fields: Collection[str], prefix: str = "") -> Config:
+    """The same config, with every field whose dotted name is not one of `first_fields` at its default.
+
+    It tells what a config says that is younger than the things it describes: where this copy resolves to the same value, the
+    field was not set, and what was made before the field existed was made as its default says.
+    """
+    changed: dict[str, Any] = {}
+    for item in dataclasses.fields(config):  # type: ignore[arg-type]
+        name, value = f"{prefix}{item.name}", getattr(config, item.name)
+        if name in first_fields:
+            continue
+        if dataclasses.is_dataclass(value) and any(first.startswith(f"{name}.") for first in first_fields):
+            changed[item.name] = with_new_fields_at_default(value, first_fields, f"{name}.")
+        elif item.default is not dataclasses.MISSING:
+            changed[item.name] = item.default
+        elif item.default_factory is not dataclasses.MISSING:
+            changed[item.name] = item.default_factory()
+    return dataclasses.replace(config, **changed)  # type: ignore[type-var]
 
 
 def require(condition: bool, message: str) -> None:
