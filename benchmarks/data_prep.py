@@ -38,8 +38,8 @@ from data_prep.config import PackConfig, PackingConfig
 from data_prep.cutter import BATCH_CHARACTERS, Cutter, Tools
 from data_prep.dropped import DroppedLog
 from data_prep.filters import FilterCounts, FiltersConfig, filter_repository
-from data_prep.packed_rows import LabelBalance, PieceTable, RowCounts
-from data_prep.packing import pack
+from data_prep.packing.pack import pack
+from data_prep.packing.rows import LabelBalance, PieceTable, RowCounts
 from data_prep.pool import CutFiles, join_files
 from data_prep.records import RepositoryRef, SourceFile, TextFile, content_sha1
 from data_prep.sources.source import SourcesConfig

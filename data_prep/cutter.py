@@ -10,7 +10,7 @@ from data_prep.decontamination import Decontaminator, drop_contaminated
 from data_prep.dropped import DroppedLog
 from data_prep.encoding import Encoder
 from data_prep.filters import FilterCounts
-from data_prep.packing import piece_limits
+from data_prep.packing.pack import piece_limits
 from data_prep.pieces import INT64_ARRAY, VocabularyTable, byte_offsets, cut, vocabulary_table
 from data_prep.pool import CutFiles, lineage_of
 from data_prep.records import TextFile

@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.config import PackingConfig
 from data_prep.filters import FilterCounts
-from data_prep.packed_rows import RowCounts
+from data_prep.packing.rows import RowCounts
 from data_prep.task import TaskResult
 from mose.manifest import SPLITS
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.packed_rows import INT64_ARRAY, PieceTable
+from data_prep.packing.rows import INT64_ARRAY, PieceTable
 from data_prep.records import SourceFile
 from mose.packed_sequence import TOKENS
 

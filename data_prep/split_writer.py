@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_prep.config import PackingConfig
-from data_prep.packed_rows import INT64_ARRAY, LabelBalance, Packing, RowCounts, first_of_each
-from data_prep.packing import pack
+from data_prep.packing.pack import pack
+from data_prep.packing.rows import INT64_ARRAY, LabelBalance, Packing, RowCounts, first_of_each
 from data_prep.pool import FILE_SCHEMA, CutFiles, WaitingFiles
 from data_prep.row_spool import RowBlock, RowSpool, spread
 from mose.atomic_file import atomic_write

@@ -7,7 +7,7 @@ the length without `<cls>`, so a row may have one token too many. Both are cut h
 import numpy as np
 
 from data_prep.config import PackingConfig
-from data_prep.packed_rows import LabelBalance, Packing, PieceTable, RowList
+from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowList
 from mose.packed_sequence import packed_length
 
 

@@ -13,7 +13,7 @@ import itertools
 import numpy as np
 
 from data_prep.config import PackingConfig
-from data_prep.packed_rows import LabelBalance, Packing, PieceTable, RowList
+from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowList
 
 _NONE = -1
 _NUMBER_BITS = 32

@@ -1,0 +1,1 @@
+"""Chunks to rows: pure functions of lengths, labels and a seed."""
