@@ -25,7 +25,7 @@ from matplotlib import pyplot
 from numpy.typing import NDArray
 
 from benchmarks.step import pack
-from data_prep.sources.source import SourcesConfig
+from data_prep.sources.registry import SourcesConfig
 from data_prep.tokenizer_training import TokenizerTrainingConfig, train_tokenizer
 from mose.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig

@@ -41,8 +41,8 @@ from data_prep.filters import FilterCounts, FiltersConfig, filter_repository
 from data_prep.packing.pack import pack
 from data_prep.packing.rows import LabelBalance, PieceTable, RowCounts
 from data_prep.pool import CutFiles, join_files
-from data_prep.records import RepositoryRef, SourceFile, TextFile, content_sha1
-from data_prep.sources.source import SourcesConfig
+from data_prep.sources.registry import SourcesConfig
+from data_prep.sources.repositories import RepositoryRef, SourceFile, TextFile, content_sha1
 from data_prep.split_writer import SplitWriter
 from data_prep.task import TaskResult, run_task
 from data_prep.tokenizer_training import TokenizerTrainingConfig, train_tokenizer

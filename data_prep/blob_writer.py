@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from data_prep.blob_pack import HEADER, Record, build_index, encode_record, read_index, scan, write_index
-from data_prep.blob_store import PACKS, STATUSES, BlobStore, as_ids
 from data_prep.folder_lock import lock_folder
+from data_prep.sources.blobs.pack import HEADER, Record, build_index, encode_record, read_index, scan, write_index
+from data_prep.sources.blobs.store import PACKS, STATUSES, BlobStore, as_ids
 
 SYNC_SECONDS = 5.0
 # What waits in memory for a pack to be finished is about 300 bytes a record.

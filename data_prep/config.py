@@ -6,7 +6,7 @@ from typing import Any, Literal
 from data_prep.decontamination import DecontaminationConfig
 from data_prep.filter_files import filters_fingerprint
 from data_prep.filters import FiltersConfig
-from data_prep.sources.source import SourcesConfig
+from data_prep.sources.registry import SourcesConfig
 from mose.config import fingerprint, require, to_plain, with_new_fields_at_default
 from mose.tokenizer import Tokenizer
 

@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_prep.config import PackConfig
-from data_prep.records import RepositoryRef, SourceFile
-from data_prep.sources.grouped import GroupedPart
-from data_prep.sources.source import (
+from data_prep.sources.registry import (
     SourcesConfig,
     grouped_parts,
     list_repositories,
@@ -14,6 +12,8 @@ from data_prep.sources.source import (
     read_repository,
     source_fingerprint,
 )
+from data_prep.sources.repositories import RepositoryRef, SourceFile
+from data_prep.sources.stack_v2.grouped import GroupedPart
 from data_prep.task import deal_repositories
 from mose.errors import MoseError
 

@@ -15,7 +15,7 @@ from data_prep.dropped import DroppedLog
 from data_prep.evaluation_grams import EvaluationGrams
 from data_prep.evaluation_texts import read_examples
 from data_prep.filters import FilterCounts
-from data_prep.records import TextFile
+from data_prep.sources.repositories import TextFile
 from data_prep.word_hashes import INT64_ARRAY, Words, find_words, fold, gram_hashes
 from mose.config import require
 from mose.storage import storage_path

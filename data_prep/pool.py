@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_prep.packing.rows import INT64_ARRAY, PieceTable
-from data_prep.records import SourceFile
+from data_prep.sources.repositories import SourceFile
 from mose.packed_sequence import TOKENS
 
 

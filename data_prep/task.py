@@ -13,7 +13,7 @@ from data_prep.cutter import Cutter, Tools
 from data_prep.decontamination import Decontaminator
 from data_prep.dropped import DroppedLog
 from data_prep.filters import KEPT, FilterCounts, filter_repository
-from data_prep.records import RepositoryRef, SourceFile
+from data_prep.sources.repositories import RepositoryRef, SourceFile
 from data_prep.split import split_of
 from data_prep.split_writer import SplitWriter
 from mose.atomic_file import write_json

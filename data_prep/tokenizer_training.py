@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser, Namespace
 from data_prep.encoding import Encoder
 from data_prep.filters import FilterCounts, FiltersConfig, filter_repository
 from data_prep.progress import show_progress
-from data_prep.records import RepositoryRef
-from data_prep.sources.source import SourcesConfig, list_repositories, read_repository
+from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
+from data_prep.sources.repositories import RepositoryRef
 from data_prep.split import TRAIN, split_of
 from mose.atomic_file import atomic_write
 from mose.command import Command, add_config, read_config

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data_prep.records import READ_LIMIT_BYTES
+from data_prep.sources.repositories import READ_LIMIT_BYTES
 from mose.config import require
 from mose.storage import is_local, storage_path
 

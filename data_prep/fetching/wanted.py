@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_prep.blob_store import parse_id
-from data_prep.sources.grouped import is_grouped, parts_of
-from data_prep.sources.parquet_file import LENGTH, Columns, columns_of, corrupt, expand, open_parquet
+from data_prep.sources.blobs.store import parse_id
+from data_prep.sources.stack_v2.grouped import is_grouped, parts_of
+from data_prep.sources.stack_v2.parquet_file import LENGTH, Columns, columns_of, corrupt, expand, open_parquet
 
 _BLOB_ID = "blob_id"
 

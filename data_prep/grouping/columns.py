@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.sources.parquet_file import CONTENT, FILE_COLUMNS, columns_of, open_parquet
-from data_prep.sources.row_batches import BYTES_A_FILE, RowBatch, binary_content, row_batches
+from data_prep.sources.stack_v2.parquet_file import CONTENT, FILE_COLUMNS, columns_of, open_parquet
+from data_prep.sources.stack_v2.row_batches import BYTES_A_FILE, RowBatch, binary_content, row_batches
 from mose.errors import MoseError
 from mose.seeding import derive_key
 

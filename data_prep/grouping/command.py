@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from data_prep.grouping.config import GroupConfig
 from data_prep.grouping.run import group
-from data_prep.sources.grouped import GroupedFolder
+from data_prep.sources.stack_v2.grouped import GroupedFolder
 from mose.command import Command, add_config, read_config
 
 _SHOWN = 10

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_prep.grouping.columns import KEY, NAME, SIZE, Layout, part_of
-from data_prep.sources.grouped import PartEntry
-from data_prep.sources.parquet_file import CONTENT, LENGTH, footer_fingerprint
+from data_prep.sources.stack_v2.grouped import PartEntry
+from data_prep.sources.stack_v2.parquet_file import CONTENT, LENGTH, footer_fingerprint
 from mose.atomic_file import atomic_write
 from mose.storage import storage_path
 

@@ -23,8 +23,16 @@ from data_prep.grouping.ordering import sorted_tables
 from data_prep.grouping.parts import write_parts
 from data_prep.grouping.spill import Batch, SpillWriter, load_batches, save_batches
 from data_prep.progress import show_progress
-from data_prep.sources.grouped import DESCRIPTION, VERSION, GroupedFolder, PartEntry, is_grouped, read_description, to_plain
-from data_prep.sources.parquet_file import expand, footer_fingerprint
+from data_prep.sources.stack_v2.grouped import (
+    DESCRIPTION,
+    VERSION,
+    GroupedFolder,
+    PartEntry,
+    is_grouped,
+    read_description,
+    to_plain,
+)
+from data_prep.sources.stack_v2.parquet_file import expand, footer_fingerprint
 from mose.atomic_file import write_json, write_text
 from mose.config import fingerprint
 from mose.errors import MoseError

@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data_prep.records import READ_LIMIT_BYTES, RepositoryRef, SourceFile
 from data_prep.sources.file_kinds import found_file
+from data_prep.sources.repositories import READ_LIMIT_BYTES, RepositoryRef, SourceFile
 from mose.errors import MoseError
 
 KIND = "directory"

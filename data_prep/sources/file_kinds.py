@@ -2,7 +2,7 @@
 
 from pathlib import PurePosixPath
 
-from data_prep.records import SourceFile, content_sha1
+from data_prep.sources.repositories import SourceFile, content_sha1
 
 UNKNOWN_LANGUAGE = "Unknown"
 

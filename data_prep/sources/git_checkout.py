@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from data_prep.records import READ_LIMIT_BYTES, RepositoryRef, SourceFile
 from data_prep.sources.directory import printable
 from data_prep.sources.file_kinds import found_file
+from data_prep.sources.repositories import READ_LIMIT_BYTES, RepositoryRef, SourceFile
 from mose.errors import MoseError
 
 KIND = "git"

@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from data_prep.records import RepositoryRef, SourceFile
 from data_prep.sources.directory import read_content
 from data_prep.sources.file_kinds import LANGUAGE_OF_SUFFIX, found_file
+from data_prep.sources.repositories import RepositoryRef, SourceFile
 from mose.errors import MoseError
 
 KIND = "installed_package"

@@ -11,7 +11,7 @@ from data_prep.cutter import Cutter, Tools
 from data_prep.decontamination import DecontaminationConfig, Decontaminator
 from data_prep.filters import FilterCounts
 from data_prep.pool import CutFiles, join_files
-from data_prep.records import SourceFile, TextFile, content_sha1
+from data_prep.sources.repositories import SourceFile, TextFile, content_sha1
 from mose.tokenizer import Tokenizer
 from tests.data_prep.repositories import made_text
 from tests.datasets import make_tokenizer

@@ -15,7 +15,7 @@ from data_prep.dataset import pack_dataset
 from data_prep.filters import FiltersConfig
 from data_prep.finish import finish
 from data_prep.opt_out import load_opt_out
-from data_prep.records import RepositoryRef
+from data_prep.sources.repositories import RepositoryRef
 from data_prep.task import TaskProgress
 from data_prep.task_folder import claim_path, write_failure
 from data_prep.verify import verify_dataset

@@ -11,8 +11,8 @@ from data_prep.deal import deal_sources
 from data_prep.finish import finish
 from data_prep.grouping.config import GroupConfig
 from data_prep.grouping.run import group
-from data_prep.sources import source
-from data_prep.sources.source import SourcesConfig
+from data_prep.sources import registry as source
+from data_prep.sources.registry import SourcesConfig
 from data_prep.status import status_of
 from data_prep.verify import verify_dataset
 from mose.errors import MoseError

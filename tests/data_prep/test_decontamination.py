@@ -16,7 +16,7 @@ from data_prep import decontamination as module
 from data_prep.decontamination import Contamination, DecontaminationConfig, Decontaminator, drop_contaminated
 from data_prep.dropped import DroppedLog, read_dropped
 from data_prep.filters import FilterCounts
-from data_prep.records import SourceFile, TextFile
+from data_prep.sources.repositories import SourceFile, TextFile
 from data_prep.word_hashes import INT64_ARRAY
 from mose.errors import MoseError
 

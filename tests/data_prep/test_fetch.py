@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from data_prep.blob_store import BODY, MISSING, NOT_FETCHED, TOO_LARGE, BlobStore
 from data_prep.fetching.command import COMMAND, fetch, statistics_path
 from data_prep.fetching.config import FetchConfig
 from data_prep.fetching.fetcher import backoff_seconds
 from data_prep.fetching.remote import s3_address
 from data_prep.grouping.config import GroupConfig
 from data_prep.grouping.run import group
-from data_prep.sources.source import SourcesConfig, grouped_parts, list_repositories, read_part, read_repository
+from data_prep.sources.blobs.store import BODY, MISSING, NOT_FETCHED, TOO_LARGE, BlobStore
+from data_prep.sources.registry import SourcesConfig, grouped_parts, list_repositories, read_part, read_repository
 from mose.command import run_command
 from mose.errors import MoseError
 from mose.storage import storage_path

@@ -19,7 +19,7 @@ from data_prep.filters import (
     has_long_line,
     has_long_lines,
 )
-from data_prep.records import SourceFile, TextFile, content_sha1
+from data_prep.sources.repositories import SourceFile, TextFile, content_sha1
 from mose.errors import MoseError
 
 CONFIG = FiltersConfig()

@@ -24,7 +24,7 @@ from data_prep.grouping.config import GroupConfig
 from data_prep.grouping.ordering import sorted_tables
 from data_prep.grouping.run import group
 from data_prep.grouping.spill import SpillWriter
-from data_prep.sources.source import (
+from data_prep.sources.registry import (
     SourcesConfig,
     grouped_parts,
     list_repositories,

@@ -15,7 +15,7 @@ from data_prep.dataset import pack_dataset
 from data_prep.inspection import COMMAND, escaped, show_row, visible
 from data_prep.removal import remove
 from data_prep.removal_list import RemovalList
-from data_prep.sources.source import SourcesConfig
+from data_prep.sources.registry import SourcesConfig
 from data_prep.stored_rows import key_of, locate, row_of_key
 from mose.command import run_command
 from mose.errors import MoseError

@@ -15,7 +15,7 @@ PACK = """
 import re, sys
 import numpy as np
 from data_prep.config import PackingConfig
-from data_prep.records import RepositoryRef, SourceFile, content_sha1
+from data_prep.sources.repositories import RepositoryRef, SourceFile, content_sha1
 from data_prep.task import run_task
 from tests.data_prep.repositories import make_config
 from pathlib import Path

@@ -16,7 +16,7 @@ from s3fs import S3FileSystem
 from data_prep.config import PackConfig
 from data_prep.dataset import pack_dataset
 from data_prep.finish import finish
-from data_prep.sources.source import SourcesConfig
+from data_prep.sources.registry import SourcesConfig
 from data_prep.status import status_of
 from mose.errors import MoseError
 from mose.storage import storage_path

@@ -14,8 +14,8 @@ from data_prep.config import PackConfig, PackingConfig
 from data_prep.decontamination import DecontaminationConfig
 from data_prep.dropped import read_dropped
 from data_prep.pieces import cut
-from data_prep.records import RepositoryRef, SourceFile
-from data_prep.sources.source import list_repositories, read_repository
+from data_prep.sources.registry import list_repositories, read_repository
+from data_prep.sources.repositories import RepositoryRef, SourceFile
 from data_prep.split import split_of
 from data_prep.task import (
     MIN_REPOSITORIES_PER_TASK,

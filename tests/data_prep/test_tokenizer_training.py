@@ -8,7 +8,7 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_prep.sources.source import SourcesConfig, list_repositories
+from data_prep.sources.registry import SourcesConfig, list_repositories
 from data_prep.split import split_of
 from data_prep.tokenizer_training import (
     TokenizerTrainingConfig,

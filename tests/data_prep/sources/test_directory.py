@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from data_prep.records import READ_LIMIT_BYTES
 from data_prep.sources import directory
 from data_prep.sources.file_kinds import is_generated, is_vendored, language_of
+from data_prep.sources.repositories import READ_LIMIT_BYTES
 from mose.errors import MoseError
 
 

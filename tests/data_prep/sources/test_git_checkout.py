@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.records import SourceFile
 from data_prep.sources import git_checkout
+from data_prep.sources.repositories import SourceFile
 from mose.errors import MoseError
 
 IDENTITY = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.records import RepositoryRef
 from data_prep.sources import installed_packages
+from data_prep.sources.repositories import RepositoryRef
 from mose.errors import MoseError
 
 METADATA = "Metadata-Version: 2.1\nName: Tiny_Package\nVersion: 1.0\nLicense-Expression: MIT\n"

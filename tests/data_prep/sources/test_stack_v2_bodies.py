@@ -11,15 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.blob_pack import GZIP, RAW
-from data_prep.blob_store import BODY, MISSING
 from data_prep.blob_writer import BlobWriter
 from data_prep.filters import FilterCounts, FiltersConfig, filter_repository
 from data_prep.grouping.config import GroupConfig
 from data_prep.grouping.run import group
-from data_prep.sources import row_batches, stack_v2
-from data_prep.sources.row_cache import RowCache
-from data_prep.sources.source import (
+from data_prep.sources.blobs.pack import GZIP, RAW
+from data_prep.sources.blobs.store import BODY, MISSING
+from data_prep.sources.registry import (
     SourcesConfig,
     grouped_parts,
     list_repositories,
@@ -27,6 +25,9 @@ from data_prep.sources.source import (
     read_repository,
     source_fingerprint,
 )
+from data_prep.sources.stack_v2 import row_batches
+from data_prep.sources.stack_v2 import rows as stack_v2
+from data_prep.sources.stack_v2.row_cache import RowCache
 from mose.errors import MoseError
 from tests.data_prep.faulty_s3 import BUCKET, allow_local_http, client, s3_server
 from tests.data_prep.stack_rows import FILE_TYPES, Row, stack_file, write_files, write_repositories
@@ -174,7 +175,7 @@ def test_a_row_above_the_bound_is_passed_over_in_bounded_memory(tmp_path: Path) 
     pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, compression="zstd")
     del table, files
     script = (
-        "import re, sys; from pathlib import Path; from data_prep.sources.source import *\n"
+        "import re, sys; from pathlib import Path; from data_prep.sources.registry import *\n"
         "config = SourcesConfig(stack_v2=(sys.argv[1],)); (ref,) = list_repositories(config)\n"
         "assert {file.problem for file in read_repository(ref, config)} == {'repository_too_large'}\n"
         "print(re.search('VmHWM:\\\\s+(\\\\d+)', Path('/proc/self/status').read_text())[1])\n"

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.blob_pack import GZIP, HEADER, RAW, Record, build_index, index_paths, read_index, scan
-from data_prep.blob_store import (
+from data_prep.blob_writer import BlobWriter
+from data_prep.sources.blobs.pack import GZIP, HEADER, RAW, Record, build_index, index_paths, read_index, scan
+from data_prep.sources.blobs.store import (
     BODY,
     INVALID_ID,
     MISSING,
@@ -25,11 +26,10 @@ from data_prep.blob_store import (
     open_store,
     parse_id,
 )
-from data_prep.blob_writer import BlobWriter
 from mose.errors import MoseError
 from mose.storage import storage_path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def sha1(body: bytes) -> bytes:
@@ -223,7 +223,7 @@ def test_memory_does_not_grow_with_the_bodies(tmp_path: Path) -> None:
         for i in range(200):
             writer.add(sha1(b"%d" % i), BODY, RAW, len(noise), noise)
     script = (
-        "import hashlib, re, sys; from pathlib import Path; from data_prep.blob_store import open_store\n"
+        "import hashlib, re, sys; from pathlib import Path; from data_prep.sources.blobs.store import open_store\n"
         "def peak(): return int(re.search('VmHWM:\\\\s+(\\\\d+)', Path('/proc/self/status').read_text())[1])\n"
         "store = open_store(sys.argv[1]); store.get('0' * 40)\n"
         "before = peak()\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.sources.source import SourcesConfig, list_repositories, read_repository
+from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
 from mose.errors import MoseError
 
 

@@ -4,10 +4,12 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from data_prep.blob_store import open_store
-from data_prep.records import RepositoryRef, SourceFile
-from data_prep.sources import directory, git_checkout, grouped, installed_packages, stack_v2
-from data_prep.sources.parquet_file import expand, footer_fingerprint
+from data_prep.sources import directory, git_checkout, installed_packages
+from data_prep.sources.blobs.store import open_store
+from data_prep.sources.repositories import RepositoryRef, SourceFile
+from data_prep.sources.stack_v2 import grouped
+from data_prep.sources.stack_v2 import rows as stack_v2
+from data_prep.sources.stack_v2.parquet_file import expand, footer_fingerprint
 from mose.config import fingerprint, require
 from mose.errors import MoseError
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.sources.parquet_file import CONTENT, FILE_COLUMNS, LENGTH, Columns, columns_of, corrupt, open_parquet
+from data_prep.sources.stack_v2.parquet_file import CONTENT, FILE_COLUMNS, LENGTH, Columns, columns_of, corrupt, open_parquet
 from mose.errors import MoseError
 
 LIMIT_BYTES = 1 << 28

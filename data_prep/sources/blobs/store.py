@@ -1,6 +1,6 @@
 """Bodies of blobs by their SHA-1, in a few large files: what `mose-data fetch` brings and packing reads.
 
-STORE/part-00000/pack-000000.blobs and its index, one folder for each task that fetches; see `data_prep/blob_pack.py`.
+STORE/part-00000/pack-000000.blobs and its index, one folder for each task that fetches; see `data_prep/sources/blobs/pack.py`.
 """
 
 import functools
@@ -13,8 +13,8 @@ from typing import IO
 
 import numpy as np
 
-from data_prep.blob_pack import GZIP, ID_BYTES, Ids, PackIndex, Record, build_index, read_index, read_stored, scan
-from data_prep.records import READ_LIMIT_BYTES
+from data_prep.sources.blobs.pack import GZIP, ID_BYTES, Ids, PackIndex, Record, build_index, read_index, read_stored, scan
+from data_prep.sources.repositories import READ_LIMIT_BYTES
 from mose.config import fingerprint
 from mose.errors import MoseError
 from mose.storage import storage_path

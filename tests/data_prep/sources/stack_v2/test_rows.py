@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.filters import FilterCounts, FiltersConfig, filter_repository
-from data_prep.records import RepositoryRef, SourceFile
-from data_prep.sources import stack_v2
+from data_prep.sources.repositories import RepositoryRef, SourceFile
+from data_prep.sources.stack_v2 import rows as stack_v2
 from mose.errors import MoseError
 
 FILE = pa.struct(

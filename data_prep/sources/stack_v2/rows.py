@@ -6,12 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_prep.blob_store import BODY, NOT_FETCHED, open_store
-from data_prep.records import RepositoryRef, SourceFile, content_sha1
+from data_prep.sources.blobs.store import BODY, NOT_FETCHED, open_store
 from data_prep.sources.file_kinds import UNKNOWN_LANGUAGE
-from data_prep.sources.parquet_file import CONTENT, FILE_COLUMNS, columns_of, corrupt, expand, open_parquet, stamp
-from data_prep.sources.row_batches import LIMIT_BYTES, binary_content, leaves_of, plan_row_group, row_batches
-from data_prep.sources.row_cache import CACHE_BYTES, process_cache
+from data_prep.sources.repositories import RepositoryRef, SourceFile, content_sha1
+from data_prep.sources.stack_v2.parquet_file import CONTENT, FILE_COLUMNS, columns_of, corrupt, expand, open_parquet, stamp
+from data_prep.sources.stack_v2.row_batches import LIMIT_BYTES, binary_content, leaves_of, plan_row_group, row_batches
+from data_prep.sources.stack_v2.row_cache import CACHE_BYTES, process_cache
 from mose.errors import MoseError
 
 KIND = "stack_v2"

@@ -9,11 +9,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.records import RepositoryRef, SourceFile
-from data_prep.sources.parquet_file import footer_fingerprint, open_parquet, stamp
-from data_prep.sources.row_batches import row_batches
-from data_prep.sources.row_cache import process_cache
-from data_prep.sources.stack_v2 import READ_COLUMNS, RowFiles, batch_row, check_repositories, row_files, row_names, source_files
+from data_prep.sources.repositories import RepositoryRef, SourceFile
+from data_prep.sources.stack_v2.parquet_file import footer_fingerprint, open_parquet, stamp
+from data_prep.sources.stack_v2.row_batches import row_batches
+from data_prep.sources.stack_v2.row_cache import process_cache
+from data_prep.sources.stack_v2.rows import (
+    READ_COLUMNS,
+    RowFiles,
+    batch_row,
+    check_repositories,
+    row_files,
+    row_names,
+    source_files,
+)
 from mose.errors import MoseError
 from mose.storage import storage_path
 

@@ -1,0 +1,1 @@
+"""Repositories from the tables of The Stack v2."""
