@@ -3,8 +3,8 @@
 import sys
 
 from data_prep import dataset, dropped, finish, inspection, lineage, pairs, removal, stats, status, tokenizer_training, verify
-from data_prep.fetching import command as fetching
-from data_prep.grouping import command as grouping
+from data_prep.ingest.fetching import command as fetching
+from data_prep.ingest.grouping import command as grouping
 from mose.command import Command, run_command
 from mose.config import document_fields
 

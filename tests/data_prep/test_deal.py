@@ -9,8 +9,8 @@ from data_prep.config import PackConfig
 from data_prep.dataset import pack_dataset
 from data_prep.deal import deal_sources
 from data_prep.finish import finish
-from data_prep.grouping.config import GroupConfig
-from data_prep.grouping.run import group
+from data_prep.ingest.grouping.config import GroupConfig
+from data_prep.ingest.grouping.run import group
 from data_prep.sources import registry as source
 from data_prep.sources.registry import SourcesConfig
 from data_prep.status import status_of

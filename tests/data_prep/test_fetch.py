@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from data_prep.fetching.command import COMMAND, fetch, statistics_path
-from data_prep.fetching.config import FetchConfig
-from data_prep.fetching.fetcher import backoff_seconds
-from data_prep.fetching.remote import s3_address
-from data_prep.grouping.config import GroupConfig
-from data_prep.grouping.run import group
+from data_prep.ingest.fetching.command import COMMAND, fetch, statistics_path
+from data_prep.ingest.fetching.config import FetchConfig
+from data_prep.ingest.fetching.fetcher import backoff_seconds
+from data_prep.ingest.fetching.remote import s3_address
+from data_prep.ingest.grouping.config import GroupConfig
+from data_prep.ingest.grouping.run import group
 from data_prep.sources.blobs.store import BODY, MISSING, NOT_FETCHED, TOO_LARGE, BlobStore
 from data_prep.sources.registry import SourcesConfig, grouped_parts, list_repositories, read_part, read_repository
 from mose.command import run_command
@@ -228,7 +228,7 @@ def test_a_killed_run_fetches_nothing_twice_that_it_had_stored(tmp_path: Path, e
         words = ["fetch", f"--inputs=['{source}']", f"--store={tmp_path / 'store'}", f"--endpoint_url={proxy.address}"]
         words += ["--max_concurrency=4", "--backoff_seconds=0.01"]
         script = (
-            "import sys; from mose.command import run_command; from data_prep.fetching.command import COMMAND; "
+            "import sys; from mose.command import run_command; from data_prep.ingest.fetching.command import COMMAND; "
             "sys.exit(run_command('mose-data', '', {'fetch': COMMAND}, sys.argv[1:]))"
         )
         process = subprocess.Popen([sys.executable, "-c", script, *words], cwd=ROOT)

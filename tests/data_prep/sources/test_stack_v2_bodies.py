@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.blob_writer import BlobWriter
 from data_prep.filters import FilterCounts, FiltersConfig, filter_repository
-from data_prep.grouping.config import GroupConfig
-from data_prep.grouping.run import group
+from data_prep.ingest.blob_writer import BlobWriter
+from data_prep.ingest.grouping.config import GroupConfig
+from data_prep.ingest.grouping.run import group
 from data_prep.sources.blobs.pack import GZIP, RAW
 from data_prep.sources.blobs.store import BODY, MISSING
 from data_prep.sources.registry import (

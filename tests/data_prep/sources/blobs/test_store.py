@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.blob_writer import BlobWriter
+from data_prep.ingest.blob_writer import BlobWriter
 from data_prep.sources.blobs.pack import GZIP, HEADER, RAW, Record, build_index, index_paths, read_index, scan
 from data_prep.sources.blobs.store import (
     BODY,
@@ -144,7 +144,7 @@ def test_one_writer_a_part(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_what_was_complete(tmp_path: Path) -> None:
     script = (
-        "import resource, sys, gzip, hashlib; from pathlib import Path; from data_prep.blob_writer import BlobWriter;"
+        "import resource, sys, gzip, hashlib; from pathlib import Path; from data_prep.ingest.blob_writer import BlobWriter;"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "with BlobWriter(Path(sys.argv[1]), 0) as writer:\n"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data_prep.blob_writer import BlobWriter
-from data_prep.fetching.config import FetchConfig
-from data_prep.fetching.counts import FetchCounts, show_counts
-from data_prep.fetching.fetcher import Fetcher
-from data_prep.fetching.remote import open_remote
-from data_prep.fetching.wanted import count_files, input_files, wanted_blobs
+from data_prep.ingest.blob_writer import BlobWriter
+from data_prep.ingest.fetching.config import FetchConfig
+from data_prep.ingest.fetching.counts import FetchCounts, show_counts
+from data_prep.ingest.fetching.fetcher import Fetcher
+from data_prep.ingest.fetching.remote import open_remote
+from data_prep.ingest.fetching.wanted import count_files, input_files, wanted_blobs
 from data_prep.sources.blobs.store import BODY, INVALID_ID
 from mose.atomic_file import write_json
 from mose.command import Command, add_config, read_config

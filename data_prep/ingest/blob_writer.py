@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from data_prep.folder_lock import lock_folder
+from data_prep.ingest.folder_lock import lock_folder
 from data_prep.sources.blobs.pack import HEADER, Record, build_index, encode_record, read_index, scan, write_index
 from data_prep.sources.blobs.store import PACKS, STATUSES, BlobStore, as_ids
 

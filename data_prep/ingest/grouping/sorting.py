@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.grouping.columns import KEY, NAME, ORDER, SIZE
-from data_prep.grouping.spill import Assign, Batch, SpillWriter, read_batches
+from data_prep.ingest.grouping.columns import KEY, NAME, ORDER, SIZE
+from data_prep.ingest.grouping.spill import Assign, Batch, SpillWriter, read_batches
 
 _PLACE_COLUMNS = (NAME, "path", ORDER)
 # More buckets at a time would be too small to compress.

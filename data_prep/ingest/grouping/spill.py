@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.grouping.columns import KEY
+from data_prep.ingest.grouping.columns import KEY
 from mose.atomic_file import write_json
 from mose.errors import MoseError
 

@@ -1,0 +1,1 @@
+"""The Stack v2 and Software Heritage, brought onto this machine."""

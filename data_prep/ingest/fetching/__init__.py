@@ -1,0 +1,1 @@
+"""File bodies from Software Heritage to the local store."""

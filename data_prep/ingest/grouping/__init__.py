@@ -1,0 +1,1 @@
+"""Tables of files, sorted into one row per repository."""
