@@ -36,8 +36,8 @@ from rich.table import Table
 
 from data_prep.config import PackConfig, PackingConfig
 from data_prep.cutter import BATCH_CHARACTERS, Cutter, Tools
-from data_prep.dropped import DroppedLog
-from data_prep.filters import FilterCounts, FiltersConfig, filter_repository
+from data_prep.filters.dropped_log import DroppedLog
+from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
 from data_prep.packing.pack import pack
 from data_prep.packing.rows import LabelBalance, PieceTable, RowCounts
 from data_prep.pool import CutFiles, join_files

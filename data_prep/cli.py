@@ -2,7 +2,8 @@
 
 import sys
 
-from data_prep import dataset, dropped, finish, inspection, lineage, pairs, removal, stats, status, tokenizer_training, verify
+from data_prep import dataset, finish, inspection, lineage, pairs, removal, stats, status, tokenizer_training, verify
+from data_prep.filters import dropped_log as dropped
 from data_prep.ingest.fetching import command as fetching
 from data_prep.ingest.grouping import command as grouping
 from mose.command import Command, run_command

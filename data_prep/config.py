@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from data_prep.decontamination import DecontaminationConfig
-from data_prep.filter_files import filters_fingerprint
-from data_prep.filters import FiltersConfig
+from data_prep.filters.decontamination import DecontaminationConfig
+from data_prep.filters.filters import FiltersConfig
+from data_prep.filters.fingerprint import filters_fingerprint
 from data_prep.sources.registry import SourcesConfig
 from mose.config import fingerprint, require, to_plain, with_new_fields_at_default
 from mose.tokenizer import Tokenizer

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.config import PackingConfig
-from data_prep.decontamination import Decontaminator, drop_contaminated
-from data_prep.dropped import DroppedLog
 from data_prep.encoding import Encoder
-from data_prep.filters import FilterCounts
+from data_prep.filters.decontamination import Decontaminator, drop_contaminated
+from data_prep.filters.dropped_log import DroppedLog
+from data_prep.filters.filters import FilterCounts
 from data_prep.packing.pack import piece_limits
 from data_prep.pieces import INT64_ARRAY, VocabularyTable, byte_offsets, cut, vocabulary_table
 from data_prep.pool import CutFiles, lineage_of

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_prep.config import PackingConfig
-from data_prep.filters import FilterCounts
+from data_prep.filters.filters import FilterCounts
 from data_prep.packing.rows import RowCounts
 from data_prep.task import TaskResult
 from mose.manifest import SPLITS

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data_prep.filters import FilterCounts, FiltersConfig, filter_repository
+from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
 from data_prep.progress import show_progress
 from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
 from data_prep.sources.repositories import RepositoryRef, TextFile, content_sha1

@@ -10,9 +10,9 @@ from typing import Any
 
 from data_prep.config import PackConfig, content_fingerprint
 from data_prep.cutter import Cutter, Tools
-from data_prep.decontamination import Decontaminator
-from data_prep.dropped import DroppedLog
-from data_prep.filters import KEPT, FilterCounts, filter_repository
+from data_prep.filters.decontamination import Decontaminator
+from data_prep.filters.dropped_log import DroppedLog
+from data_prep.filters.filters import KEPT, FilterCounts, filter_repository
 from data_prep.sources.repositories import RepositoryRef, SourceFile
 from data_prep.split import split_of
 from data_prep.split_writer import SplitWriter

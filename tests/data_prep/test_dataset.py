@@ -12,9 +12,9 @@ import webdataset
 from data_prep.claim import Claim, ClaimRecord
 from data_prep.config import PackConfig, PackingConfig
 from data_prep.dataset import pack_dataset
-from data_prep.filters import FiltersConfig
+from data_prep.filters.filters import FiltersConfig
+from data_prep.filters.opt_out import load_opt_out
 from data_prep.finish import finish
-from data_prep.opt_out import load_opt_out
 from data_prep.sources.repositories import RepositoryRef
 from data_prep.task import TaskProgress
 from data_prep.task_folder import claim_path, write_failure

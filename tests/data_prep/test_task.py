@@ -11,8 +11,8 @@ import pytest
 
 from data_prep import cutter as cutter_module
 from data_prep.config import PackConfig, PackingConfig
-from data_prep.decontamination import DecontaminationConfig
-from data_prep.dropped import read_dropped
+from data_prep.filters.decontamination import DecontaminationConfig
+from data_prep.filters.dropped_log import read_dropped
 from data_prep.pieces import cut
 from data_prep.sources.registry import list_repositories, read_repository
 from data_prep.sources.repositories import RepositoryRef, SourceFile

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.word_hashes import MAX_WORD_BYTES, Words, find_words, fold, gram_hashes
+from data_prep.filters.word_hashes import MAX_WORD_BYTES, Words, find_words, fold, gram_hashes
 
 WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]{1,64}")
 PIECES = st.sampled_from([b"a", b"A", b"_", b"9", b" ", b"\n", b".", b"\0", "é".encode(), b"x" * 7, b"y" * 63, b"Z" * 130])

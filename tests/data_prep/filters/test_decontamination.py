@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import decontamination as module
-from data_prep.decontamination import Contamination, DecontaminationConfig, Decontaminator, drop_contaminated
-from data_prep.dropped import DroppedLog, read_dropped
-from data_prep.filters import FilterCounts
+from data_prep.filters import decontamination as module
+from data_prep.filters.decontamination import Contamination, DecontaminationConfig, Decontaminator, drop_contaminated
+from data_prep.filters.dropped_log import DroppedLog, read_dropped
+from data_prep.filters.filters import FilterCounts
+from data_prep.filters.word_hashes import INT64_ARRAY
 from data_prep.sources.repositories import SourceFile, TextFile
-from data_prep.word_hashes import INT64_ARRAY
 from mose.errors import MoseError
 
 WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]{1,64}")

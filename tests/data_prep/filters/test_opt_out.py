@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
-from data_prep.opt_out import load_opt_out
+from data_prep.filters.opt_out import load_opt_out
 from mose.errors import MoseError
 
 BLOB = hashlib.sha1(b"x = 1").hexdigest()

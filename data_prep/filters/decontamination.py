@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.dropped import DroppedLog
-from data_prep.evaluation_grams import EvaluationGrams
-from data_prep.evaluation_texts import read_examples
-from data_prep.filters import FilterCounts
+from data_prep.filters.dropped_log import DroppedLog
+from data_prep.filters.evaluation_ngrams import EvaluationGrams
+from data_prep.filters.evaluation_texts import read_examples
+from data_prep.filters.filters import FilterCounts
+from data_prep.filters.word_hashes import INT64_ARRAY, Words, find_words, fold, gram_hashes
 from data_prep.sources.repositories import TextFile
-from data_prep.word_hashes import INT64_ARRAY, Words, find_words, fold, gram_hashes
 from mose.config import require
 from mose.storage import storage_path
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.gram_table import INT32_ARRAY, GramTable, gram_table
-from data_prep.word_hashes import INT64_ARRAY, Words, find_words, fold, gram_hashes
+from data_prep.filters.ngram_table import INT32_ARRAY, GramTable, gram_table
+from data_prep.filters.word_hashes import INT64_ARRAY, Words, find_words, fold, gram_hashes
 from mose.seeding import UINT64_ARRAY
 
 # Texts hashed at a time.

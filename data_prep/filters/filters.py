@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dropped import DroppedLog
-from data_prep.opt_out import load_opt_out
+from data_prep.filters.dropped_log import DroppedLog
+from data_prep.filters.opt_out import load_opt_out
 from data_prep.sources.repositories import READ_LIMIT_BYTES, SourceFile, TextFile, is_utf8
 from mose.config import require
 

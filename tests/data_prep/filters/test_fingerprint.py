@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.decontamination import DecontaminationConfig
-from data_prep.filter_files import filters_fingerprint
-from data_prep.filters import FiltersConfig
+from data_prep.filters.decontamination import DecontaminationConfig
+from data_prep.filters.filters import FiltersConfig
+from data_prep.filters.fingerprint import filters_fingerprint
 from mose.errors import MoseError
 
 OFF = DecontaminationConfig()

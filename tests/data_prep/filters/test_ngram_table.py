@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.gram_table import GramTable, gram_table
+from data_prep.filters.ngram_table import GramTable, gram_table
 
 HASHES = st.sampled_from([0, 1, 2, 2**53, 2**63, 2**64 - 2, 2**64 - 1]) | st.integers(0, 2**64 - 1)
 

@@ -2,9 +2,9 @@
 
 import hashlib
 
-from data_prep.decontamination import DecontaminationConfig
-from data_prep.filters import FiltersConfig
-from data_prep.opt_out import load_opt_out
+from data_prep.filters.decontamination import DecontaminationConfig
+from data_prep.filters.filters import FiltersConfig
+from data_prep.filters.opt_out import load_opt_out
 from mose.config import fingerprint
 from mose.errors import MoseError
 from mose.storage import storage_path

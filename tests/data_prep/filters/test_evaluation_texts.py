@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from upath import UPath
 
-from data_prep.evaluation_texts import read_examples, strings_of
+from data_prep.filters.evaluation_texts import read_examples, strings_of
 from mose.errors import MoseError
 
 EXAMPLES: list[dict[str, Any]] = [

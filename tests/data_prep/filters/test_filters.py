@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.dropped import DroppedLog, read_dropped
-from data_prep.filters import (
+from data_prep.filters.dropped_log import DroppedLog, read_dropped
+from data_prep.filters.filters import (
     REASONS,
     FilterCounts,
     FiltersConfig,

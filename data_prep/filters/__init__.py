@@ -1,0 +1,1 @@
+"""Which files become training text."""
