@@ -11,7 +11,7 @@ from data_prep.claim import read_claim
 from data_prep.config import PackConfig, content_fields
 from data_prep.dataset_statistics import merge_statistics
 from data_prep.filters.filters import KEPT, FilterCounts
-from data_prep.summary import print_summary
+from data_prep.shards.summary import print_summary
 from data_prep.task import TaskResult, marker_path
 from data_prep.task_folder import claim_path, failure_path, list_tasks, remove_manifest_leftovers
 from data_prep.task_results import read_results

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from data_prep.begin import opened_tokenizer
-from data_prep.lineage_table import LineageTable
-from data_prep.stored_rows import StoredRow, key_of, locate, read_row, row_of_key
+from data_prep.shards.lineage import LineageTable
+from data_prep.shards.rows import StoredRow, key_of, locate, read_row, row_of_key
 from mose.command import Command
 from mose.errors import MoseError
 from mose.manifest import SPLITS, ShardEntry, read_manifest

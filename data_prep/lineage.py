@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.inspection import escaped
-from data_prep.lineage_table import LineageTable
 from data_prep.progress import show_progress
-from data_prep.stored_rows import key_of, row_of_key
+from data_prep.shards.lineage import LineageTable
+from data_prep.shards.rows import key_of, row_of_key
 from mose.command import Command
 from mose.errors import MoseError
 from mose.manifest import SPLITS, Manifest, ShardEntry, read_manifest

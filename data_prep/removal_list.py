@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.lineage_table import is_one_of
+from data_prep.shards.lineage import is_one_of
 from mose.errors import MoseError
 
 _BLOB_ID = re.compile(r"[0-9a-fA-F]{40}")

@@ -11,10 +11,10 @@ from data_prep.charts import Section
 from data_prep.figures import Figures, count_figures
 from data_prep.inspection import escaped
 from data_prep.removal_journal import read_removed
+from data_prep.shards.summary import cautions, print_cautions, print_overview, print_summary
 from data_prep.stats_page import stats_page
 from data_prep.stats_picture import draw_picture
 from data_prep.stats_sections import stats_sections
-from data_prep.summary import cautions, print_cautions, print_overview, print_summary
 from mose.atomic_file import write_text
 from mose.command import Command
 from mose.errors import MoseError

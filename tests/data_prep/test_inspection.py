@@ -15,8 +15,8 @@ from data_prep.dataset import pack_dataset
 from data_prep.inspection import COMMAND, escaped, show_row, visible
 from data_prep.removal import remove
 from data_prep.removal_list import RemovalList
+from data_prep.shards.rows import key_of, locate, row_of_key
 from data_prep.sources.registry import SourcesConfig
-from data_prep.stored_rows import key_of, locate, row_of_key
 from mose.command import run_command
 from mose.errors import MoseError
 from mose.manifest import read_manifest

@@ -22,10 +22,10 @@ from data_prep.fill_section import fill_section, outliers
 from data_prep.removal import remove
 from data_prep.removal_journal import read_removed
 from data_prep.removal_list import RemovalList
+from data_prep.shards.summary import cautions, print_summary
 from data_prep.stats import COMMAND
 from data_prep.stats_page import stats_page
 from data_prep.stats_sections import mean_of, stats_sections
-from data_prep.summary import cautions, print_summary
 from mose.command import run_command
 from mose.manifest import read_manifest
 from mose.shard_format import ShardReader
