@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from benchmarks.step import pack
 from data_prep.sources.registry import SourcesConfig
-from data_prep.tokenizer_training import TokenizerTrainingConfig, train_tokenizer
+from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
 from mose.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model_config import ModelConfig

@@ -45,7 +45,7 @@ from data_prep.sources.registry import SourcesConfig
 from data_prep.sources.repositories import RepositoryRef, SourceFile, TextFile, content_sha1
 from data_prep.split_writer import SplitWriter
 from data_prep.task import TaskResult, run_task
-from data_prep.tokenizer_training import TokenizerTrainingConfig, train_tokenizer
+from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
 from mose.atomic_file import write_json
 from mose.fast_tokenizer import convert
 from mose.row_index import INDEX_DTYPE

@@ -28,7 +28,7 @@ from benchmarks.padded_reference import PaddedReference, padded_inputs
 from data_prep.config import PackConfig, PackingConfig
 from data_prep.dataset import pack_dataset
 from data_prep.sources.registry import SourcesConfig
-from data_prep.tokenizer_training import TokenizerTrainingConfig, train_tokenizer
+from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
 from mose.atomic_file import write_json
 from mose.manifest import read_manifest
 from mose.model.configuration_mose import ModularStarEncoderConfig

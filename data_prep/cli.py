@@ -2,10 +2,11 @@
 
 import sys
 
-from data_prep import dataset, finish, inspection, lineage, pairs, removal, stats, status, tokenizer_training, verify
+from data_prep import dataset, finish, inspection, lineage, pairs, removal, stats, status, verify
 from data_prep.filters import dropped_log as dropped
 from data_prep.ingest.fetching import command as fetching
 from data_prep.ingest.grouping import command as grouping
+from data_prep.tokenization import train_tokenizer as tokenizer_training
 from mose.command import Command, run_command
 from mose.config import document_fields
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.config import PackingConfig
-from data_prep.encoding import Encoder
 from data_prep.filters.decontamination import Decontaminator, drop_contaminated
 from data_prep.filters.dropped_log import DroppedLog
 from data_prep.filters.filters import FilterCounts
 from data_prep.packing.pack import piece_limits
-from data_prep.pieces import INT64_ARRAY, VocabularyTable, byte_offsets, cut, vocabulary_table
 from data_prep.pool import CutFiles, lineage_of
 from data_prep.sources.repositories import TextFile
+from data_prep.tokenization.chunking import INT64_ARRAY, VocabularyTable, byte_offsets, cut, vocabulary_table
+from data_prep.tokenization.encoding import Encoder
 from mose.tokenizer import Tokenizer
 
 # Texts encoded at a time. gigatoken takes 1.5 ms for any call (0.10.0): 17 MB/s at 64 KB a call, 34 at 1 MB, 37 at 4 MB.

@@ -13,7 +13,6 @@ from data_prep import cutter as cutter_module
 from data_prep.config import PackConfig, PackingConfig
 from data_prep.filters.decontamination import DecontaminationConfig
 from data_prep.filters.dropped_log import read_dropped
-from data_prep.pieces import cut
 from data_prep.sources.registry import list_repositories, read_repository
 from data_prep.sources.repositories import RepositoryRef, SourceFile
 from data_prep.split import split_of
@@ -26,6 +25,7 @@ from data_prep.task import (
     read_marker,
     run_task,
 )
+from data_prep.tokenization.chunking import cut
 from mose.atomic_file import file_sha256
 from mose.errors import MoseError
 from mose.manifest import SPLITS

@@ -10,7 +10,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.tokenizer_training import TokenizerTrainingConfig, train_model
+from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_model
 from mose.errors import MoseError
 from mose.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.pieces import VocabularyTable, byte_offsets, cut, vocabulary_table
+from data_prep.tokenization.chunking import VocabularyTable, byte_offsets, cut, vocabulary_table
 from mose.tokenizer import Tokenizer
 from tests.data_prep.repositories import make_byte_level_tokenizer
 from tests.datasets import make_tokenizer

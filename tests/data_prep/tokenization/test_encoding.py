@@ -12,9 +12,9 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_prep import encoding
-from data_prep.encoding import SAMPLE, Encoder
-from data_prep.tokenizer_training import TokenizerTrainingConfig, train_model
+from data_prep.tokenization import encoding
+from data_prep.tokenization.encoding import SAMPLE, Encoder
+from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_model
 from mose.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
 
 SOURCES = sorted(Path(encoding.__file__).parent.glob("*.py"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_prep.sources.registry import SourcesConfig, list_repositories
 from data_prep.split import split_of
-from data_prep.tokenizer_training import (
+from data_prep.tokenization.train_tokenizer import (
     TokenizerTrainingConfig,
     sample_chunks,
     train_model,
@@ -94,7 +94,7 @@ def test_held_out_repositories_are_not_trained_on(repositories: Path, tmp_path: 
         seen.extend(chunks)
         return train_model(chunks, config)
 
-    monkeypatch.setattr("data_prep.tokenizer_training.train_model", remember)
+    monkeypatch.setattr("data_prep.tokenization.train_tokenizer.train_model", remember)
     train_tokenizer(config_of(repositories, tmp_path / "out", held_out_fraction=0.4, seed=5))
     text = "".join(seen)
     held_out = {f"r{i}" for i in range(12) if split_of(f"r{i}", 5, 0.4) == "held_out"}
@@ -107,7 +107,7 @@ def test_held_out_repositories_are_not_trained_on(repositories: Path, tmp_path: 
 def test_the_sample_is_spread_over_repositories_and_within_its_size(
     repositories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.tokenizer_training.MIN_REPOSITORY_BYTES", 1)
+    monkeypatch.setattr("data_prep.tokenization.train_tokenizer.MIN_REPOSITORY_BYTES", 1)
     config = config_of(repositories, tmp_path, chunk_characters=100)
     refs = list_repositories(config.sources)
     sizes = {ref.name: sum(len(chunk.encode()) for chunk in sample_chunks([ref], config, 10**9)) for ref in refs}
