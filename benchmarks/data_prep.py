@@ -34,17 +34,17 @@ import tokenizers
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.config import PackConfig, PackingConfig
-from data_prep.cutter import BATCH_CHARACTERS, Cutter, Tools
 from data_prep.filters.dropped_log import DroppedLog
 from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
 from data_prep.packing.pack import pack
 from data_prep.packing.rows import LabelBalance, PieceTable, RowCounts
-from data_prep.pool import CutFiles, join_files
+from data_prep.pipeline.chunker import BATCH_CHARACTERS, Cutter, Tools
+from data_prep.pipeline.config import PackConfig, PackingConfig
+from data_prep.pipeline.shuffle_buffer import CutFiles, join_files
+from data_prep.pipeline.split_writer import SplitWriter
+from data_prep.pipeline.task import TaskResult, run_task
 from data_prep.sources.registry import SourcesConfig
 from data_prep.sources.repositories import RepositoryRef, SourceFile, TextFile, content_sha1
-from data_prep.split_writer import SplitWriter
-from data_prep.task import TaskResult, run_task
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
 from mose.atomic_file import write_json
 from mose.fast_tokenizer import convert

@@ -8,11 +8,11 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from data_prep.begin import Inputs, begin, inputs_of, opened_tokenizer
-from data_prep.config import PackConfig
-from data_prep.deal import Deal, deal_sources
 from data_prep.finish import remove_empty, write_manifest_of
 from data_prep.job import Job
 from data_prep.packing_progress import show_packing
+from data_prep.pipeline.assignment import Deal, deal_sources
+from data_prep.pipeline.config import PackConfig
 from data_prep.shards.summary import print_summary
 from data_prep.task_folder import list_tasks
 from data_prep.task_results import in_threads, is_finished, read_results

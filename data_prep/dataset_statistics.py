@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from data_prep.config import PackingConfig
 from data_prep.filters.filters import FilterCounts
 from data_prep.packing.rows import RowCounts
-from data_prep.task import TaskResult
+from data_prep.pipeline.config import PackingConfig
+from data_prep.pipeline.task import TaskResult
 from mose.manifest import SPLITS
 
 _EXAMPLES = 20

@@ -8,11 +8,11 @@ from jsonargparse import ArgumentParser, Namespace
 
 from data_prep.begin import CONFIG_NAME, Inputs, inputs_path, opened_tokenizer, read_config_of, read_inputs, remove_beginning
 from data_prep.claim import read_claim
-from data_prep.config import PackConfig, content_fields
 from data_prep.dataset_statistics import merge_statistics
 from data_prep.filters.filters import KEPT, FilterCounts
+from data_prep.pipeline.config import PackConfig, content_fields
+from data_prep.pipeline.task import TaskResult, marker_path
 from data_prep.shards.summary import print_summary
-from data_prep.task import TaskResult, marker_path
 from data_prep.task_folder import claim_path, failure_path, list_tasks, remove_manifest_leftovers
 from data_prep.task_results import read_results
 from mose.command import Command

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from data_prep.begin import Inputs
 from data_prep.claim import Claim, TaskTakenError
-from data_prep.config import PackConfig
-from data_prep.deal import Share
-from data_prep.task import TaskProgress, run_task
+from data_prep.pipeline.assignment import Share
+from data_prep.pipeline.config import PackConfig
+from data_prep.pipeline.task import TaskProgress, run_task
 from data_prep.task_folder import failure_path, remove_leftovers, write_failure
 from data_prep.task_results import is_finished
 from mose.command import one_line

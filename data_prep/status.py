@@ -16,7 +16,7 @@ from rich.table import Table
 
 from data_prep.begin import read_config_of
 from data_prep.claim import ClaimRecord, read_claim
-from data_prep.task import TaskResult, marker_path, read_marker
+from data_prep.pipeline.task import TaskResult, marker_path, read_marker
 from data_prep.task_folder import Failure, array_specification, list_tasks, read_failure
 from data_prep.task_results import in_threads
 from mose.command import Command

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.task import marker_path
+from data_prep.pipeline.task import marker_path
 from mose.atomic_file import TEMPORARY_MARK, write_json
 from mose.errors import MoseError
 from mose.manifest import SPLITS

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_prep.begin import Inputs
+from data_prep.pipeline.task import TaskResult, marker_path, read_marker
 from data_prep.progress import show_progress
-from data_prep.task import TaskResult, marker_path, read_marker
 from data_prep.task_folder import array_specification
 from mose.atomic_file import file_sha256
 from mose.errors import MoseError

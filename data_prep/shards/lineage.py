@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_prep.split_writer import LINEAGE_SCHEMA
+from data_prep.pipeline.split_writer import LINEAGE_SCHEMA
 from mose.errors import MoseError
 
 # Columns whose values come again and again: held as a number and a dictionary.

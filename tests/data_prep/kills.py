@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.claim import read_claim
-from data_prep.config import PackConfig
+from data_prep.pipeline.config import PackConfig
 from data_prep.task_folder import list_tasks
 from mose.atomic_file import TEMPORARY_MARK
 from mose.config import save_config

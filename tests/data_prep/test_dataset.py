@@ -10,13 +10,13 @@ import pytest
 import webdataset
 
 from data_prep.claim import Claim, ClaimRecord
-from data_prep.config import PackConfig, PackingConfig
 from data_prep.dataset import pack_dataset
 from data_prep.filters.filters import FiltersConfig
 from data_prep.filters.opt_out import load_opt_out
 from data_prep.finish import finish
+from data_prep.pipeline.config import PackConfig, PackingConfig
+from data_prep.pipeline.task import TaskProgress
 from data_prep.sources.repositories import RepositoryRef
-from data_prep.task import TaskProgress
 from data_prep.task_folder import claim_path, write_failure
 from data_prep.verify import verify_dataset
 from mose.atomic_file import write_json
@@ -279,7 +279,7 @@ def test_a_repository_that_cannot_be_read_fails_in_a_worker_with_its_name(
 ) -> None:
     gone = RepositoryRef("gone", "directory", str(tmp_path / "gone"))
     refs = [*[RepositoryRef(f"g{i}", "directory", str(tmp_path / "gone")) for i in range(30)], gone]
-    monkeypatch.setattr("data_prep.deal.list_repositories", lambda sources: refs)
+    monkeypatch.setattr("data_prep.pipeline.assignment.list_repositories", lambda sources: refs)
     with pytest.raises(MoseError, match="gone"):
         pack_dataset(make_config(tmp_path, num_workers=2))
     assert not list((tmp_path / "dataset").rglob("*.tar"))

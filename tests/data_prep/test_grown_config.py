@@ -15,10 +15,10 @@ import pytest
 
 from data_prep import begin as begin_module
 from data_prep.begin import inputs_path, read_config_of
-from data_prep.config import FIRST_FIELDS, FREE_FIELDS, PackConfig, content_fields
 from data_prep.dataset import pack_dataset
 from data_prep.filters.filters import FiltersConfig
 from data_prep.finish import finish
+from data_prep.pipeline.config import FIRST_FIELDS, FREE_FIELDS, PackConfig, content_fields
 from data_prep.removal import remove
 from data_prep.removal_list import RemovalList
 from data_prep.verify import verify_dataset

@@ -14,9 +14,9 @@ FILE_BYTES = 400_000
 PACK = """
 import re, sys
 import numpy as np
-from data_prep.config import PackingConfig
+from data_prep.pipeline.config import PackingConfig
 from data_prep.sources.repositories import RepositoryRef, SourceFile, content_sha1
-from data_prep.task import run_task
+from data_prep.pipeline.task import run_task
 from tests.data_prep.repositories import make_config
 from pathlib import Path
 

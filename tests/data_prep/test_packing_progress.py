@@ -6,8 +6,8 @@ import pytest
 
 from data_prep import packing_progress
 from data_prep.packing_progress import PackingMeter, show_packing
+from data_prep.pipeline.task import TaskProgress
 from data_prep.progress import INTERVAL_SECONDS
-from data_prep.task import TaskProgress
 
 
 @pytest.fixture

@@ -17,17 +17,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.config import PackingConfig
 from data_prep.dataset import pack_dataset
 from data_prep.finish import finish
 from data_prep.inspection import read_shown_row
+from data_prep.pipeline.config import PackingConfig
+from data_prep.pipeline.task import marker_path, read_marker
 from data_prep.removal import COMMAND, remove
 from data_prep.removal_journal import read_removed, read_unfinished
 from data_prep.removal_list import RemovalList, read_removal_list
 from data_prep.removal_rows import read_lines, row_counts
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import read_index
-from data_prep.task import marker_path, read_marker
 from data_prep.verify import verify_dataset
 from mose.command import run_command
 from mose.errors import MoseError

@@ -12,9 +12,9 @@ import pytest
 
 from data_prep import workers
 from data_prep.claim import Claim
-from data_prep.config import PackConfig
 from data_prep.dataset import pack_dataset
 from data_prep.job import Job
+from data_prep.pipeline.config import PackConfig
 from data_prep.status import status_of
 from data_prep.task_folder import list_tasks
 from mose.errors import MoseError

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_prep import row_spool
-from data_prep.row_spool import RowBlock, RowSpool, spread
+from data_prep.pipeline import row_shuffle as row_spool
+from data_prep.pipeline.row_shuffle import RowBlock, RowSpool, spread
 from mose.shard_format import RowLabels
 
 LENGTH = 16
@@ -89,13 +89,13 @@ def test_the_file_has_no_name_and_is_gone_at_the_end(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     code = (
-        "import resource, sys; from pathlib import Path; from data_prep.row_spool import RowSpool\n"
+        "import resource, sys; from pathlib import Path; from data_prep.pipeline.row_shuffle import RowSpool\n"
         "from tests.data_prep.test_row_spool import write_rows\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "with RowSpool(Path(sys.argv[1]), 0) as spool: write_rows(spool, [100] * 50)"
     )
     shard = tmp_path / "train" / "shard.tar"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     ended = subprocess.run([sys.executable, "-c", code, str(shard)], check=False, cwd=root, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == f"OSError: [Errno 27] File too large: '{shard}'"

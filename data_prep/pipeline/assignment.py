@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_prep.config import PackConfig
+from data_prep.pipeline.config import PackConfig
+from data_prep.pipeline.task import deal_repositories
 from data_prep.sources.registry import (
     SourcesConfig,
     grouped_parts,
@@ -14,7 +15,6 @@ from data_prep.sources.registry import (
 )
 from data_prep.sources.repositories import RepositoryRef, SourceFile
 from data_prep.sources.stack_v2.grouped import GroupedPart
-from data_prep.task import deal_repositories
 from mose.errors import MoseError
 
 

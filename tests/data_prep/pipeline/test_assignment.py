@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.config import PackConfig
 from data_prep.dataset import pack_dataset
-from data_prep.deal import deal_sources
 from data_prep.finish import finish
 from data_prep.ingest.grouping.config import GroupConfig
 from data_prep.ingest.grouping.run import group
+from data_prep.pipeline.assignment import deal_sources
+from data_prep.pipeline.config import PackConfig
 from data_prep.sources import registry as source
 from data_prep.sources.registry import SourcesConfig
 from data_prep.status import status_of
@@ -53,7 +53,7 @@ def test_no_repository_of_a_grouped_folder_is_listed(grouped: PackConfig, monkey
     def refuse(*arguments: object) -> None:
         raise AssertionError("listed")
 
-    monkeypatch.setattr("data_prep.deal.list_repositories", refuse)
+    monkeypatch.setattr("data_prep.pipeline.assignment.list_repositories", refuse)
     monkeypatch.setattr(source, "list_repositories", refuse)
     deal = deal_sources(grouped)
     assert deal.refs == ()

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import PackConfig, content_fingerprint
-from data_prep.cutter import Cutter, Tools
 from data_prep.filters.decontamination import Decontaminator
 from data_prep.filters.dropped_log import DroppedLog
 from data_prep.filters.filters import KEPT, FilterCounts, filter_repository
+from data_prep.pipeline.chunker import Cutter, Tools
+from data_prep.pipeline.config import PackConfig, content_fingerprint
+from data_prep.pipeline.split_writer import SplitWriter
 from data_prep.sources.repositories import RepositoryRef, SourceFile
 from data_prep.split import split_of
-from data_prep.split_writer import SplitWriter
 from mose.atomic_file import write_json
 from mose.config import fingerprint
 from mose.errors import MoseError

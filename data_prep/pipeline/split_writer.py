@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_prep.config import PackingConfig
 from data_prep.packing.pack import pack
 from data_prep.packing.rows import INT64_ARRAY, LabelBalance, Packing, RowCounts, first_of_each
-from data_prep.pool import FILE_SCHEMA, CutFiles, WaitingFiles
-from data_prep.row_spool import RowBlock, RowSpool, spread
+from data_prep.pipeline.config import PackingConfig
+from data_prep.pipeline.row_shuffle import RowBlock, RowSpool, spread
+from data_prep.pipeline.shuffle_buffer import FILE_SCHEMA, CutFiles, WaitingFiles
 from mose.atomic_file import atomic_write
 from mose.manifest import ShardEntry
 from mose.packed_sequence import assemble_rows

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import cutter as cutter_module
-from data_prep.config import PackingConfig
-from data_prep.cutter import Cutter, Tools
 from data_prep.filters.decontamination import DecontaminationConfig, Decontaminator
 from data_prep.filters.filters import FilterCounts
-from data_prep.pool import CutFiles, join_files
+from data_prep.pipeline import chunker as cutter_module
+from data_prep.pipeline.chunker import Cutter, Tools
+from data_prep.pipeline.config import PackingConfig
+from data_prep.pipeline.shuffle_buffer import CutFiles, join_files
 from data_prep.sources.repositories import SourceFile, TextFile, content_sha1
 from mose.tokenizer import Tokenizer
 from tests.data_prep.repositories import made_text

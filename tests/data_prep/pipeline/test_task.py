@@ -9,14 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import cutter as cutter_module
-from data_prep.config import PackConfig, PackingConfig
 from data_prep.filters.decontamination import DecontaminationConfig
 from data_prep.filters.dropped_log import read_dropped
-from data_prep.sources.registry import list_repositories, read_repository
-from data_prep.sources.repositories import RepositoryRef, SourceFile
-from data_prep.split import split_of
-from data_prep.task import (
+from data_prep.pipeline import chunker as cutter_module
+from data_prep.pipeline.config import PackConfig, PackingConfig
+from data_prep.pipeline.task import (
     MIN_REPOSITORIES_PER_TASK,
     TaskProgress,
     TaskResult,
@@ -25,6 +22,9 @@ from data_prep.task import (
     read_marker,
     run_task,
 )
+from data_prep.sources.registry import list_repositories, read_repository
+from data_prep.sources.repositories import RepositoryRef, SourceFile
+from data_prep.split import split_of
 from data_prep.tokenization.chunking import cut
 from mose.atomic_file import file_sha256
 from mose.errors import MoseError

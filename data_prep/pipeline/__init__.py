@@ -1,0 +1,1 @@
+"""One task: repositories in, a shard out."""
