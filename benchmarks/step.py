@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.padded_reference import PaddedReference, padded_inputs
-from data_prep.dataset import pack_dataset
+from data_prep.execution.pack import pack_dataset
 from data_prep.pipeline.config import PackConfig, PackingConfig
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer

@@ -2,7 +2,9 @@
 
 import sys
 
-from data_prep import dataset, finish, inspection, lineage, pairs, removal, stats, status, verify
+from data_prep import inspection, lineage, pairs, removal, stats, verify
+from data_prep.execution import finish, status
+from data_prep.execution import pack as dataset
 from data_prep.filters import dropped_log as dropped
 from data_prep.ingest.fetching import command as fetching
 from data_prep.ingest.grouping import command as grouping

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.text import Text
 
-from data_prep.begin import opened_tokenizer
+from data_prep.execution.inputs import opened_tokenizer
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import StoredRow, key_of, locate, read_row, row_of_key
 from mose.command import Command

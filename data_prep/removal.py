@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.finish import finish
+from data_prep.execution.finish import finish
 from data_prep.inspection import counted
 from data_prep.pipeline.task import marker_path, read_marker
 from data_prep.progress import show_progress

@@ -15,7 +15,7 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from numpy.typing import NDArray
 
-from data_prep.begin import opened_tokenizer
+from data_prep.execution.inputs import opened_tokenizer
 from data_prep.inspection import counted
 from data_prep.progress import show_progress
 from data_prep.removal_journal import read_removed, read_unfinished, unfinished_line

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.claim import read_claim
+from data_prep.execution.lease import read_claim
+from data_prep.execution.task_files import list_tasks
 from data_prep.pipeline.config import PackConfig
-from data_prep.task_folder import list_tasks
 from mose.atomic_file import TEMPORARY_MARK
 from mose.config import save_config
 from tests.data_prep.repositories import checksums

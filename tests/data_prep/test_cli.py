@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.claim import Claim
 from data_prep.cli import commands
-from data_prep.dataset import pack_dataset
+from data_prep.execution.lease import Claim
+from data_prep.execution.pack import pack_dataset
 from mose.command import run_command
 from mose.config import save_config
 from tests.data_prep.repositories import checksums, make_config

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep import begin as begin_module
-from data_prep.begin import inputs_path, read_config_of
-from data_prep.dataset import pack_dataset
+from data_prep.execution import inputs as begin_module
+from data_prep.execution.finish import finish
+from data_prep.execution.inputs import inputs_path, read_config_of
+from data_prep.execution.pack import pack_dataset
 from data_prep.filters.filters import FiltersConfig
-from data_prep.finish import finish
 from data_prep.pipeline.config import FIRST_FIELDS, FREE_FIELDS, PackConfig, content_fields
 from data_prep.removal import remove
 from data_prep.removal_list import RemovalList

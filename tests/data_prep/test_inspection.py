@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from data_prep.cli import commands
-from data_prep.dataset import pack_dataset
+from data_prep.execution.pack import pack_dataset
 from data_prep.inspection import COMMAND, escaped, show_row, visible
 from data_prep.removal import remove
 from data_prep.removal_list import RemovalList

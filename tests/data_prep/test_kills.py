@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.dataset import pack_dataset
-from data_prep.finish import finish
+from data_prep.execution.finish import finish
+from data_prep.execution.pack import pack_dataset
 from data_prep.pipeline.config import PackConfig
 from data_prep.verify import verify_dataset
 from mose.atomic_file import TEMPORARY_MARK, write_json

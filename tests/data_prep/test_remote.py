@@ -13,11 +13,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
-from data_prep.dataset import pack_dataset
-from data_prep.finish import finish
+from data_prep.execution.finish import finish
+from data_prep.execution.pack import pack_dataset
+from data_prep.execution.status import status_of
 from data_prep.pipeline.config import PackConfig
 from data_prep.sources.registry import SourcesConfig
-from data_prep.status import status_of
 from mose.errors import MoseError
 from mose.storage import storage_path
 from tests.data_prep.repositories import checksums, make_config

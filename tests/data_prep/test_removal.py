@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.dataset import pack_dataset
-from data_prep.finish import finish
+from data_prep.execution.finish import finish
+from data_prep.execution.pack import pack_dataset
 from data_prep.inspection import read_shown_row
 from data_prep.pipeline.config import PackingConfig
 from data_prep.pipeline.task import marker_path, read_marker

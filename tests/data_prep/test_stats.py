@@ -15,7 +15,7 @@ import pytest
 
 from data_prep.bar_chart import draw, shorten, ticks
 from data_prep.charts import Bars, Histogram, Mark, Section, amount, histogram_of, share
-from data_prep.dataset import pack_dataset
+from data_prep.execution.pack import pack_dataset
 from data_prep.figures import Figures, ShardFill, SplitFigures, count_figures
 from data_prep.fill_section import fill_section, outliers
 from data_prep.pipeline.config import PackingConfig

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.dataset import pack_dataset
+from data_prep.execution.pack import pack_dataset
 from data_prep.pipeline.config import PackingConfig
 from data_prep.pipeline.split_writer import LINEAGE_SCHEMA
 from data_prep.verify import COMMAND, verify, verify_dataset

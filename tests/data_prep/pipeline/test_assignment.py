@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.dataset import pack_dataset
-from data_prep.finish import finish
+from data_prep.execution.finish import finish
+from data_prep.execution.pack import pack_dataset
+from data_prep.execution.status import status_of
 from data_prep.ingest.grouping.config import GroupConfig
 from data_prep.ingest.grouping.run import group
 from data_prep.pipeline.assignment import deal_sources
 from data_prep.pipeline.config import PackConfig
 from data_prep.sources import registry as source
 from data_prep.sources.registry import SourcesConfig
-from data_prep.status import status_of
 from data_prep.verify import verify_dataset
 from mose.errors import MoseError
 from tests.data_prep.repositories import checksums, make_config

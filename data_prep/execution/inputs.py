@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.claim import read_claim
+from data_prep.execution.lease import read_claim
+from data_prep.execution.task_files import list_tasks
 from data_prep.pipeline.config import FREE_FIELDS, PackConfig, content_fields, content_fingerprint, lists_fingerprint
-from data_prep.task_folder import list_tasks
 from mose.atomic_file import TEMPORARY_MARK, atomic_write, write_json
 from mose.config import fingerprint, load_config, save_config, to_plain
 from mose.errors import MoseError

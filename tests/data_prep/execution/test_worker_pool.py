@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import workers
-from data_prep.claim import Claim
-from data_prep.dataset import pack_dataset
-from data_prep.job import Job
+from data_prep.execution import worker_pool as workers
+from data_prep.execution.lease import Claim
+from data_prep.execution.pack import pack_dataset
+from data_prep.execution.status import status_of
+from data_prep.execution.task_files import list_tasks
+from data_prep.execution.task_runner import Job
 from data_prep.pipeline.config import PackConfig
-from data_prep.status import status_of
-from data_prep.task_folder import list_tasks
 from mose.errors import MoseError
 from tests.data_prep.kills import start_pack, wait_for_group, workers_of
 from tests.data_prep.repositories import checksums, make_config

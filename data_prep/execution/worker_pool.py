@@ -14,12 +14,12 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Literal
 
-from data_prep.claim import TaskTakenError
-from data_prep.job import Job, told
-from data_prep.packing_progress import PackingMeter
+from data_prep.execution.lease import TaskTakenError
+from data_prep.execution.progress import PackingMeter
+from data_prep.execution.task_files import write_failure
+from data_prep.execution.task_runner import Job, told
 from data_prep.pipeline.assignment import Deal, Share
 from data_prep.pipeline.task import TaskProgress
-from data_prep.task_folder import write_failure
 from mose.errors import MoseError
 from mose.storage import storage_path
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.execution.task_files import claim_path, process_start
 from data_prep.pipeline.task import TaskProgress
-from data_prep.task_folder import claim_path, process_start
 from mose.atomic_file import temporary_path, write_json
 from mose.errors import MoseError
 from mose.storage import is_local

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import status as status_module
-from data_prep.claim import DEAD_AFTER_SECONDS, Claim
 from data_prep.cli import commands
-from data_prep.dataset import pack_dataset
+from data_prep.execution import status as status_module
+from data_prep.execution.lease import DEAD_AFTER_SECONDS, Claim
+from data_prep.execution.pack import pack_dataset
+from data_prep.execution.status import Status, status_of
+from data_prep.execution.task_files import claim_path, write_failure
 from data_prep.pipeline.task import marker_path
-from data_prep.status import Status, status_of
-from data_prep.task_folder import claim_path, write_failure
 from mose.command import run_command
 from tests.data_prep.repositories import make_config
 

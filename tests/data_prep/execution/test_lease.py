@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import claim as claim_module
-from data_prep.claim import DEAD_AFTER_SECONDS, Claim, ClaimRecord, TaskTakenError, read_claim
+from data_prep.execution import lease as claim_module
+from data_prep.execution.lease import DEAD_AFTER_SECONDS, Claim, ClaimRecord, TaskTakenError, read_claim
+from data_prep.execution.task_files import claim_path
 from data_prep.pipeline.task import TaskProgress
-from data_prep.task_folder import claim_path
 from mose.storage import storage_path
 
 

@@ -6,15 +6,23 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data_prep.begin import CONFIG_NAME, Inputs, inputs_path, opened_tokenizer, read_config_of, read_inputs, remove_beginning
-from data_prep.claim import read_claim
-from data_prep.dataset_statistics import merge_statistics
+from data_prep.execution.inputs import (
+    CONFIG_NAME,
+    Inputs,
+    inputs_path,
+    opened_tokenizer,
+    read_config_of,
+    read_inputs,
+    remove_beginning,
+)
+from data_prep.execution.lease import read_claim
+from data_prep.execution.markers import read_results
+from data_prep.execution.statistics import merge_statistics
+from data_prep.execution.task_files import claim_path, failure_path, list_tasks, remove_manifest_leftovers
 from data_prep.filters.filters import KEPT, FilterCounts
 from data_prep.pipeline.config import PackConfig, content_fields
 from data_prep.pipeline.task import TaskResult, marker_path
 from data_prep.shards.summary import print_summary
-from data_prep.task_folder import claim_path, failure_path, list_tasks, remove_manifest_leftovers
-from data_prep.task_results import read_results
 from mose.command import Command
 from mose.config import fingerprint
 from mose.errors import MoseError

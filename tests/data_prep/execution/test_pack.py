@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_prep.claim import Claim, ClaimRecord
-from data_prep.dataset import pack_dataset
+from data_prep.execution.finish import finish
+from data_prep.execution.lease import Claim, ClaimRecord
+from data_prep.execution.pack import pack_dataset
+from data_prep.execution.task_files import claim_path, write_failure
 from data_prep.filters.filters import FiltersConfig
 from data_prep.filters.opt_out import load_opt_out
-from data_prep.finish import finish
 from data_prep.pipeline.config import PackConfig, PackingConfig
 from data_prep.pipeline.task import TaskProgress
 from data_prep.sources.repositories import RepositoryRef
-from data_prep.task_folder import claim_path, write_failure
 from data_prep.verify import verify_dataset
 from mose.atomic_file import write_json
 from mose.config import load_config
@@ -151,7 +151,9 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_that_finished_no_task_binds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.job.run_task", lambda *arguments: (_ for _ in ()).throw(MoseError("not readable")))
+        patch.setattr(
+            "data_prep.execution.task_runner.run_task", lambda *arguments: (_ for _ in ()).throw(MoseError("not readable"))
+        )
         with pytest.raises(MoseError, match="not readable"):
             pack_dataset(make_config(tmp_path, seed=5))
     make_byte_level_tokenizer(tmp_path / "byte-level")

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data_prep.begin import Inputs, begin, inputs_of, opened_tokenizer
-from data_prep.finish import remove_empty, write_manifest_of
-from data_prep.job import Job
-from data_prep.packing_progress import show_packing
+from data_prep.execution.finish import remove_empty, write_manifest_of
+from data_prep.execution.inputs import Inputs, begin, inputs_of, opened_tokenizer
+from data_prep.execution.markers import in_threads, is_finished, read_results
+from data_prep.execution.progress import show_packing
+from data_prep.execution.task_files import list_tasks
+from data_prep.execution.task_runner import Job
+from data_prep.execution.worker_pool import run_tasks
 from data_prep.pipeline.assignment import Deal, deal_sources
 from data_prep.pipeline.config import PackConfig
 from data_prep.shards.summary import print_summary
-from data_prep.task_folder import list_tasks
-from data_prep.task_results import in_threads, is_finished, read_results
-from data_prep.workers import run_tasks
 from mose.command import Command, add_config, read_config
 from mose.errors import MoseError
 from mose.manifest import Manifest

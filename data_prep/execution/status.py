@@ -14,11 +14,11 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.begin import read_config_of
-from data_prep.claim import ClaimRecord, read_claim
+from data_prep.execution.inputs import read_config_of
+from data_prep.execution.lease import ClaimRecord, read_claim
+from data_prep.execution.markers import in_threads
+from data_prep.execution.task_files import Failure, array_specification, list_tasks, read_failure
 from data_prep.pipeline.task import TaskResult, marker_path, read_marker
-from data_prep.task_folder import Failure, array_specification, list_tasks, read_failure
-from data_prep.task_results import in_threads
 from mose.command import Command
 from mose.errors import MoseError
 from mose.manifest import MANIFEST_NAME

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from data_prep.begin import Inputs
-from data_prep.claim import Claim, TaskTakenError
+from data_prep.execution.inputs import Inputs
+from data_prep.execution.lease import Claim, TaskTakenError
+from data_prep.execution.markers import is_finished
+from data_prep.execution.task_files import failure_path, remove_leftovers, write_failure
 from data_prep.pipeline.assignment import Share
 from data_prep.pipeline.config import PackConfig
 from data_prep.pipeline.task import TaskProgress, run_task
-from data_prep.task_folder import failure_path, remove_leftovers, write_failure
-from data_prep.task_results import is_finished
 from mose.command import one_line
 from mose.errors import MoseError
 from mose.storage import storage_path

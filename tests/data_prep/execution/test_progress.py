@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from data_prep import packing_progress
-from data_prep.packing_progress import PackingMeter, show_packing
+from data_prep.execution import progress as packing_progress
+from data_prep.execution.progress import PackingMeter, show_packing
 from data_prep.pipeline.task import TaskProgress
 from data_prep.progress import INTERVAL_SECONDS
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.task_folder import (
+from data_prep.execution.task_files import (
     array_specification,
     list_tasks,
     process_start,

@@ -1,0 +1,1 @@
+"""Many tasks, killed anywhere, run once."""
