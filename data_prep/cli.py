@@ -2,13 +2,17 @@
 
 import sys
 
-from data_prep import inspection, lineage, pairs, removal, stats, verify
+from data_prep import pairs
 from data_prep.execution import finish, status
 from data_prep.execution import pack as dataset
 from data_prep.filters import dropped_log as dropped
 from data_prep.ingest.fetching import command as fetching
 from data_prep.ingest.grouping import command as grouping
 from data_prep.tokenization import train_tokenizer as tokenizer_training
+from data_prep.tools import inspect_row as inspection
+from data_prep.tools import lineage, verify
+from data_prep.tools.removal import command as removal
+from data_prep.tools.stats import command as stats
 from mose.command import Command, run_command
 from mose.config import document_fields
 

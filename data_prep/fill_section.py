@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_prep.charts import Histogram, Mark, Section
-from data_prep.figures import ShardFill
+from data_prep.tools.stats.charts import Histogram, Mark, Section
+from data_prep.tools.stats.counts import ShardFill
 
 _BINS = 24
 # Tukey's far-out fence: a task beyond three interquartile ranges of the quartiles is not of the same kind as the rest.

@@ -19,9 +19,9 @@ from data_prep.execution.inputs import inputs_path, read_config_of
 from data_prep.execution.pack import pack_dataset
 from data_prep.filters.filters import FiltersConfig
 from data_prep.pipeline.config import FIRST_FIELDS, FREE_FIELDS, PackConfig, content_fields
-from data_prep.removal import remove
-from data_prep.removal_list import RemovalList
-from data_prep.verify import verify_dataset
+from data_prep.tools.removal.command import remove
+from data_prep.tools.removal.removal_list import RemovalList
+from data_prep.tools.verify import verify_dataset
 from mose.atomic_file import file_sha256
 from mose.errors import MoseError
 from pretrain.packed_rows import PackedRows

@@ -18,7 +18,7 @@ from data_prep.filters.opt_out import load_opt_out
 from data_prep.pipeline.config import PackConfig, PackingConfig
 from data_prep.pipeline.task import TaskProgress
 from data_prep.sources.repositories import RepositoryRef
-from data_prep.verify import verify_dataset
+from data_prep.tools.verify import verify_dataset
 from mose.atomic_file import write_json
 from mose.config import load_config
 from mose.errors import MoseError

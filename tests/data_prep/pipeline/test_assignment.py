@@ -14,7 +14,7 @@ from data_prep.pipeline.assignment import deal_sources
 from data_prep.pipeline.config import PackConfig
 from data_prep.sources import registry as source
 from data_prep.sources.registry import SourcesConfig
-from data_prep.verify import verify_dataset
+from data_prep.tools.verify import verify_dataset
 from mose.errors import MoseError
 from tests.data_prep.repositories import checksums, make_config
 from tests.data_prep.test_remote import as_parquet

@@ -13,19 +13,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.bar_chart import draw, shorten, ticks
-from data_prep.charts import Bars, Histogram, Mark, Section, amount, histogram_of, share
 from data_prep.execution.pack import pack_dataset
-from data_prep.figures import Figures, ShardFill, SplitFigures, count_figures
 from data_prep.fill_section import fill_section, outliers
 from data_prep.pipeline.config import PackingConfig
-from data_prep.removal import remove
-from data_prep.removal_journal import read_removed
-from data_prep.removal_list import RemovalList
 from data_prep.shards.summary import cautions, print_summary
-from data_prep.stats import COMMAND
-from data_prep.stats_page import stats_page
-from data_prep.stats_sections import mean_of, stats_sections
+from data_prep.tools.removal.command import remove
+from data_prep.tools.removal.journal import read_removed
+from data_prep.tools.removal.removal_list import RemovalList
+from data_prep.tools.stats.charts import Bars, Histogram, Mark, Section, amount, histogram_of, share
+from data_prep.tools.stats.command import COMMAND
+from data_prep.tools.stats.counts import Figures, ShardFill, SplitFigures, count_figures
+from data_prep.tools.stats.page import stats_page
+from data_prep.tools.stats.sections import mean_of, stats_sections
+from data_prep.tools.stats.svg import draw, shorten, ticks
 from mose.command import run_command
 from mose.manifest import read_manifest
 from mose.shard_format import ShardReader

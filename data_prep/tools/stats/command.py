@@ -7,14 +7,14 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.charts import Section
-from data_prep.figures import Figures, count_figures
-from data_prep.inspection import escaped
-from data_prep.removal_journal import read_removed
 from data_prep.shards.summary import cautions, print_cautions, print_overview, print_summary
-from data_prep.stats_page import stats_page
-from data_prep.stats_picture import draw_picture
-from data_prep.stats_sections import stats_sections
+from data_prep.tools.inspect_row import escaped
+from data_prep.tools.removal.journal import read_removed
+from data_prep.tools.stats.charts import Section
+from data_prep.tools.stats.counts import Figures, count_figures
+from data_prep.tools.stats.page import stats_page
+from data_prep.tools.stats.png import draw_picture
+from data_prep.tools.stats.sections import stats_sections
 from mose.atomic_file import write_text
 from mose.command import Command
 from mose.errors import MoseError

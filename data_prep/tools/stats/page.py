@@ -3,9 +3,9 @@
 import html
 from collections.abc import Sequence
 
-from data_prep.bar_chart import draw
-from data_prep.charts import Section
-from data_prep.inspection import escaped
+from data_prep.tools.inspect_row import escaped
+from data_prep.tools.stats.charts import Section
+from data_prep.tools.stats.svg import draw
 
 _STYLE = """
 body { font: 15px/1.45 sans-serif; color: #222; background: #fff; max-width: 1180px; margin: 2em auto; padding: 0 1em; }

@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Sequence
 
-from data_prep.charts import Bars, Histogram, amount
+from data_prep.tools.stats.charts import Bars, Histogram, amount
 
 WIDTH = 560
 _BAR, _MARK, _GRID, _TEXT = "#3b6ea8", "#b3402a", "#d5d8dc", "#222222"

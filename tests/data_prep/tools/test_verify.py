@@ -16,7 +16,7 @@ import pytest
 from data_prep.execution.pack import pack_dataset
 from data_prep.pipeline.config import PackingConfig
 from data_prep.pipeline.split_writer import LINEAGE_SCHEMA
-from data_prep.verify import COMMAND, verify, verify_dataset
+from data_prep.tools.verify import COMMAND, verify, verify_dataset
 from mose.atomic_file import file_sha256
 from mose.command import run_command
 from mose.errors import MoseError

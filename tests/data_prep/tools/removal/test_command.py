@@ -19,16 +19,16 @@ import pytest
 
 from data_prep.execution.finish import finish
 from data_prep.execution.pack import pack_dataset
-from data_prep.inspection import read_shown_row
 from data_prep.pipeline.config import PackingConfig
 from data_prep.pipeline.task import marker_path, read_marker
-from data_prep.removal import COMMAND, remove
-from data_prep.removal_journal import read_removed, read_unfinished
-from data_prep.removal_list import RemovalList, read_removal_list
-from data_prep.removal_rows import read_lines, row_counts
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import read_index
-from data_prep.verify import verify_dataset
+from data_prep.tools.inspect_row import read_shown_row
+from data_prep.tools.removal.command import COMMAND, remove
+from data_prep.tools.removal.journal import read_removed, read_unfinished
+from data_prep.tools.removal.removal_list import RemovalList, read_removal_list
+from data_prep.tools.removal.rewrite import read_lines, row_counts
+from data_prep.tools.verify import verify_dataset
 from mose.command import run_command
 from mose.errors import MoseError
 from mose.manifest import read_manifest

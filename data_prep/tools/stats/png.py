@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.bar_chart import shorten, tick_label
-from data_prep.charts import Bars, Histogram, Section, amount
+from data_prep.tools.stats.charts import Bars, Histogram, Section, amount
+from data_prep.tools.stats.svg import shorten, tick_label
 from mose.atomic_file import atomic_write
 from mose.errors import MoseError
 

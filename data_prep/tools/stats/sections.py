@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_prep.charts import Bars, Mark, Section, histogram_of, share
-from data_prep.figures import MOST_SNIPPETS, Figures, SplitFigures
 from data_prep.fill_section import fill_section
-from data_prep.removal_journal import Removal
 from data_prep.tokenization.chunking import INT64_ARRAY
+from data_prep.tools.removal.journal import Removal
+from data_prep.tools.stats.charts import Bars, Mark, Section, histogram_of, share
+from data_prep.tools.stats.counts import MOST_SNIPPETS, Figures, SplitFigures
 from mose.manifest import SPLITS, Manifest
 
 _MOST_NAMES = 15

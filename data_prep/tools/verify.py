@@ -16,11 +16,11 @@ from jsonargparse import ArgumentParser, Namespace
 from numpy.typing import NDArray
 
 from data_prep.execution.inputs import opened_tokenizer
-from data_prep.inspection import counted
 from data_prep.progress import show_progress
-from data_prep.removal_journal import read_removed, read_unfinished, unfinished_line
 from data_prep.shards.rows import RecordBlock, check_size, read_blocks, read_index, shard_number
-from data_prep.verify_lineage import Lineage, check_lineage
+from data_prep.tools.inspect_row import counted
+from data_prep.tools.removal.journal import read_removed, read_unfinished, unfinished_line
+from data_prep.tools.verify_lineage import Lineage, check_lineage
 from mose.atomic_file import file_sha256
 from mose.command import BAD_INPUT, Command
 from mose.errors import MoseError

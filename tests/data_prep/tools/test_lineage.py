@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.execution.pack import pack_dataset
-from data_prep.lineage import COLUMNS, COMMAND, Search, find_lines
 from data_prep.pipeline.split_writer import LINEAGE_SCHEMA
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import key_of
+from data_prep.tools.lineage import COLUMNS, COMMAND, Search, find_lines
 from mose.command import run_command
 from mose.errors import MoseError
 from mose.manifest import read_manifest

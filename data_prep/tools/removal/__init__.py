@@ -1,0 +1,1 @@
+"""Listed files taken out of a finished data set."""
