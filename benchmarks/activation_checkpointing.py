@@ -25,9 +25,9 @@ from mose.atomic_file import write_json
 from mose.model_config import ModelConfig
 from mose.seeding import derive_key, generator
 from pretrain.config import BatchConfig, DataConfig, Layout, ParallelConfig, PretrainConfig
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.estimate import activation_numbers
 from pretrain.loss import Denominators
-from pretrain.micro_batch import MicroBatch
 from pretrain.parallel.context import ParallelContext
 from pretrain.training_model import TrainingModel, build_training_model
 

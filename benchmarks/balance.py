@@ -31,10 +31,10 @@ from mose.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model_config import ModelConfig
 from mose.seeding import generator
-from pretrain.dealing import deal, share_of
-from pretrain.masking import MASKED_SHARE
+from pretrain.data.balancing import deal, share_of
+from pretrain.data.masking import MASKED_SHARE
+from pretrain.data.row_cost import RowCost
 from pretrain.packed_rows import PackedRows
-from pretrain.row_cost import RowCost
 
 INT64_ARRAY = NDArray[np.int64]
 SLOTS, GLOBAL_ROWS, MICRO_BATCH_ROWS = 2048, 2048, 4

@@ -10,7 +10,7 @@ from transformers import Starcoder2Config, Starcoder2Model
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
-from pretrain.micro_batch import IGNORED_LABEL, MicroBatch
+from pretrain.data.micro_batch import IGNORED_LABEL, MicroBatch
 from pretrain.objective import exit_weights
 
 

@@ -37,12 +37,12 @@ from mose.model.size import flops_per_row, head_flops
 from mose.model_config import ModelConfig
 from mose.tokenizer import load_tokenizer
 from pretrain.config import BatchConfig, PretrainConfig
-from pretrain.data import BatchPlan, GlobalBatchLoader
+from pretrain.data.loader import BatchPlan, GlobalBatchLoader
+from pretrain.data.masking import MASKED_SHARE
+from pretrain.data.micro_batch import MicroBatch
+from pretrain.data.prefetch import Prefetcher
 from pretrain.loss import Denominators, whole_vocabulary
-from pretrain.masking import MASKED_SHARE
-from pretrain.micro_batch import MicroBatch
 from pretrain.packed_rows import PackedRows
-from pretrain.prefetch import Prefetcher
 from pretrain.training_model import TrainingModel
 
 ROWS = 8

@@ -14,11 +14,11 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.run_directory import RunDirectory, checkpoint_name
 from pretrain.config import PretrainConfig
-from pretrain.data import BatchPlan, validation_batches
+from pretrain.data.loader import BatchPlan, validation_batches
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.exit_gradients import ExitGradients, exit_gradients
 from pretrain.export import open_source
 from pretrain.loss import Denominators, whole_vocabulary
-from pretrain.micro_batch import MicroBatch
 from pretrain.plot import plot_exit_gradients
 from pretrain.sources import open_run_data
 from pretrain.step import exit_metrics

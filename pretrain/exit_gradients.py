@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.loss import Denominators
-from pretrain.micro_batch import MicroBatch
 from pretrain.training_model import TrainingModel
 
 FLOATS = NDArray[np.float64]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mose.packed_sequence import TOKENS
 from mose.shard_format import RowLabels
-from pretrain.mixture import Mixture
+from pretrain.data.mixture import Mixture
 from pretrain.packed_rows import Rows
 
 INT64_ARRAY = NDArray[np.int64]

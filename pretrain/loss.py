@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mose.model.modeling_mose import StarEncoder2Pooler, StarEncoder2PreTrainingHeads
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.distillation import ONE_RANK, VocabularyReductions, divergence, log_probabilities
-from pretrain.micro_batch import MicroBatch
 from pretrain.objective import NONE, ObjectiveConfig
 
 COLUMNS = ("mlm", "task", "distillation", "mlm_correct", "task_correct")

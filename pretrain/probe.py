@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mose.seeding import generator
 from pretrain.config import PretrainConfig
-from pretrain.micro_batch import MicroBatch
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.engine import Engine
 

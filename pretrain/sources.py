@@ -12,8 +12,8 @@ from mose.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mose.storage import is_local, storage_path
 from mose.tokenizer import Tokenizer, load_tokenizer
 from pretrain.config import DataConfig, PretrainConfig
+from pretrain.data.mixture import Mixture
 from pretrain.joined_rows import JoinedRows
-from pretrain.mixture import Mixture
 from pretrain.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
 from pretrain.packed_rows import PackedRows, Rows, SplitTable
 from pretrain.range_rows import LoadedRows, RangeReader, RangeRows, Retry

@@ -16,7 +16,7 @@ from mose.manifest import Manifest
 from mose.run_directory import RunDirectory
 from pretrain.checkpoint import CHANGES_NAME
 from pretrain.config import PretrainConfig
-from pretrain.mixture import INT64_ARRAY, Mixture
+from pretrain.data.mixture import INT64_ARRAY, Mixture
 from pretrain.sources import Source, sources_of
 
 # A change of one of these in the middle of a run gives earlier steps other rows than the config that stands there now.

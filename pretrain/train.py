@@ -14,17 +14,17 @@ from mose.tokenizer import Tokenizer
 from pretrain.checkpoint import CHANGES_NAME, Progress, latest_checkpoint
 from pretrain.checkpoint_store import NEVER, CheckpointStore, ResumeRequest, Selection, record_changes
 from pretrain.config import PretrainConfig
-from pretrain.data import BatchPlan, GlobalBatchLoader, validation_batches
+from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
+from pretrain.data.micro_batch import MicroBatch
+from pretrain.data.prefetch import Prefetcher
 from pretrain.estimate import shape_of
 from pretrain.health import DivergedError
 from pretrain.identity import config_values
 from pretrain.machine import attention_backend, dtype_of, machine_line
 from pretrain.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
-from pretrain.micro_batch import MicroBatch
 from pretrain.parallel.context import ParallelContext, initialize_parallel, leave_parallel
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.watchdog import Watchdog, is_collective_failure
-from pretrain.prefetch import Prefetcher
 from pretrain.probe import run_probe
 from pretrain.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
 from pretrain.sources import RunData, open_run_data

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mose.errors import MoseError
 from mose.packed_sequence import TOKENS
 from mose.row_index import INDEX_DTYPE
-from pretrain.order import blocks_at, sequence_at
+from pretrain.data.order import blocks_at, sequence_at
 
 INT64_ARRAY = NDArray[np.int64]
 

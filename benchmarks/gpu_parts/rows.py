@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from mose.packed_sequence import TOKENS, SpecialTokens, token_dtype
 from mose.seeding import generator
 from mose.shard_format import RowLabels
-from pretrain.data import BatchPlan, micro_batches
-from pretrain.micro_batch import MicroBatch
+from pretrain.data.loader import BatchPlan, micro_batches
+from pretrain.data.micro_batch import MicroBatch
 
 MADE_UP = SpecialTokens(pad=0, unk=1, sep=2, cls=3, mask=4)
 LENGTHS = Path(__file__).with_name("row_lengths.json")

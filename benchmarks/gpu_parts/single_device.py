@@ -15,8 +15,8 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.model_config import ModelConfig
 from pretrain.config import OptimizerConfig
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.loss import Denominators
-from pretrain.micro_batch import MicroBatch
 from pretrain.step import BatchCounts
 from pretrain.throughput import GIB, step_flops
 

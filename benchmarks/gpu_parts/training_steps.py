@@ -23,9 +23,9 @@ from mose.model_config import ModelConfig
 from pretrain.activation_checkpointing import apply_activation_checkpointing
 from pretrain.compilation import compile_layers
 from pretrain.config import CHECKPOINTING
+from pretrain.data.masking import MASKED_SHARE
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.loss import whole_vocabulary
-from pretrain.masking import MASKED_SHARE
-from pretrain.micro_batch import MicroBatch
 from pretrain.training_model import TrainingModel
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)

@@ -12,7 +12,7 @@ import numpy as np
 from mose.manifest import Manifest, ShardEntry, read_manifest, write_manifest
 from mose.row_index import index_bytes, make_index
 from mose.shard_format import RecordLayout, RowLabels
-from pretrain.order import BLOCK_ROWS, rows_of_run
+from pretrain.data.order import BLOCK_ROWS, rows_of_run
 from pretrain.packed_rows import PackedRows, Rows, SplitTable
 from pretrain.range_rows import RangeReader, Retry
 from pretrain.staging import StagedRows, StagingPlan

@@ -14,7 +14,7 @@ BATCH_ROWS = 2048
 PROGRAM = """
 import json, sys, time
 from pathlib import Path
-from pretrain.order import rows_of_run
+from pretrain.data.order import rows_of_run
 from pretrain.packed_rows import PackedRows
 def private():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mose.manifest import read_manifest
-from pretrain.order import BLOCK_ROWS, rows_of_run
+from pretrain.data.order import BLOCK_ROWS, rows_of_run
 
 INT64_ARRAY = NDArray[np.int64]
 

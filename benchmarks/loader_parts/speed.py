@@ -12,7 +12,7 @@ import webdataset
 from mose.manifest import read_manifest
 from mose.packed_sequence import SpecialTokens
 from mose.tokenizer import load_tokenizer
-from pretrain.data import BatchPlan, GlobalBatchLoader
+from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.packed_rows import PackedRows
 
 REPEATS = 5

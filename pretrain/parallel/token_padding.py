@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from pretrain.micro_batch import MicroBatch
+from pretrain.data.micro_batch import MicroBatch
 
 
 def padded_tokens(batch: MicroBatch, multiple: int) -> MicroBatch:

@@ -10,10 +10,10 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import initialize
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.tokenizer import Tokenizer
-from pretrain.data import BatchPlan, GlobalBatchLoader
+from pretrain.data.loader import BatchPlan, GlobalBatchLoader
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.exit_gradients import ExitGradients, exit_gradients
 from pretrain.loss import Denominators, whole_vocabulary
-from pretrain.micro_batch import MicroBatch
 from pretrain.packed_rows import PackedRows
 from pretrain.training_model import TrainingModel
 from tests.pretrain.cells import tiny_config

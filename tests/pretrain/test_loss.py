@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.tokenizer import Tokenizer
-from pretrain.data import BatchPlan, GlobalBatchLoader
+from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.loss import COLUMNS, Denominators, whole_vocabulary
 from pretrain.objective import exit_weights
 from pretrain.packed_rows import PackedRows

@@ -15,7 +15,7 @@ from mose.errors import MoseError
 from mose.manifest import ShardEntry, read_manifest, write_manifest
 from mose.row_index import INDEX_DTYPE, index_bytes
 from mose.shard_format import ShardReader
-from pretrain.order import rows_of_run
+from pretrain.data.order import rows_of_run
 from pretrain.packed_rows import PackedRows, SplitTable, raise_descriptor_limit
 from tests.pretrain.simulated import simulated
 

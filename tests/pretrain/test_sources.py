@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.pretrain.test_data import as_rows
 
 from mose.config import load_config, save_config
 from mose.errors import MoseError
 from mose.manifest import read_manifest, write_manifest
 from pretrain.config import DataConfig, MixtureSource, PretrainConfig, StagingConfig
-from pretrain.data import BatchPlan, GlobalBatchLoader, validation_batches
+from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
 from pretrain.identity import config_values
 from pretrain.sources import RunData, open_run_data, place_on_node
 from tests.datasets import make_dataset
 from tests.pretrain.cells import tiny_config
 from tests.pretrain.stores import upload_folder
-from tests.pretrain.test_data import as_rows
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.pretrain.test_data import as_rows
 
 from mose.errors import MoseError
 from mose.tokenizer import Tokenizer
-from pretrain.data import BatchPlan, GlobalBatchLoader
-from pretrain.order import rows_of_run
+from pretrain.data.loader import BatchPlan, GlobalBatchLoader
+from pretrain.data.order import rows_of_run
 from pretrain.packed_rows import PackedRows, SplitTable
 from pretrain.range_rows import LoadedRows, RangeReader, RangeRows, Retry
 from pretrain.staging import StagedRows, StagingPlan, clear_abandoned
 from pretrain.window_file import RunOrder
 from tests.pretrain.stores import Faults, install_faults, upload_folder
-from tests.pretrain.test_data import as_rows
 
 SEED, BLOCK, WINDOW, GLOBAL_ROWS = 7, 4, 32, 12
 PLENTY = 1 << 24
@@ -250,7 +250,7 @@ from pathlib import Path
 import numpy as np
 import pretrain.range_rows as range_rows
 import pretrain.staging as staging
-from pretrain.order import rows_of_run
+from pretrain.data.order import rows_of_run
 from pretrain.packed_rows import SplitTable
 from pretrain.staging import StagedRows, StagingPlan
 from pretrain.window_file import RunOrder

@@ -12,7 +12,7 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.size import head_flops
 from mose.tokenizer import Tokenizer
-from pretrain.data import BatchPlan, GlobalBatchLoader
+from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.loss import Denominators, whole_vocabulary
 from pretrain.packed_rows import PackedRows
 from pretrain.step import BatchCounts, StepResult

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.micro_batch import MicroBatch
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.parallel.token_padding import padded_tokens
 
 

@@ -214,7 +214,7 @@ def test_a_run_that_has_the_old_files_mapped_goes_on(dataset: Path) -> None:
 
 def test_training_reads_the_rows_that_are_left(dataset: Path) -> None:
     pytest.importorskip("torch")
-    from pretrain.data import BatchPlan, validation_batches
+    from pretrain.data.loader import BatchPlan, validation_batches
     from pretrain.packed_rows import PackedRows
 
     remove(dataset, RemovalList(tuple(sorted(set(blobs_of_row(dataset, 0))))))

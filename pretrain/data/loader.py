@@ -16,13 +16,13 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.packed_sequence import TOKENS, SpecialTokens
 from mose.shard_format import RowLabels
 from pretrain.config import PretrainConfig
-from pretrain.dealing import share_of
-from pretrain.masking import MASKED_SHARE, mask_rows
-from pretrain.micro_batch import MicroBatch, placeholder, unpadded
-from pretrain.mixture import Mixture
-from pretrain.order import BLOCK_ROWS, WINDOW_ROWS
+from pretrain.data.balancing import share_of
+from pretrain.data.masking import MASKED_SHARE, mask_rows
+from pretrain.data.micro_batch import MicroBatch, placeholder, unpadded
+from pretrain.data.mixture import Mixture
+from pretrain.data.order import BLOCK_ROWS, WINDOW_ROWS
+from pretrain.data.row_cost import RowCost
 from pretrain.packed_rows import Rows
-from pretrain.row_cost import RowCost
 
 INT64_ARRAY = NDArray[np.int64]
 

@@ -4,8 +4,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from pretrain.data import GlobalBatchLoader
-from pretrain.micro_batch import MicroBatch
+from pretrain.data.loader import GlobalBatchLoader
+from pretrain.data.micro_batch import MicroBatch
 
 
 class Prefetcher:

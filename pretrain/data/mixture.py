@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mose.config import require
 from mose.seeding import counter_random, derive_key
-from pretrain.order import permute, rows_of_run_at
+from pretrain.data.order import permute, rows_of_run_at
 
 INT64_ARRAY = NDArray[np.int64]
 

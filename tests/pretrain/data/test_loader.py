@@ -22,12 +22,12 @@ from mose.packed_sequence import TOKENS
 from mose.row_index import INDEX_OFFSET
 from mose.shard_format import RowLabels, ShardReader
 from mose.tokenizer import Tokenizer, load_tokenizer
-from pretrain.data import BatchPlan, GlobalBatchLoader, validation_batches
-from pretrain.masking import mask_rows
-from pretrain.micro_batch import IGNORED_LABEL, MicroBatch
-from pretrain.order import rows_of_run
+from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
+from pretrain.data.masking import mask_rows
+from pretrain.data.micro_batch import IGNORED_LABEL, MicroBatch
+from pretrain.data.order import rows_of_run
+from pretrain.data.prefetch import Prefetcher
 from pretrain.packed_rows import PackedRows, Rows
-from pretrain.prefetch import Prefetcher
 from tests.datasets import make_dataset
 
 GLOBAL_ROWS = 24

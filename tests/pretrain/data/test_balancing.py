@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import flops_per_row, head_flops
 from mose.model_config import ModelConfig
-from pretrain.dealing import deal, pack, share_of
-from pretrain.row_cost import RowCost
+from pretrain.data.balancing import deal, pack, share_of
+from pretrain.data.row_cost import RowCost
 
 INT64_ARRAY = NDArray[np.int64]
 SHAPE = ModularStarEncoderConfig(**ModelConfig().hugging_face())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mose.packed_sequence import TOKENS, SpecialTokens
-from pretrain.masking import mask_rows, row_keys
+from pretrain.data.masking import mask_rows, row_keys
 
 SPECIAL = SpecialTokens(pad=0, unk=1, sep=2, cls=3, mask=4)
 VOCABULARY = 512

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.order import locate, row_at, rows_at, rows_of_run
+from pretrain.data.order import locate, row_at, rows_at, rows_of_run
 
 
 @settings(max_examples=200)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mose.packed_sequence import TOKENS, SpecialTokens
 from mose.shard_format import RowLabels
-from pretrain.masking import Masked
+from pretrain.data.masking import Masked
 
 INT64_ARRAY = NDArray[np.int64]
 

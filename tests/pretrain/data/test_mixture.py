@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mose.errors import MoseError
-from pretrain.mixture import BLOCK_POSITIONS, Mixture, mixture_at, rows_by_source
-from pretrain.order import rows_of_run
+from pretrain.data.mixture import BLOCK_POSITIONS, Mixture, mixture_at, rows_by_source
+from pretrain.data.order import rows_of_run
 
 WEIGHTS = st.lists(st.integers(1, 100), min_size=1, max_size=6).map(lambda weights: [weight / 7 for weight in weights])
 SEEDS = st.integers(0, 2**40)

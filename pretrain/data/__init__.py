@@ -1,0 +1,1 @@
+"""Which rows a step is made of, and how they are masked."""
