@@ -32,7 +32,7 @@ from mose.model.modeling_mose import ModularStarEncoder, StarEncoder2
 from mose.model_config import ModelConfig
 from mose.run_directory import RunDirectory
 from pretrain.checkpoint import MANIFEST_NAME, PROBE_NAME, STATE_TAG
-from pretrain.config import ParallelConfig, PretrainConfig
+from pretrain.config.run import ParallelConfig, PretrainConfig
 from pretrain.probe import probe_batch
 from tests.datasets import make_tokenizer
 

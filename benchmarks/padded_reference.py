@@ -10,8 +10,8 @@ from transformers import Starcoder2Config, Starcoder2Model
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
+from pretrain.config.objective import exit_weights
 from pretrain.data.micro_batch import IGNORED_LABEL, MicroBatch
-from pretrain.objective import exit_weights
 
 
 class PaddedReference(nn.Module):

@@ -36,7 +36,7 @@ from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.size import flops_per_row, head_flops
 from mose.model_config import ModelConfig
 from mose.tokenizer import load_tokenizer
-from pretrain.config import BatchConfig, PretrainConfig
+from pretrain.config.run import BatchConfig, PretrainConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.micro_batch import MicroBatch

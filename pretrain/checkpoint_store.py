@@ -31,7 +31,7 @@ from pretrain.checkpoint import (
     read_checkpoint_manifest,
     step_of,
 )
-from pretrain.identity import Change, check_changes, describe_layout, needs_conversion
+from pretrain.config.identity import Change, check_changes, describe_layout, needs_conversion
 from pretrain.parallel.context import ParallelContext
 
 if TYPE_CHECKING:

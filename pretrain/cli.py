@@ -14,7 +14,7 @@ from mose.config import document_fields
 from mose.errors import MoseError
 from mose.run_directory import RunDirectory
 from mose.storage import storage_path
-from pretrain.config import Layout, PretrainConfig
+from pretrain.config.run import Layout, PretrainConfig
 from pretrain.export_command import export_commands
 
 FIRST_WORD_SECONDS = 15

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import encoder_parameters, flops_per_row, head_parameters
-from pretrain.config import Layout, PretrainConfig
+from pretrain.config.run import Layout, PretrainConfig
 from pretrain.sources import Source
 
 GIB = 1 << 30

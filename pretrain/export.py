@@ -24,7 +24,7 @@ from mose.published_checkpoint import PUBLISHED_DTYPE, describe_published, publi
 from mose.run_directory import RunDirectory, checkpoint_name
 from mose.safetensors_file import WEIGHTS_NAME, WeightFiles
 from pretrain.checkpoint import PROBE_NAME, STATE_TAG, first_fault, latest_checkpoint, read_checkpoint_manifest
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from pretrain.merged_weights import MergedWeights
 from pretrain.model_card import RunFacts, last_metrics, write_card
 from pretrain.parity import PARITY_NAME, parity_report

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mose.errors import MoseError
-from pretrain.config import StabilityConfig
+from pretrain.config.run import StabilityConfig
 from pretrain.outlier import Trend
 
 LOSS_OUTLIER = "loss outlier"

@@ -16,9 +16,9 @@ from mose.converted_checkpoint import load_pretrained
 from mose.manifest import read_manifest
 from mose.run_directory import exit_scalar
 from mose.tokenizer import load_tokenizer
+from pretrain.config.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
 from pretrain.data.loader import BatchPlan, validation_batches
 from pretrain.loss import COLUMNS, Denominators, whole_vocabulary
-from pretrain.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
 from pretrain.packed_rows import Rows
 from pretrain.sources import open_split
 from pretrain.step import exit_metrics

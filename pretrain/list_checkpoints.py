@@ -16,8 +16,8 @@ from pretrain.checkpoint import (
     read_checkpoint_manifest,
     step_of,
 )
-from pretrain.config import PretrainConfig
-from pretrain.identity import describe_layout
+from pretrain.config.identity import describe_layout
+from pretrain.config.run import PretrainConfig
 
 LOSS_TOTAL = "loss/total"
 

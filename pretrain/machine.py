@@ -6,7 +6,7 @@ import torch
 
 from mose.errors import MoseError
 from mose.model.attention_mose import TORCH_VARLEN, choose_backend
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from pretrain.parallel.context import ParallelContext
 
 _NAMED_PACKAGES = ("torch", "deepspeed", "megatron-core", "flash-attn")

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from mose.run_directory import VALIDATION, RunDirectory
-from pretrain.objective import DISTILLATION, ICC, MLM, NSP
+from pretrain.config.objective import DISTILLATION, ICC, MLM, NSP
 
 LOSS_TOTAL = "loss/total"
 LEARNING_RATE = "optimizer/learning_rate"

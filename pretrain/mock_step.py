@@ -12,7 +12,7 @@ from mose.config import require
 from mose.packed_sequence import TOKENS, SpecialTokens, token_dtype
 from mose.seeding import generator
 from mose.shard_format import RowLabels
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.parallel.context import initialize_parallel, leave_parallel
 from pretrain.step import StepResult, train_step

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from mose.atomic_file import atomic_write
 from mose.errors import MoseError
 from mose.run_directory import VALIDATION, RunDirectory, exit_scalar
+from pretrain.config.objective import ICC, NSP
 from pretrain.exit_gradients import ExitGradients
 from pretrain.metrics import FLOPS_UTILIZATION, GRADIENT_NORM, LEARNING_RATE, TOKENS_PER_SECOND
-from pretrain.objective import ICC, NSP
 
 Lines = list[dict[str, Any]]
 

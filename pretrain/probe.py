@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mose.seeding import generator
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.engine import Engine

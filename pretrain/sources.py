@@ -11,10 +11,10 @@ from mose.errors import MoseError
 from mose.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mose.storage import is_local, storage_path
 from mose.tokenizer import Tokenizer, load_tokenizer
-from pretrain.config import DataConfig, PretrainConfig
+from pretrain.config.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
+from pretrain.config.run import DataConfig, PretrainConfig
 from pretrain.data.mixture import Mixture
 from pretrain.joined_rows import JoinedRows
-from pretrain.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
 from pretrain.packed_rows import PackedRows, Rows, SplitTable
 from pretrain.range_rows import LoadedRows, RangeReader, RangeRows, Retry
 from pretrain.staging import StagedRows, StagingPlan, clear_abandoned

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mose.run_directory import exit_scalar
 from mose.seeding import derive_key
+from pretrain.config.objective import DISTILLATION, MLM, PAPER, ObjectiveConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.loss import COLUMNS, Denominators
-from pretrain.objective import DISTILLATION, MLM, PAPER, ObjectiveConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.stage import BACKWARD, FORWARD, UPDATE
 

@@ -15,7 +15,7 @@ from mose.errors import MoseError
 from mose.manifest import Manifest
 from mose.run_directory import RunDirectory
 from pretrain.checkpoint import CHANGES_NAME
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from pretrain.data.mixture import INT64_ARRAY, Mixture
 from pretrain.sources import Source, sources_of
 

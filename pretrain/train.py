@@ -13,13 +13,13 @@ from mose.schedule import learning_rate
 from mose.tokenizer import Tokenizer
 from pretrain.checkpoint import CHANGES_NAME, Progress, latest_checkpoint
 from pretrain.checkpoint_store import NEVER, CheckpointStore, ResumeRequest, Selection, record_changes
-from pretrain.config import PretrainConfig
+from pretrain.config.identity import config_values
+from pretrain.config.run import PretrainConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.prefetch import Prefetcher
 from pretrain.estimate import shape_of
 from pretrain.health import DivergedError
-from pretrain.identity import config_values
 from pretrain.machine import attention_backend, dtype_of, machine_line
 from pretrain.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
 from pretrain.parallel.context import ParallelContext, initialize_parallel, leave_parallel

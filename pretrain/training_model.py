@@ -17,12 +17,12 @@ from mose.model.sharding import Sharding, sharding_of, used_patterns
 from mose.model_config import ModelConfig
 from pretrain.activation_checkpointing import apply_activation_checkpointing
 from pretrain.compilation import compile_layers
-from pretrain.config import ParallelConfig
+from pretrain.config.objective import PAPER, ObjectiveConfig
+from pretrain.config.run import ParallelConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.distillation import VocabularyReductions
 from pretrain.dropout import DropoutSeeds
 from pretrain.loss import Denominators, MultiExitLoss, VocabularyOperations, whole_vocabulary
-from pretrain.objective import PAPER, ObjectiveConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.token_padding import padded_tokens
 

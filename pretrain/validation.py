@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from mose.run_directory import VALIDATION
+from pretrain.config.objective import PAPER, ObjectiveConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.loss import COLUMNS, Denominators
-from pretrain.objective import PAPER, ObjectiveConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.engine import Engine
 from pretrain.step import exit_metrics

@@ -13,7 +13,7 @@ from mose.model.sharding import Sharding, sharding_of
 from mose.model_config import ModelConfig
 from mose.safetensors_file import WeightFiles
 from mose.tokenizer import load_tokenizer
-from pretrain.config import DataConfig, PretrainConfig
+from pretrain.config.run import DataConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.sources import named_sources
 from pretrain.training_model import cut

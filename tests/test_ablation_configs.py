@@ -11,7 +11,7 @@ from mose.command import add_config, read_config, run_command
 from mose.config import to_plain
 from mose.model.size import encoder_parameters
 from pretrain.cli import commands
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from pretrain.estimate import shape_of
 
 ROOT = Path(__file__).parents[1]

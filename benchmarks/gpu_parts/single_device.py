@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.model_config import ModelConfig
-from pretrain.config import OptimizerConfig
+from pretrain.config.run import OptimizerConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.loss import Denominators
 from pretrain.step import BatchCounts

@@ -22,7 +22,7 @@ from mose.model import attention_mose
 from mose.model_config import ModelConfig
 from pretrain.activation_checkpointing import apply_activation_checkpointing
 from pretrain.compilation import compile_layers
-from pretrain.config import CHECKPOINTING
+from pretrain.config.run import CHECKPOINTING
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.loss import whole_vocabulary

@@ -15,7 +15,7 @@ from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.packed_sequence import TOKENS, SpecialTokens
 from mose.shard_format import RowLabels
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from pretrain.data.balancing import share_of
 from pretrain.data.masking import MASKED_SHARE, mask_rows
 from pretrain.data.micro_batch import MicroBatch, placeholder, unpadded

@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 
 from mose.errors import MoseError
-from pretrain.config import Layout, PretrainConfig
+from pretrain.config.run import Layout, PretrainConfig
 from pretrain.parallel.topology import place_of
 
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}

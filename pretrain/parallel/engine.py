@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mose.errors import MoseError
 from pretrain.checkpoint import STATE_TAG
-from pretrain.config import OptimizerConfig, PretrainConfig
+from pretrain.config.run import OptimizerConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.zero import deepspeed_config
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pretrain.config import Layout, PretrainConfig
-from pretrain.deepspeed_options import merged
+from pretrain.config.deepspeed_options import merged
+from pretrain.config.run import Layout, PretrainConfig
 
 
 def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from mose.config import fingerprint, load_config, save_config, to_plain
 from mose.errors import MoseError
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 
 
 def test_saved_config_loads_back_equal(tmp_path: Path) -> None:

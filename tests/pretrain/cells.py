@@ -13,7 +13,7 @@ from mose.model.sharding import Sharding, sharding_of
 from mose.model_config import ModelConfig
 from mose.schedule import ScheduleConfig, learning_rate
 from mose.tokenizer import load_tokenizer
-from pretrain.config import BatchConfig, DataConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig
+from pretrain.config.run import BatchConfig, DataConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.packed_rows import PackedRows
 from pretrain.parallel.context import ParallelContext, build_context

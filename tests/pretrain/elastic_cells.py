@@ -8,8 +8,8 @@ from typing import Any
 from mose.schedule import learning_rate
 from pretrain.checkpoint import Progress
 from pretrain.checkpoint_store import CheckpointStore, ResumeRequest
-from pretrain.config import PretrainConfig
-from pretrain.identity import config_values
+from pretrain.config.identity import config_values
+from pretrain.config.run import PretrainConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.step import train_step
 from tests.distributed import RankPools

@@ -17,7 +17,7 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import initialize
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.schedule import learning_rate
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from pretrain.parallel.engine import parameter_groups
 from tests.pretrain.cells import loader_of, tiny_config
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mose.schedule import learning_rate
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from pretrain.step import train_step
 from tests.pretrain.cells import context_of, loader_of
 

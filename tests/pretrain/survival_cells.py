@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 
 from mose.schedule import learning_rate
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from pretrain.parallel.watchdog import Watchdog, is_collective_failure
 from pretrain.stage import COUNT, LOAD_ROWS
 from pretrain.step import Guard, count_globally, train_step

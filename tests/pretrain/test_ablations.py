@@ -18,10 +18,10 @@ from mose.model.sharding import matching_rows
 from mose.model.size import encoder_parameters, head_parameters
 from mose.published_checkpoint import import_published
 from mose.tokenizer import Tokenizer
-from pretrain.config import BatchConfig, PretrainConfig
+from pretrain.config.objective import ObjectiveConfig
+from pretrain.config.run import BatchConfig, PretrainConfig
 from pretrain.export import ExportRequest, export_run
 from pretrain.loss import Denominators, whole_vocabulary
-from pretrain.objective import ObjectiveConfig
 from pretrain.step import BatchCounts, exit_metrics
 from pretrain.throughput import step_flops
 from pretrain.training_model import TrainingModel

@@ -27,8 +27,8 @@ from pretrain.checkpoint import (
     step_of,
 )
 from pretrain.checkpoint_store import CheckpointStore, ResumeRequest
-from pretrain.config import DataConfig, IntervalConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig
-from pretrain.identity import check_changes, config_values
+from pretrain.config.identity import check_changes, config_values
+from pretrain.config.run import DataConfig, IntervalConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
 from tests.pretrain.forked import Trouble, refuses, run_forked, succeeds
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import initialize
 from mose.model.modeling_mose import ModularStarEncoder
-from pretrain.config import BatchConfig, PretrainConfig
+from pretrain.config.objective import ObjectiveConfig
+from pretrain.config.run import BatchConfig, PretrainConfig
 from pretrain.distillation import divergence, log_probabilities
 from pretrain.loss import COLUMNS, Denominators, whole_vocabulary
-from pretrain.objective import ObjectiveConfig
 from pretrain.training_model import TrainingModel
 from tests.datasets import make_dataset
 from tests.distributed import RankPools

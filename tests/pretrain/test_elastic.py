@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from tests.datasets import make_dataset
 from tests.distributed import RankPools
 from tests.pretrain.elastic_cells import (

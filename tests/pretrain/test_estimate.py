@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 
 from mose.config import load_config
-from pretrain.config import Layout, PretrainConfig
+from pretrain.config.run import Layout, PretrainConfig
 from pretrain.estimate import GIB, derived_numbers, estimate_memory
 
 PAPER_RUN = Path(__file__).parents[2] / "configs" / "mose_1b.yaml"

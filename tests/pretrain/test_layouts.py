@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pretrain.config import BatchConfig, PretrainConfig
+from pretrain.config.run import BatchConfig, PretrainConfig
 from tests.datasets import make_dataset
 from tests.distributed import RankPools
 from tests.pretrain.cells import describe_engine, dropout_drift, loader_of, run_cell, skip_on_nan, tiny_config

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.tokenizer import Tokenizer
+from pretrain.config.objective import exit_weights
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.loss import COLUMNS, Denominators, whole_vocabulary
-from pretrain.objective import exit_weights
 from pretrain.packed_rows import PackedRows
 from pretrain.training_model import TrainingModel
 from tests.pretrain.cells import tiny_config

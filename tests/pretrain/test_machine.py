@@ -8,7 +8,7 @@ import torch
 
 from mose.errors import MoseError
 from mose.model.attention_mose import BACKEND_VARIABLE, SDPA, TORCH_VARLEN
-from pretrain.config import Layout, PretrainConfig
+from pretrain.config.run import Layout, PretrainConfig
 from pretrain.machine import attention_backend, machine_line
 from pretrain.parallel.context import ParallelContext
 from tests.pretrain.cells import tiny_config

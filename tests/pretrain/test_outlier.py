@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.checkpoint import Progress
-from pretrain.config import StabilityConfig
+from pretrain.config.run import StabilityConfig
 from pretrain.health import GRADIENT_NOT_FINITE, LOSS_NOT_FINITE, LOSS_OUTLIER, NORM_OUTLIER, Health
 from pretrain.outlier import LEAST_DEVIATION, Trend
 

@@ -14,9 +14,9 @@ from tests.pretrain.test_data import as_rows
 from mose.config import load_config, save_config
 from mose.errors import MoseError
 from mose.manifest import read_manifest, write_manifest
-from pretrain.config import DataConfig, MixtureSource, PretrainConfig, StagingConfig
+from pretrain.config.identity import config_values
+from pretrain.config.run import DataConfig, MixtureSource, PretrainConfig, StagingConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
-from pretrain.identity import config_values
 from pretrain.sources import RunData, open_run_data, place_on_node
 from tests.datasets import make_dataset
 from tests.pretrain.cells import tiny_config

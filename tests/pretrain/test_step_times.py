@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from pretrain.metrics import STEP_SECONDS, STRAGGLER_RATIO, TIMING_KEYS
 from pretrain.step_times import ForwardTimer, RankTimes, StepTimes
 from tests.distributed import RankPools

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from mose.config import save_config
 from mose.converted_checkpoint import load_pretrained
 from mose.model.initialization import draw_parameter
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from tests.datasets import make_tokenizer
 from tests.distributed import RankPools
 from tests.pretrain.cells import run_cell, tiny_config

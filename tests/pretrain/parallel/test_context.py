@@ -3,7 +3,7 @@
 import pytest
 
 from mose.errors import MoseError
-from pretrain.config import PretrainConfig
+from pretrain.config.run import PretrainConfig
 from pretrain.parallel import context
 
 NAMES = (

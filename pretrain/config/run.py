@@ -8,10 +8,10 @@ from typing import Any
 from mose.config import require
 from mose.model_config import ModelConfig
 from mose.schedule import ScheduleConfig
+from pretrain.config.deepspeed_options import check_deepspeed_options
+from pretrain.config.objective import ObjectiveConfig
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.order import BLOCK_ROWS, WINDOW_ROWS
-from pretrain.deepspeed_options import check_deepspeed_options
-from pretrain.objective import ObjectiveConfig
 
 PRECISIONS = ("fp32", "bf16")
 CHECKPOINTING = ("none", "selective", "full")

@@ -7,7 +7,7 @@ import pytest
 
 from mose.errors import MoseError
 from mose.model_config import ModelConfig
-from pretrain.config import BatchConfig, DataConfig, IntervalConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig
+from pretrain.config.run import BatchConfig, DataConfig, IntervalConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig
 
 
 @pytest.mark.parametrize(

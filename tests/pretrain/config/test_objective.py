@@ -11,9 +11,9 @@ from mose.config import load_config, save_config
 from mose.errors import MoseError
 from mose.manifest import read_manifest
 from mose.model_config import ModelConfig
-from pretrain.config import PretrainConfig
-from pretrain.identity import check_changes, config_values
-from pretrain.objective import ObjectiveConfig, exit_weights
+from pretrain.config.identity import check_changes, config_values
+from pretrain.config.objective import ObjectiveConfig, exit_weights
+from pretrain.config.run import PretrainConfig
 from pretrain.sources import Source, check_task
 
 EXITS = (4, 9, 18, 27, 36)

@@ -7,8 +7,8 @@ from typing import Any
 
 from mose.config import to_plain
 from mose.errors import MoseError
-from pretrain.config import PretrainConfig
-from pretrain.deepspeed_options import WITHOUT_EFFECT_ON_NUMBERS
+from pretrain.config.deepspeed_options import WITHOUT_EFFECT_ON_NUMBERS
+from pretrain.config.run import PretrainConfig
 
 WORLD_SIZE = "world_size"
 DEEPSPEED = "deepspeed"

@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from pretrain.config import ParallelConfig, PretrainConfig
-from pretrain.identity import changes_between, check_changes, config_values
+from pretrain.config.identity import changes_between, check_changes, config_values
+from pretrain.config.run import ParallelConfig, PretrainConfig
 
 NEWER = ("parallel.sequence_parallel", "parallel.compile")
 

@@ -8,9 +8,9 @@ import pytest
 
 from mose.config import load_config, save_config
 from mose.errors import MoseError
-from pretrain.config import Layout, PretrainConfig
-from pretrain.deepspeed_options import KNOWN, REFUSED, WITHOUT_EFFECT_ON_NUMBERS, ZERO_OPTIONS, merged
-from pretrain.identity import changes_between, config_values
+from pretrain.config.deepspeed_options import KNOWN, REFUSED, WITHOUT_EFFECT_ON_NUMBERS, ZERO_OPTIONS, merged
+from pretrain.config.identity import changes_between, config_values
+from pretrain.config.run import Layout, PretrainConfig
 from pretrain.parallel.zero import deepspeed_config
 
 OVERLAP = {"zero_optimization": {"overlap_comm": True, "reduce_bucket_size": 1000}, "dump_state": False}
