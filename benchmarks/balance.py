@@ -34,7 +34,7 @@ from mose.seeding import generator
 from pretrain.data.balancing import deal, share_of
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.row_cost import RowCost
-from pretrain.packed_rows import PackedRows
+from pretrain.storage.local_rows import PackedRows
 
 INT64_ARRAY = NDArray[np.int64]
 SLOTS, GLOBAL_ROWS, MICRO_BATCH_ROWS = 2048, 2048, 4

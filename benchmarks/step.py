@@ -42,7 +42,7 @@ from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.prefetch import Prefetcher
 from pretrain.loss import Denominators, whole_vocabulary
-from pretrain.packed_rows import PackedRows
+from pretrain.storage.local_rows import PackedRows
 from pretrain.training_model import TrainingModel
 
 ROWS = 8

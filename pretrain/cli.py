@@ -95,7 +95,7 @@ def _train(parsed: Namespace) -> int | None:
 def _dry_run(config: PretrainConfig, ranks: int) -> int | None:
     from pretrain.estimate import derived_numbers
     from pretrain.parallel.context import launched_world_size
-    from pretrain.sources import check_task, sources_of
+    from pretrain.storage.run_data import check_task, sources_of
 
     sources = sources_of(config.data) if config.data.dataset or config.data.mixture else ()
     check_task(config.objective, sources)

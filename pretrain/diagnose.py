@@ -20,8 +20,8 @@ from pretrain.exit_gradients import ExitGradients, exit_gradients
 from pretrain.export import open_source
 from pretrain.loss import Denominators, whole_vocabulary
 from pretrain.plot import plot_exit_gradients
-from pretrain.sources import open_run_data
 from pretrain.step import exit_metrics
+from pretrain.storage.run_data import open_run_data
 from pretrain.training_model import TrainingModel
 
 FOLDER, JSON_NAME, PICTURE_NAME = "diagnose", "exit_gradients.json", "exit_gradients.png"

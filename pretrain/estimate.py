@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import encoder_parameters, flops_per_row, head_parameters
 from pretrain.config.run import Layout, PretrainConfig
-from pretrain.sources import Source
+from pretrain.storage.run_data import Source
 
 GIB = 1 << 30
 # AdamW's two moments and a master copy, each float32; ZeRO cuts all three over data ranks from stage 1 on.

@@ -17,7 +17,7 @@ from mose.run_directory import RunDirectory
 from pretrain.checkpoint import CHANGES_NAME
 from pretrain.config.run import PretrainConfig
 from pretrain.data.mixture import INT64_ARRAY, Mixture
-from pretrain.sources import Source, sources_of
+from pretrain.storage.run_data import Source, sources_of
 
 # A change of one of these in the middle of a run gives earlier steps other rows than the config that stands there now.
 _ORDER_FIELDS = ("seed", "batch.global_rows", "data.block_rows", "data.window_rows", "data.fingerprint", "data.split")

@@ -27,12 +27,12 @@ from pretrain.parallel.engine import Engine
 from pretrain.parallel.watchdog import Watchdog, is_collective_failure
 from pretrain.probe import run_probe
 from pretrain.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
-from pretrain.sources import RunData, open_run_data
 from pretrain.stage import CHECKPOINT, COUNT, DIVERGED, FINISHED, LOAD_ROWS, LOG, STOPPED, VALIDATE, Mark
 from pretrain.step import Guard, StepResult, count_globally, train_step
 from pretrain.step_log import log_step
 from pretrain.step_times import StepTimes
 from pretrain.stop_signal import StopSignal
+from pretrain.storage.run_data import RunData, open_run_data
 from pretrain.throughput import Stopwatch, say_unknown_peak
 from pretrain.training_model import build_training_model
 from pretrain.validation import validate

@@ -15,7 +15,7 @@ from mose.safetensors_file import WeightFiles
 from mose.tokenizer import load_tokenizer
 from pretrain.config.run import DataConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
-from pretrain.sources import named_sources
+from pretrain.storage.run_data import named_sources
 from pretrain.training_model import cut
 
 # Field of the run's model section -> field of config.json. The others (dropout, longest row, initial deviation) change no

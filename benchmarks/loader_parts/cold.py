@@ -13,10 +13,10 @@ from mose.manifest import Manifest, ShardEntry, read_manifest, write_manifest
 from mose.row_index import index_bytes, make_index
 from mose.shard_format import RecordLayout, RowLabels
 from pretrain.data.order import BLOCK_ROWS, rows_of_run
-from pretrain.packed_rows import PackedRows, Rows, SplitTable
-from pretrain.range_rows import RangeReader, Retry
-from pretrain.staging import StagedRows, StagingPlan
-from pretrain.window_file import RunOrder
+from pretrain.storage.local_rows import PackedRows, Rows, SplitTable
+from pretrain.storage.range_rows import RangeReader, Retry
+from pretrain.storage.staged_rows import StagedRows, StagingPlan
+from pretrain.storage.window_file import RunOrder
 
 SHARDS, SHARD_ROWS, LENGTH = 4, 25_000, 2048
 WINDOW_ROWS = 1 << 14

@@ -15,7 +15,7 @@ PROGRAM = """
 import json, sys, time
 from pathlib import Path
 from pretrain.data.order import rows_of_run
-from pretrain.packed_rows import PackedRows
+from pretrain.storage.local_rows import PackedRows
 def private():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
 start, count = int(sys.argv[2]), int(sys.argv[3])

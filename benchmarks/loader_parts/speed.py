@@ -13,7 +13,7 @@ from mose.manifest import read_manifest
 from mose.packed_sequence import SpecialTokens
 from mose.tokenizer import load_tokenizer
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
-from pretrain.packed_rows import PackedRows
+from pretrain.storage.local_rows import PackedRows
 
 REPEATS = 5
 RAW_ROWS = 256

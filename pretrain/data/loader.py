@@ -22,7 +22,7 @@ from pretrain.data.micro_batch import MicroBatch, placeholder, unpadded
 from pretrain.data.mixture import Mixture
 from pretrain.data.order import BLOCK_ROWS, WINDOW_ROWS
 from pretrain.data.row_cost import RowCost
-from pretrain.packed_rows import Rows
+from pretrain.storage.local_rows import Rows
 
 INT64_ARRAY = NDArray[np.int64]
 

@@ -24,7 +24,7 @@ from data_prep.tools.removal.removal_list import RemovalList
 from data_prep.tools.verify import verify_dataset
 from mose.atomic_file import file_sha256
 from mose.errors import MoseError
-from pretrain.packed_rows import PackedRows
+from pretrain.storage.local_rows import PackedRows
 
 FIXTURE = Path(__file__).parent / "fixtures" / "dataset_2026_11_21.tar.gz"
 DATASET = Path("dataset")

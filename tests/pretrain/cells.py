@@ -15,9 +15,9 @@ from mose.schedule import ScheduleConfig, learning_rate
 from mose.tokenizer import load_tokenizer
 from pretrain.config.run import BatchConfig, DataConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
-from pretrain.packed_rows import PackedRows
 from pretrain.parallel.context import ParallelContext, build_context
 from pretrain.step import train_step
+from pretrain.storage.local_rows import PackedRows
 
 GLOBAL_ROWS = 8
 

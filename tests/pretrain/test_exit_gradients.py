@@ -14,7 +14,7 @@ from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.exit_gradients import ExitGradients, exit_gradients
 from pretrain.loss import Denominators, whole_vocabulary
-from pretrain.packed_rows import PackedRows
+from pretrain.storage.local_rows import PackedRows
 from pretrain.training_model import TrainingModel
 from tests.pretrain.cells import tiny_config
 

@@ -14,7 +14,7 @@ from mose.model_config import ModelConfig
 from pretrain.config.identity import check_changes, config_values
 from pretrain.config.objective import ObjectiveConfig, exit_weights
 from pretrain.config.run import PretrainConfig
-from pretrain.sources import Source, check_task
+from pretrain.storage.run_data import Source, check_task
 
 EXITS = (4, 9, 18, 27, 36)
 

@@ -27,7 +27,7 @@ from pretrain.data.masking import mask_rows
 from pretrain.data.micro_batch import IGNORED_LABEL, MicroBatch
 from pretrain.data.order import rows_of_run
 from pretrain.data.prefetch import Prefetcher
-from pretrain.packed_rows import PackedRows, Rows
+from pretrain.storage.local_rows import PackedRows, Rows
 from tests.datasets import make_dataset
 
 GLOBAL_ROWS = 24
@@ -211,7 +211,7 @@ def test_validation_is_every_held_out_row_once_with_equal_turns(dataset: Path, t
 
 
 def test_open_shards_are_bounded(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pretrain.packed_rows.raise_descriptor_limit", lambda: 8)
+    monkeypatch.setattr("pretrain.storage.local_rows.raise_descriptor_limit", lambda: 8)
     closed = []
     monkeypatch.setattr(ShardReader, "close", lambda reader: closed.append(reader.path.name))
     rows = PackedRows(dataset, "train")
@@ -224,7 +224,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     """Opening and reading a split of 14 MB, all of it in shuffled order, adds far less than 14 MB to the process's own memory."""
     dataset = make_dataset(tmp_path, rows=2500, sequence_length=2048, rows_per_shard=1000, held_out_rows=1)
     program = (
-        "import sys, numpy as np; from pathlib import Path; from pretrain.packed_rows import PackedRows\n"
+        "import sys, numpy as np; from pathlib import Path; from pretrain.storage.local_rows import PackedRows\n"
         "def private(): return int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1])\n"
         "before = private(); rows = PackedRows(Path(sys.argv[1]), 'train')\n"
         "for part in np.random.default_rng(0).permutation(len(rows)).reshape(-1, 20): rows.tokens(part)\n"

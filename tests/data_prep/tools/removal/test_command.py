@@ -215,7 +215,7 @@ def test_a_run_that_has_the_old_files_mapped_goes_on(dataset: Path) -> None:
 def test_training_reads_the_rows_that_are_left(dataset: Path) -> None:
     pytest.importorskip("torch")
     from pretrain.data.loader import BatchPlan, validation_batches
-    from pretrain.packed_rows import PackedRows
+    from pretrain.storage.local_rows import PackedRows
 
     remove(dataset, RemovalList(tuple(sorted(set(blobs_of_row(dataset, 0))))))
     tokenizer = load_tokenizer(dataset)

@@ -16,7 +16,7 @@ from mose.manifest import ShardEntry, read_manifest, write_manifest
 from mose.row_index import INDEX_DTYPE, index_bytes
 from mose.shard_format import ShardReader
 from pretrain.data.order import rows_of_run
-from pretrain.packed_rows import PackedRows, SplitTable, raise_descriptor_limit
+from pretrain.storage.local_rows import PackedRows, SplitTable, raise_descriptor_limit
 from tests.pretrain.simulated import simulated
 
 
@@ -91,7 +91,7 @@ def test_by_shard_takes_every_row_once_to_its_place(dataset: Path) -> None:
 
 def test_the_soft_limit_of_descriptors_is_raised_to_the_hard_one() -> None:
     program = (
-        "import resource; from pretrain.packed_rows import raise_descriptor_limit\n"
+        "import resource; from pretrain.storage.local_rows import raise_descriptor_limit\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256))\n"
         "print(raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
     )

@@ -26,8 +26,8 @@ from mose.errors import MoseError
 from mose.packed_sequence import TOKENS
 from mose.row_index import INDEX_DTYPE
 from mose.shard_format import RowLabels
-from pretrain.range_rows import RangeReader
-from pretrain.window_file import RunOrder, WindowFile
+from pretrain.storage.range_rows import RangeReader
+from pretrain.storage.window_file import RunOrder, WindowFile
 
 INT64_ARRAY = NDArray[np.int64]
 

@@ -18,7 +18,7 @@ from mose.row_index import INDEX_DTYPE, INDEX_OFFSET, token_checksums
 from mose.seeding import counter_random, derive_key
 from mose.shard_format import RowLabels
 from mose.storage import is_local
-from pretrain.packed_rows import SplitTable
+from pretrain.storage.local_rows import SplitTable
 
 INT64_ARRAY = NDArray[np.int64]
 

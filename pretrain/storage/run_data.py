@@ -14,11 +14,11 @@ from mose.tokenizer import Tokenizer, load_tokenizer
 from pretrain.config.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
 from pretrain.config.run import DataConfig, PretrainConfig
 from pretrain.data.mixture import Mixture
-from pretrain.joined_rows import JoinedRows
-from pretrain.packed_rows import PackedRows, Rows, SplitTable
-from pretrain.range_rows import LoadedRows, RangeReader, RangeRows, Retry
-from pretrain.staging import StagedRows, StagingPlan, clear_abandoned
-from pretrain.window_file import RunOrder
+from pretrain.storage.joined_rows import JoinedRows
+from pretrain.storage.local_rows import PackedRows, Rows, SplitTable
+from pretrain.storage.range_rows import LoadedRows, RangeReader, RangeRows, Retry
+from pretrain.storage.staged_rows import StagedRows, StagingPlan, clear_abandoned
+from pretrain.storage.window_file import RunOrder
 
 # What launchers call a process's place on its node and the number of processes there: torchrun and srun, deepspeed, SLURM.
 _LOCAL_RANK_NAMES = ("LOCAL_RANK", "SLURM_LOCALID")

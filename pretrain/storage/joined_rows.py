@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mose.packed_sequence import TOKENS
 from mose.shard_format import RowLabels
 from pretrain.data.mixture import Mixture
-from pretrain.packed_rows import Rows
+from pretrain.storage.local_rows import Rows
 
 INT64_ARRAY = NDArray[np.int64]
 

@@ -17,7 +17,7 @@ from mose.manifest import read_manifest, write_manifest
 from pretrain.config.identity import config_values
 from pretrain.config.run import DataConfig, MixtureSource, PretrainConfig, StagingConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
-from pretrain.sources import RunData, open_run_data, place_on_node
+from pretrain.storage.run_data import RunData, open_run_data, place_on_node
 from tests.datasets import make_dataset
 from tests.pretrain.cells import tiny_config
 from tests.pretrain.stores import upload_folder

@@ -20,10 +20,10 @@ from mose.errors import MoseError
 from mose.tokenizer import Tokenizer
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.data.order import rows_of_run
-from pretrain.packed_rows import PackedRows, SplitTable
-from pretrain.range_rows import LoadedRows, RangeReader, RangeRows, Retry
-from pretrain.staging import StagedRows, StagingPlan, clear_abandoned
-from pretrain.window_file import RunOrder
+from pretrain.storage.local_rows import PackedRows, SplitTable
+from pretrain.storage.range_rows import LoadedRows, RangeReader, RangeRows, Retry
+from pretrain.storage.staged_rows import StagedRows, StagingPlan, clear_abandoned
+from pretrain.storage.window_file import RunOrder
 from tests.pretrain.stores import Faults, install_faults, upload_folder
 
 SEED, BLOCK, WINDOW, GLOBAL_ROWS = 7, 4, 32, 12
@@ -248,12 +248,12 @@ PROGRAM = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
-import pretrain.range_rows as range_rows
-import pretrain.staging as staging
+import pretrain.storage.range_rows as range_rows
+import pretrain.storage.staged_rows as staging
 from pretrain.data.order import rows_of_run
-from pretrain.packed_rows import SplitTable
-from pretrain.staging import StagedRows, StagingPlan
-from pretrain.window_file import RunOrder
+from pretrain.storage.local_rows import SplitTable
+from pretrain.storage.staged_rows import StagedRows, StagingPlan
+from pretrain.storage.window_file import RunOrder
 dataset, folder, rank, ranks, delay = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])
 seed, block, window, batch, end = map(int, sys.argv[6:])
 plain, reads = range_rows.read_range, []
@@ -280,7 +280,7 @@ print(json.dumps([len([name for name in reads if name.startswith("shard")]), fou
 def start_reader(dataset: Path, folder: Path, rank: int, ranks: int, delay: float) -> subprocess.Popen[str]:
     numbers = (rank, ranks, delay, SEED, BLOCK, WINDOW, GLOBAL_ROWS, 96)
     words = [sys.executable, "-c", PROGRAM, str(dataset), str(folder), *map(str, numbers)]
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=root, env={**os.environ, "PYTHONPATH": root})
 
 
@@ -323,7 +323,7 @@ def test_two_processes_share_a_folder_and_the_work(dataset: Path, tmp_path: Path
 def test_a_rank_whose_neighbours_do_not_read_reads_all_itself(
     remote: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: Callable[..., list[object]]
 ) -> None:
-    monkeypatch.setattr("pretrain.staging._PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr("pretrain.storage.staged_rows._PATIENCE_SECONDS", 0.02)
     starts = range(0, 48, GLOBAL_ROWS)
     with staged(remote, tmp_path, local_rank=1, local_ranks=4) as rows:
         assert shares(rows, tokenizer, starts) == expected(starts)
