@@ -17,7 +17,7 @@ from pretrain.config.objective import DISTILLATION, MLM, PAPER, ObjectiveConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.loss import COLUMNS, Denominators
 from pretrain.parallel.context import ParallelContext
-from pretrain.stage import BACKWARD, FORWARD, UPDATE
+from pretrain.parallel.stage import BACKWARD, FORWARD, UPDATE
 
 
 class StepEngine(Protocol):

@@ -20,18 +20,18 @@ from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.prefetch import Prefetcher
 from pretrain.estimate import shape_of
 from pretrain.health import DivergedError
-from pretrain.machine import attention_backend, dtype_of, machine_line
 from pretrain.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
 from pretrain.parallel.context import ParallelContext, initialize_parallel, leave_parallel
 from pretrain.parallel.engine import Engine
+from pretrain.parallel.machine import attention_backend, dtype_of, machine_line
+from pretrain.parallel.stage import CHECKPOINT, COUNT, DIVERGED, FINISHED, LOAD_ROWS, LOG, STOPPED, VALIDATE, Mark
+from pretrain.parallel.stop_signal import StopSignal
 from pretrain.parallel.watchdog import Watchdog, is_collective_failure
 from pretrain.probe import run_probe
 from pretrain.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
-from pretrain.stage import CHECKPOINT, COUNT, DIVERGED, FINISHED, LOAD_ROWS, LOG, STOPPED, VALIDATE, Mark
 from pretrain.step import Guard, StepResult, count_globally, train_step
 from pretrain.step_log import log_step
 from pretrain.step_times import StepTimes
-from pretrain.stop_signal import StopSignal
 from pretrain.storage.run_data import RunData, open_run_data
 from pretrain.throughput import Stopwatch, say_unknown_peak
 from pretrain.training_model import build_training_model

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import distributed as dist
 
+from pretrain.parallel.stage import Mark
 from pretrain.parallel.topology import place_of
-from pretrain.stage import Mark
 
 _KEY = "stage-of-rank-"
 # The store answers in microseconds where it lives; where it does not, an explanation is wanted soon.

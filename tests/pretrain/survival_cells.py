@@ -10,8 +10,8 @@ from torch import distributed as dist
 
 from mose.schedule import learning_rate
 from pretrain.config.run import PretrainConfig
+from pretrain.parallel.stage import COUNT, LOAD_ROWS
 from pretrain.parallel.watchdog import Watchdog, is_collective_failure
-from pretrain.stage import COUNT, LOAD_ROWS
 from pretrain.step import Guard, count_globally, train_step
 from pretrain.train import build_engine
 from tests.pretrain.cells import context_of, loader_of

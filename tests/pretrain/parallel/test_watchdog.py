@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pretrain.parallel.stage import BACKWARD, CHECKPOINT, COUNT, FORWARD, LOAD_ROWS, LOG, UPDATE, Mark
 from pretrain.parallel.watchdog import GAVE_UP, Report, Watchdog, explain, is_collective_failure
-from pretrain.stage import BACKWARD, CHECKPOINT, COUNT, FORWARD, LOAD_ROWS, LOG, UPDATE, Mark
 
 
 def report(rank: int, mark: Mark, seconds: float = 1.0, ended: str = "") -> Report:

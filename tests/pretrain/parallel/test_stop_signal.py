@@ -17,7 +17,7 @@ from mose.config import load_config, save_config
 from mose.run_directory import RunDirectory
 from pretrain.checkpoint import checkpoint_folders, step_of
 from pretrain.config.run import PretrainConfig
-from pretrain.stop_signal import StopSignal
+from pretrain.parallel.stop_signal import StopSignal
 from tests.commands import environment, launcher_line, run_well
 from tests.pretrain.cells import GLOBAL_ROWS, loader_of, tiny_config
 from tests.pretrain.forked import ACCUMULATION, Trouble, refuses, run_forked, succeeds

@@ -9,8 +9,8 @@ import torch
 from mose.errors import MoseError
 from mose.model.attention_mose import BACKEND_VARIABLE, SDPA, TORCH_VARLEN
 from pretrain.config.run import Layout, PretrainConfig
-from pretrain.machine import attention_backend, machine_line
 from pretrain.parallel.context import ParallelContext
+from pretrain.parallel.machine import attention_backend, machine_line
 from tests.pretrain.cells import tiny_config
 
 GPU = torch.device("cuda")
