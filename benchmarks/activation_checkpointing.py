@@ -27,9 +27,9 @@ from mose.seeding import derive_key, generator
 from pretrain.config.run import BatchConfig, DataConfig, Layout, ParallelConfig, PretrainConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.estimate import activation_numbers
-from pretrain.loss import Denominators
+from pretrain.model.loss import Denominators
+from pretrain.model.training_model import TrainingModel, build_training_model
 from pretrain.parallel.context import ParallelContext
-from pretrain.training_model import TrainingModel, build_training_model
 
 ROWS, SLOTS, MASKED = 4, 512, 0.15
 WAYS: dict[str, dict[str, Any]] = {

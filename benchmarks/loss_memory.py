@@ -24,11 +24,11 @@ from mose.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import StarEncoder2Pooler, StarEncoder2PreTrainingHeads
 from mose.model_config import ModelConfig
-from pretrain import loss as loss_module
 from pretrain.config.objective import PAPER
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.loss import Denominators, MultiExitLoss, whole_vocabulary
+from pretrain.model import loss as loss_module
+from pretrain.model.loss import Denominators, MultiExitLoss, whole_vocabulary
 
 KEPT_ONE, KEPT_ALL, FULL = "one exit's logits at a time", "every exit's logits", "every exit's logits of every token"
 # The second exit's gradient of the projection meets the first one's: from there on only logits can add up.

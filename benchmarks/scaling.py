@@ -22,7 +22,7 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import encoder_parameters, head_parameters
 from mose.model_config import ModelConfig
 from pretrain.data.masking import MASKED_SHARE
-from pretrain.loss import Denominators
+from pretrain.model.loss import Denominators
 from pretrain.step import BatchCounts
 from pretrain.throughput import DEVICE_PEAKS, step_flops
 

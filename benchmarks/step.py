@@ -41,9 +41,9 @@ from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.prefetch import Prefetcher
-from pretrain.loss import Denominators, whole_vocabulary
+from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.training_model import TrainingModel
 from pretrain.storage.local_rows import PackedRows
-from pretrain.training_model import TrainingModel
 
 ROWS = 8
 LAYERS, EXITS = 36, (4, 9, 18, 27, 36)

@@ -112,7 +112,7 @@ def _add_init(parser: ArgumentParser) -> None:
 
 
 def _init(parsed: Namespace) -> None:
-    from pretrain.warm_start import write_initial_weights
+    from pretrain.model.warm_start import write_initial_weights
 
     config = read_config(parsed, PretrainConfig)
     model = write_initial_weights(config, Path(config.output))

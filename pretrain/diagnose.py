@@ -18,11 +18,11 @@ from pretrain.data.loader import BatchPlan, validation_batches
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.exit_gradients import ExitGradients, exit_gradients
 from pretrain.export import open_source
-from pretrain.loss import Denominators, whole_vocabulary
+from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.training_model import TrainingModel
 from pretrain.plot import plot_exit_gradients
 from pretrain.step import exit_metrics
 from pretrain.storage.run_data import open_run_data
-from pretrain.training_model import TrainingModel
 
 FOLDER, JSON_NAME, PICTURE_NAME = "diagnose", "exit_gradients.json", "exit_gradients.png"
 

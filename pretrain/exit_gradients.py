@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.loss import Denominators
-from pretrain.training_model import TrainingModel
+from pretrain.model.loss import Denominators
+from pretrain.model.training_model import TrainingModel
 
 FLOATS = NDArray[np.float64]
 EMBEDDING, NORM = "embedding", "norm"
@@ -33,7 +33,7 @@ class ExitGradients:
     products_PEE: FLOATS
     """Of each block: the inner product of exit e's gradient with exit f's."""
     sums_E4: FLOATS
-    """Sums over the rows in the order of `pretrain.loss.COLUMNS`."""
+    """Sums over the rows in the order of `pretrain.model.loss.COLUMNS`."""
 
     @property
     def norms_EP(self) -> FLOATS:

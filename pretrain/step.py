@@ -15,7 +15,7 @@ from mose.run_directory import exit_scalar
 from mose.seeding import derive_key
 from pretrain.config.objective import DISTILLATION, MLM, PAPER, ObjectiveConfig
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.loss import COLUMNS, Denominators
+from pretrain.model.loss import COLUMNS, Denominators
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.stage import BACKWARD, FORWARD, UPDATE
 

@@ -9,8 +9,8 @@ import torch
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import flops_per_row, head_flops
-from pretrain.loss import Denominators
 from pretrain.metrics import DATA_WAIT, FLOPS_UTILIZATION, PADDING, PEAK_MEMORY, TOKENS_PER_SECOND
+from pretrain.model.loss import Denominators
 from pretrain.step import BatchCounts, StepResult
 from pretrain.step_times import StepTimes
 

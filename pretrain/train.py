@@ -21,6 +21,8 @@ from pretrain.data.prefetch import Prefetcher
 from pretrain.estimate import shape_of
 from pretrain.health import DivergedError
 from pretrain.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
+from pretrain.model.training_model import build_training_model
+from pretrain.model.warm_start import fill_from_converted
 from pretrain.parallel.context import ParallelContext, initialize_parallel, leave_parallel
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.machine import attention_backend, dtype_of, machine_line
@@ -34,9 +36,7 @@ from pretrain.step_log import log_step
 from pretrain.step_times import StepTimes
 from pretrain.storage.run_data import RunData, open_run_data
 from pretrain.throughput import Stopwatch, say_unknown_peak
-from pretrain.training_model import build_training_model
 from pretrain.validation import validate
-from pretrain.warm_start import fill_from_converted
 
 
 def train(config: PretrainConfig, request: ResumeRequest, profiling: ProfileRequest = NO_PROFILE) -> bool:

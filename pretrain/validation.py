@@ -10,7 +10,7 @@ import torch
 from mose.run_directory import VALIDATION
 from pretrain.config.objective import PAPER, ObjectiveConfig
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.loss import COLUMNS, Denominators
+from pretrain.model.loss import COLUMNS, Denominators
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.engine import Engine
 from pretrain.step import exit_metrics

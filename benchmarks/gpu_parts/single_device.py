@@ -16,7 +16,7 @@ from mose.model.modeling_mose import ModularStarEncoder
 from mose.model_config import ModelConfig
 from pretrain.config.run import OptimizerConfig
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.loss import Denominators
+from pretrain.model.loss import Denominators
 from pretrain.step import BatchCounts
 from pretrain.throughput import GIB, step_flops
 

@@ -20,13 +20,13 @@ from benchmarks.gpu_parts.single_device import Speed, counts_of, encoder_of, tim
 from benchmarks.padded_reference import PaddedReference, padded_inputs
 from mose.model import attention_mose
 from mose.model_config import ModelConfig
-from pretrain.activation_checkpointing import apply_activation_checkpointing
-from pretrain.compilation import compile_layers
 from pretrain.config.run import CHECKPOINTING
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.loss import whole_vocabulary
-from pretrain.training_model import TrainingModel
+from pretrain.model.activation_checkpointing import apply_activation_checkpointing
+from pretrain.model.compilation import compile_layers
+from pretrain.model.loss import whole_vocabulary
+from pretrain.model.training_model import TrainingModel
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 HEAD_WIDTHS = (1024, 1028, 1032, 1088)

@@ -13,9 +13,9 @@ from mose.tokenizer import Tokenizer
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.exit_gradients import ExitGradients, exit_gradients
-from pretrain.loss import Denominators, whole_vocabulary
+from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.training_model import TrainingModel
 from pretrain.storage.local_rows import PackedRows
-from pretrain.training_model import TrainingModel
 from tests.pretrain.cells import tiny_config
 
 EXITS, NUM_LAYERS = (1, 2, 4), 4

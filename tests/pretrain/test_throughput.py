@@ -13,11 +13,11 @@ from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.size import head_flops
 from mose.tokenizer import Tokenizer
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
-from pretrain.loss import Denominators, whole_vocabulary
+from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.training_model import TrainingModel
 from pretrain.step import BatchCounts, StepResult
 from pretrain.storage.local_rows import PackedRows
 from pretrain.throughput import DEVICE_PEAKS, Stopwatch, device_peak, peak_of, step_flops
-from pretrain.training_model import TrainingModel
 from tests.pretrain.cells import tiny_config
 
 

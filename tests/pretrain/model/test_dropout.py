@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import StarEncoder2
-from pretrain.dropout import DropoutSeeds
+from pretrain.model.dropout import DropoutSeeds
 
 TOKENS = 12
 

@@ -20,9 +20,9 @@ from mose.model.initialization import initialize
 from mose.model.modeling_mose import ModularStarEncoder
 from pretrain.config.objective import ObjectiveConfig
 from pretrain.config.run import BatchConfig, PretrainConfig
-from pretrain.distillation import divergence, log_probabilities
-from pretrain.loss import COLUMNS, Denominators, whole_vocabulary
-from pretrain.training_model import TrainingModel
+from pretrain.model.distillation import divergence, log_probabilities
+from pretrain.model.loss import COLUMNS, Denominators, whole_vocabulary
+from pretrain.model.training_model import TrainingModel
 from tests.datasets import make_dataset
 from tests.distributed import RankPools
 from tests.pretrain.cells import loader_of, run_cell, tiny_config

@@ -14,9 +14,9 @@ from mose.model_config import ModelConfig
 from mose.safetensors_file import WeightFiles
 from mose.tokenizer import load_tokenizer
 from pretrain.config.run import DataConfig, PretrainConfig
+from pretrain.model.training_model import cut
 from pretrain.parallel.context import ParallelContext
 from pretrain.storage.run_data import named_sources
-from pretrain.training_model import cut
 
 # Field of the run's model section -> field of config.json. The others (dropout, longest row, initial deviation) change no
 # shape and not what the weights mean.

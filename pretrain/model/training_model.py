@@ -15,14 +15,14 @@ from mose.model.initialization import draw_parameter
 from mose.model.modeling_mose import ModularStarEncoder, StarEncoder2
 from mose.model.sharding import Sharding, sharding_of, used_patterns
 from mose.model_config import ModelConfig
-from pretrain.activation_checkpointing import apply_activation_checkpointing
-from pretrain.compilation import compile_layers
 from pretrain.config.objective import PAPER, ObjectiveConfig
 from pretrain.config.run import ParallelConfig
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.distillation import VocabularyReductions
-from pretrain.dropout import DropoutSeeds
-from pretrain.loss import Denominators, MultiExitLoss, VocabularyOperations, whole_vocabulary
+from pretrain.model.activation_checkpointing import apply_activation_checkpointing
+from pretrain.model.compilation import compile_layers
+from pretrain.model.distillation import VocabularyReductions
+from pretrain.model.dropout import DropoutSeeds
+from pretrain.model.loss import Denominators, MultiExitLoss, VocabularyOperations, whole_vocabulary
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.token_padding import padded_tokens
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from mose.model.modeling_mose import StarEncoder2Pooler, StarEncoder2PreTrainingHeads
 from pretrain.config.objective import NONE, ObjectiveConfig
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.distillation import ONE_RANK, VocabularyReductions, divergence, log_probabilities
+from pretrain.model.distillation import ONE_RANK, VocabularyReductions, divergence, log_probabilities
 
 COLUMNS = ("mlm", "task", "distillation", "mlm_correct", "task_correct")
 

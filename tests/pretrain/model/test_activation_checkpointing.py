@@ -8,7 +8,7 @@ import torch
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import StarEncoder2
-from pretrain.activation_checkpointing import apply_activation_checkpointing
+from pretrain.model.activation_checkpointing import apply_activation_checkpointing
 
 TOKENS, LAYERS, WIDTH, FEED_FORWARD = 24, 3, 16, 128
 

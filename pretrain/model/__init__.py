@@ -1,0 +1,1 @@
+"""The module that DeepSpeed wraps, and its loss."""
