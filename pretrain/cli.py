@@ -14,8 +14,8 @@ from mose.config import document_fields
 from mose.errors import MoseError
 from mose.run_directory import RunDirectory
 from mose.storage import storage_path
+from pretrain.checkpoints.export_command import export_commands
 from pretrain.config.run import Layout, PretrainConfig
-from pretrain.export_command import export_commands
 
 FIRST_WORD_SECONDS = 15
 
@@ -71,8 +71,8 @@ def _train(parsed: Namespace) -> int | None:
         if sentence := mock_step(config):
             print(sentence)
         return None
-    from pretrain.checkpoint_store import ResumeRequest
-    from pretrain.health import DivergedError
+    from pretrain.checkpoints.run_state import DivergedError
+    from pretrain.checkpoints.store import ResumeRequest
     from pretrain.profiler import ProfileRequest
     from pretrain.train import train
 

@@ -13,11 +13,11 @@ from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.run_directory import RunDirectory, checkpoint_name
+from pretrain.checkpoints.export import open_source
 from pretrain.config.run import PretrainConfig
 from pretrain.data.loader import BatchPlan, validation_batches
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.exit_gradients import ExitGradients, exit_gradients
-from pretrain.export import open_source
 from pretrain.model.loss import Denominators, whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.plot import plot_exit_gradients

@@ -6,7 +6,7 @@ from pathlib import Path
 from mose.config import load_config
 from mose.errors import MoseError
 from mose.run_directory import RunDirectory
-from pretrain.checkpoint import (
+from pretrain.checkpoints.files import (
     ABANDONED_MARK,
     DAMAGED_MARK,
     checkpoint_bytes,

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from mose.run_directory import RunDirectory, finite_or_none
+from pretrain.checkpoints.run_state import Health
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.health import Health
 from pretrain.parallel.context import ParallelContext
 from pretrain.step import StepResult
 

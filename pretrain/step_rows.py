@@ -14,7 +14,7 @@ from mose.config import load_config, require
 from mose.errors import MoseError
 from mose.manifest import Manifest
 from mose.run_directory import RunDirectory
-from pretrain.checkpoint import CHANGES_NAME
+from pretrain.checkpoints.files import CHANGES_NAME
 from pretrain.config.run import PretrainConfig
 from pretrain.data.mixture import INT64_ARRAY, Mixture
 from pretrain.storage.run_data import Source, sources_of

@@ -11,15 +11,16 @@ from mose.errors import MoseError
 from mose.run_directory import RunDirectory
 from mose.schedule import learning_rate
 from mose.tokenizer import Tokenizer
-from pretrain.checkpoint import CHANGES_NAME, Progress, latest_checkpoint
-from pretrain.checkpoint_store import NEVER, CheckpointStore, ResumeRequest, Selection, record_changes
+from pretrain.checkpoints.files import CHANGES_NAME, Progress, latest_checkpoint
+from pretrain.checkpoints.probe import run_probe
+from pretrain.checkpoints.run_state import DivergedError
+from pretrain.checkpoints.store import NEVER, CheckpointStore, ResumeRequest, Selection, record_changes
 from pretrain.config.identity import config_values
 from pretrain.config.run import PretrainConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.prefetch import Prefetcher
 from pretrain.estimate import shape_of
-from pretrain.health import DivergedError
 from pretrain.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
 from pretrain.model.training_model import build_training_model
 from pretrain.model.warm_start import fill_from_converted
@@ -29,7 +30,6 @@ from pretrain.parallel.machine import attention_backend, dtype_of, machine_line
 from pretrain.parallel.stage import CHECKPOINT, COUNT, DIVERGED, FINISHED, LOAD_ROWS, LOG, STOPPED, VALIDATE, Mark
 from pretrain.parallel.stop_signal import StopSignal
 from pretrain.parallel.watchdog import Watchdog, is_collective_failure
-from pretrain.probe import run_probe
 from pretrain.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
 from pretrain.step import Guard, StepResult, count_globally, train_step
 from pretrain.step_log import log_step

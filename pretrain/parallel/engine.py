@@ -15,7 +15,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
 from mose.errors import MoseError
-from pretrain.checkpoint import STATE_TAG
+from pretrain.checkpoints.files import STATE_TAG
 from pretrain.config.run import OptimizerConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.zero import deepspeed_config

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mose.schedule import learning_rate
-from pretrain.checkpoint import Progress
-from pretrain.checkpoint_store import CheckpointStore, ResumeRequest
+from pretrain.checkpoints.files import Progress
+from pretrain.checkpoints.store import CheckpointStore, ResumeRequest
 from pretrain.config.identity import config_values
 from pretrain.config.run import PretrainConfig
 from pretrain.parallel.context import ParallelContext

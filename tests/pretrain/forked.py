@@ -37,7 +37,7 @@ ACCUMULATION = "inside accumulation"
 PRELOADED = (
     "pretrain.cli",
     "pretrain.train",
-    "pretrain.export",
+    "pretrain.checkpoints.export",
     "tests.pretrain.forked",
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.checkpoint.ds_to_universal",
@@ -127,7 +127,7 @@ def _arm(trouble: Trouble) -> None:
     """Put the signal before or after the n-th call of what happens at the point."""
     import torch
 
-    from pretrain import checkpoint_store
+    from pretrain.checkpoints import store as checkpoint_store
     from pretrain.parallel.engine import Engine
 
     store = checkpoint_store.CheckpointStore

@@ -18,9 +18,9 @@ from mose.model.sharding import matching_rows
 from mose.model.size import encoder_parameters, head_parameters
 from mose.published_checkpoint import import_published
 from mose.tokenizer import Tokenizer
+from pretrain.checkpoints.export import ExportRequest, export_run
 from pretrain.config.objective import ObjectiveConfig
 from pretrain.config.run import BatchConfig, PretrainConfig
-from pretrain.export import ExportRequest, export_run
 from pretrain.model.loss import Denominators, whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.step import BatchCounts, exit_metrics

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.checkpoint import Progress
+from pretrain.checkpoints.files import Progress
+from pretrain.checkpoints.run_state import GRADIENT_NOT_FINITE, LOSS_NOT_FINITE, LOSS_OUTLIER, NORM_OUTLIER, Health
 from pretrain.config.run import StabilityConfig
-from pretrain.health import GRADIENT_NOT_FINITE, LOSS_NOT_FINITE, LOSS_OUTLIER, NORM_OUTLIER, Health
 from pretrain.outlier import LEAST_DEVIATION, Trend
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60)

@@ -15,7 +15,7 @@ import pytest
 from mose.command import DIVERGED, STOPPED
 from mose.config import load_config, save_config
 from mose.run_directory import RunDirectory
-from pretrain.checkpoint import checkpoint_folders, step_of
+from pretrain.checkpoints.files import checkpoint_folders, step_of
 from pretrain.config.run import PretrainConfig
 from pretrain.parallel.stop_signal import StopSignal
 from tests.commands import environment, launcher_line, run_well

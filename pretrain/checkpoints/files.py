@@ -9,7 +9,7 @@ from typing import Any
 from mose.atomic_file import file_sha256
 from mose.config import fingerprint
 from mose.errors import MoseError
-from pretrain.health import Health
+from pretrain.checkpoints.run_state import Health
 
 MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest"

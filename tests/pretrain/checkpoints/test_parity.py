@@ -11,7 +11,7 @@ from mose.converted_checkpoint import random_like, save_model
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.safetensors_file import SafetensorsReader
-from pretrain.parity import exit_states, parity_report
+from pretrain.checkpoints.parity import exit_states, parity_report
 
 CONFIG = ModularStarEncoderConfig(
     vocab_size=60,

@@ -16,7 +16,7 @@ from torch import distributed as dist
 from mose.atomic_file import file_sha256, sync_file, sync_folder, write_json, write_text
 from mose.errors import MoseError
 from mose.run_directory import checkpoint_name
-from pretrain.checkpoint import (
+from pretrain.checkpoints.files import (
     ABANDONED_MARK,
     DAMAGED_MARK,
     LATEST_NAME,

@@ -4,7 +4,7 @@ import yaml
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
-from pretrain.model_card import RunFacts, last_metrics, model_card
+from pretrain.checkpoints.model_card import RunFacts, last_metrics, model_card
 
 CONFIG = ModularStarEncoderConfig(
     vocab_size=60,

@@ -19,8 +19,8 @@ from mose.errors import MoseError
 from mose.published_checkpoint import import_published
 from mose.run_directory import RunDirectory
 from mose.tokenizer import load_tokenizer
-from pretrain.export import ExportRequest, export_run
-from pretrain.merged_weights import MergedWeights
+from pretrain.checkpoints.export import ExportRequest, export_run
+from pretrain.checkpoints.merged_weights import MergedWeights
 from tests.commands import command_line, environment, launcher_line, refused, run_well
 
 TOLERANCE = 5e-6

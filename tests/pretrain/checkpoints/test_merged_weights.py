@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mose.errors import MoseError
-from pretrain.merged_weights import STAND_INS, MergedWeights, ZeroStage
+from pretrain.checkpoints.merged_weights import STAND_INS, MergedWeights, ZeroStage
 from tests.datasets import make_dataset
 from tests.distributed import RankPools
 from tests.pretrain.cells import tiny_config

@@ -18,7 +18,7 @@ import torch
 
 from mose.config import load_config
 from mose.errors import MoseError
-from pretrain.checkpoint import (
+from pretrain.checkpoints.files import (
     Progress,
     checkpoint_folders,
     latest_checkpoint,
@@ -26,7 +26,7 @@ from pretrain.checkpoint import (
     read_checkpoint_manifest,
     step_of,
 )
-from pretrain.checkpoint_store import CheckpointStore, ResumeRequest
+from pretrain.checkpoints.store import CheckpointStore, ResumeRequest
 from pretrain.config.identity import check_changes, config_values
 from pretrain.config.run import DataConfig, IntervalConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext

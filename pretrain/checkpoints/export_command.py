@@ -31,7 +31,7 @@ def _add_export(parser: ArgumentParser) -> None:
 
 
 def _export(parsed: Namespace) -> None:
-    from pretrain.export import ExportRequest, export_run
+    from pretrain.checkpoints.export import ExportRequest, export_run
 
     request = ExportRequest(parsed.step, tuple(parsed.exit), parsed.all_exits, parsed.layout)
     reports = export_run(Path(parsed.run), Path(parsed.output), request)
