@@ -36,7 +36,7 @@ from benchmarks.gpu_parts.training_steps import (
 )
 from mose.atomic_file import write_json
 from mose.model_config import ModelConfig
-from pretrain.throughput import device_peak
+from pretrain.monitoring.throughput import device_peak
 
 OPTIONAL = ("flash_attn", "deepspeed", "megatron")
 REHEARSAL = ModelConfig(

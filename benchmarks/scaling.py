@@ -23,8 +23,8 @@ from mose.model.size import encoder_parameters, head_parameters
 from mose.model_config import ModelConfig
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.model.loss import Denominators
+from pretrain.monitoring.throughput import DEVICE_PEAKS, step_flops
 from pretrain.step import BatchCounts
-from pretrain.throughput import DEVICE_PEAKS, step_flops
 
 GLOBAL_ROWS = 2048
 STEPS = 245_000

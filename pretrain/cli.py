@@ -73,7 +73,7 @@ def _train(parsed: Namespace) -> int | None:
         return None
     from pretrain.checkpoints.run_state import DivergedError
     from pretrain.checkpoints.store import ResumeRequest
-    from pretrain.profiler import ProfileRequest
+    from pretrain.monitoring.profiler import ProfileRequest
     from pretrain.train import train
 
     profiling = ProfileRequest(parsed.profile_steps, tuple(parsed.profile_ranks))

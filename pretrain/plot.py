@@ -15,7 +15,7 @@ from mose.errors import MoseError
 from mose.run_directory import VALIDATION, RunDirectory, exit_scalar
 from pretrain.config.objective import ICC, NSP
 from pretrain.exit_gradients import ExitGradients
-from pretrain.metrics import FLOPS_UTILIZATION, GRADIENT_NORM, LEARNING_RATE, TOKENS_PER_SECOND
+from pretrain.monitoring.metrics import FLOPS_UTILIZATION, GRADIENT_NORM, LEARNING_RATE, TOKENS_PER_SECOND
 
 Lines = list[dict[str, Any]]
 

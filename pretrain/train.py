@@ -21,21 +21,21 @@ from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batche
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.prefetch import Prefetcher
 from pretrain.estimate import shape_of
-from pretrain.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
 from pretrain.model.training_model import build_training_model
 from pretrain.model.warm_start import fill_from_converted
+from pretrain.monitoring.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
+from pretrain.monitoring.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
+from pretrain.monitoring.step_log import log_step
+from pretrain.monitoring.step_times import StepTimes
+from pretrain.monitoring.throughput import Stopwatch, say_unknown_peak
 from pretrain.parallel.context import ParallelContext, initialize_parallel, leave_parallel
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.machine import attention_backend, dtype_of, machine_line
 from pretrain.parallel.stage import CHECKPOINT, COUNT, DIVERGED, FINISHED, LOAD_ROWS, LOG, STOPPED, VALIDATE, Mark
 from pretrain.parallel.stop_signal import StopSignal
 from pretrain.parallel.watchdog import Watchdog, is_collective_failure
-from pretrain.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
 from pretrain.step import Guard, StepResult, count_globally, train_step
-from pretrain.step_log import log_step
-from pretrain.step_times import StepTimes
 from pretrain.storage.run_data import RunData, open_run_data
-from pretrain.throughput import Stopwatch, say_unknown_peak
 from pretrain.validation import validate
 
 

@@ -17,8 +17,8 @@ from mose.model_config import ModelConfig
 from pretrain.config.run import OptimizerConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.model.loss import Denominators
+from pretrain.monitoring.throughput import GIB, step_flops
 from pretrain.step import BatchCounts
-from pretrain.throughput import GIB, step_flops
 
 
 class MasterAdamW:

@@ -23,8 +23,8 @@ from pretrain.config.objective import ObjectiveConfig
 from pretrain.config.run import BatchConfig, PretrainConfig
 from pretrain.model.loss import Denominators, whole_vocabulary
 from pretrain.model.training_model import TrainingModel
+from pretrain.monitoring.throughput import step_flops
 from pretrain.step import BatchCounts, exit_metrics
-from pretrain.throughput import step_flops
 from tests.pretrain.cells import loader_of, tiny_config
 
 RAW_SINGLE: dict[str, Any] = {"num_layers": 2, "exit_layers": (2,), "norm_after_last_layer": False}

@@ -14,7 +14,7 @@ import pytest
 from mose.config import save_config
 from mose.run_directory import RunDirectory
 from pretrain.checkpoints.files import latest_checkpoint, read_checkpoint_manifest
-from pretrain.metrics import TIMING_KEYS
+from pretrain.monitoring.metrics import TIMING_KEYS
 from tests.pretrain.cells import tiny_config
 from tests.pretrain.forked import POINTS, Trouble, run_forked, succeeds
 

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mose.config import save_config
 from mose.run_directory import RunDirectory
 from pretrain.checkpoints.files import latest_checkpoint
-from pretrain.metrics import BY_TOKENS, TIMING_KEYS
+from pretrain.monitoring.metrics import BY_TOKENS, TIMING_KEYS
 from tests.commands import command_line, environment, launcher_line, run_well
 from tests.pretrain.cells import tiny_config
 

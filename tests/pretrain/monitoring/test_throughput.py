@@ -15,9 +15,9 @@ from mose.tokenizer import Tokenizer
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.model.loss import Denominators, whole_vocabulary
 from pretrain.model.training_model import TrainingModel
+from pretrain.monitoring.throughput import DEVICE_PEAKS, Stopwatch, device_peak, peak_of, step_flops
 from pretrain.step import BatchCounts, StepResult
 from pretrain.storage.local_rows import PackedRows
-from pretrain.throughput import DEVICE_PEAKS, Stopwatch, device_peak, peak_of, step_flops
 from tests.pretrain.cells import tiny_config
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pretrain.config.run import PretrainConfig
-from pretrain.metrics import STEP_SECONDS, STRAGGLER_RATIO, TIMING_KEYS
-from pretrain.step_times import ForwardTimer, RankTimes, StepTimes
+from pretrain.monitoring.metrics import STEP_SECONDS, STRAGGLER_RATIO, TIMING_KEYS
+from pretrain.monitoring.step_times import ForwardTimer, RankTimes, StepTimes
 from tests.distributed import RankPools
 from tests.pretrain.cells import tiny_config
 

@@ -9,10 +9,10 @@ import torch
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import flops_per_row, head_flops
-from pretrain.metrics import DATA_WAIT, FLOPS_UTILIZATION, PADDING, PEAK_MEMORY, TOKENS_PER_SECOND
 from pretrain.model.loss import Denominators
+from pretrain.monitoring.metrics import DATA_WAIT, FLOPS_UTILIZATION, PADDING, PEAK_MEMORY, TOKENS_PER_SECOND
+from pretrain.monitoring.step_times import StepTimes
 from pretrain.step import BatchCounts, StepResult
-from pretrain.step_times import StepTimes
 
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets (half of the figures that they print "with sparsity"), by the word
 # of the device's name that tells the model. Cards with another form factor than SXM have lower clocks.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from pretrain.metrics import STEP_SECONDS, STRAGGLER_RATIO
+from pretrain.monitoring.metrics import STEP_SECONDS, STRAGGLER_RATIO
 from pretrain.parallel.context import ParallelContext
 
 # A rank that needs more than this many times the median is named.

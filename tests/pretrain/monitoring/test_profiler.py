@@ -7,7 +7,7 @@ import pytest
 
 from mose.config import save_config
 from mose.errors import MoseError
-from pretrain.profiler import WARMUP_STEPS, ProfileRequest
+from pretrain.monitoring.profiler import WARMUP_STEPS, ProfileRequest
 from tests.pretrain.cells import tiny_config
 from tests.pretrain.forked import succeeds
 
