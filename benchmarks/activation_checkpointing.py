@@ -24,9 +24,9 @@ from benchmarks.process_memory import status_bytes
 from mose.atomic_file import write_json
 from mose.model_config import ModelConfig
 from mose.seeding import derive_key, generator
+from pretrain.analysis.estimate import activation_numbers
 from pretrain.config.run import BatchConfig, DataConfig, Layout, ParallelConfig, PretrainConfig
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.estimate import activation_numbers
 from pretrain.model.loss import Denominators
 from pretrain.model.training_model import TrainingModel, build_training_model
 from pretrain.parallel.context import ParallelContext

@@ -93,7 +93,7 @@ def _train(parsed: Namespace) -> int | None:
 
 
 def _dry_run(config: PretrainConfig, ranks: int) -> int | None:
-    from pretrain.estimate import derived_numbers
+    from pretrain.analysis.estimate import derived_numbers
     from pretrain.parallel.context import launched_world_size
     from pretrain.storage.run_data import check_task, sources_of
 
@@ -125,7 +125,7 @@ def _add_checkpoints(parser: ArgumentParser) -> None:
 
 
 def _checkpoints(parsed: Namespace) -> int:
-    from pretrain.list_checkpoints import list_checkpoints
+    from pretrain.analysis.list_checkpoints import list_checkpoints
 
     listed = list_checkpoints(Path(parsed.run), parsed.check)
     depth = "every byte was read" if parsed.check else "sizes compared; --check reads every byte"
@@ -150,7 +150,7 @@ def _add_rows(parser: ArgumentParser) -> None:
 
 
 def _rows(parsed: Namespace) -> None:
-    from pretrain.step_rows import row_list, rows_of_step, source_named
+    from pretrain.analysis.step_rows import row_list, rows_of_step, source_named
 
     part = source_named(rows_of_step(Path(parsed.run), parsed.step), parsed.source)
     print("\n".join(row_list(part, parsed.step)))
@@ -164,7 +164,7 @@ def _add_compare(parser: ArgumentParser) -> None:
 
 
 def _compare(parsed: Namespace) -> int:
-    from pretrain.compare import compare_checkpoints
+    from pretrain.analysis.compare import compare_checkpoints
 
     found = compare_checkpoints(Path(parsed.first), Path(parsed.second))
     table = Table("tensor", "largest difference", "of the largest value")
@@ -189,7 +189,7 @@ def _add_evaluate(parser: ArgumentParser) -> None:
 
 
 def _evaluate(parsed: Namespace) -> None:
-    from pretrain.held_out import evaluate_held_out, write_held_out
+    from pretrain.analysis.held_out import evaluate_held_out, write_held_out
 
     report = evaluate_held_out(Path(parsed.checkpoint), storage_path(parsed.dataset), parsed.split, parsed.max_rows, parsed.seed)
     write_held_out(report, Path(parsed.output))
@@ -218,7 +218,7 @@ def _add_diagnose(parser: ArgumentParser) -> None:
 
 
 def _diagnose(parsed: Namespace) -> None:
-    from pretrain.diagnose import diagnose
+    from pretrain.analysis.diagnose import diagnose
 
     folder, found = diagnose(Path(parsed.run), parsed.step, parsed.rows, parsed.split)
     exits = [f"exit {layer}" for layer in found.exit_layers]
@@ -235,7 +235,7 @@ def _add_plot(parser: ArgumentParser) -> None:
 
 
 def _plot(parsed: Namespace) -> None:
-    from pretrain.plot import plot_losses
+    from pretrain.analysis.plot import plot_losses
 
     plot_losses(RunDirectory(Path(parsed.run)), Path(parsed.output))
     print(parsed.output)

@@ -11,6 +11,8 @@ from mose.errors import MoseError
 from mose.run_directory import RunDirectory
 from mose.schedule import learning_rate
 from mose.tokenizer import Tokenizer
+from pretrain.analysis.estimate import shape_of
+from pretrain.analysis.validation import validate
 from pretrain.checkpoints.files import CHANGES_NAME, Progress, latest_checkpoint
 from pretrain.checkpoints.probe import run_probe
 from pretrain.checkpoints.run_state import DivergedError
@@ -20,7 +22,6 @@ from pretrain.config.run import PretrainConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.prefetch import Prefetcher
-from pretrain.estimate import shape_of
 from pretrain.model.training_model import build_training_model
 from pretrain.model.warm_start import fill_from_converted
 from pretrain.monitoring.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
@@ -36,7 +37,6 @@ from pretrain.parallel.stop_signal import StopSignal
 from pretrain.parallel.watchdog import Watchdog, is_collective_failure
 from pretrain.step import Guard, StepResult, count_globally, train_step
 from pretrain.storage.run_data import RunData, open_run_data
-from pretrain.validation import validate
 
 
 def train(config: PretrainConfig, request: ResumeRequest, profiling: ProfileRequest = NO_PROFILE) -> bool:

@@ -10,9 +10,9 @@ from jsonargparse import ArgumentParser
 from mose.command import add_config, read_config, run_command
 from mose.config import to_plain
 from mose.model.size import encoder_parameters
+from pretrain.analysis.estimate import shape_of
 from pretrain.cli import commands
 from pretrain.config.run import PretrainConfig
-from pretrain.estimate import shape_of
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "configs" / "mose_1b.yaml"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mose.config import load_config, to_plain
+from pretrain.analysis.estimate import GIB, derived_numbers, estimate_memory
 from pretrain.config.run import Layout, PretrainConfig
-from pretrain.estimate import GIB, derived_numbers, estimate_memory
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mose_1b.yaml"
 

@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mose.errors import MoseError
 from mose.run_directory import RunDirectory
+from pretrain.analysis.plot import exit_layers, plot_losses
 from pretrain.monitoring.metrics import BY_TOKENS, TIMING_KEYS, MetricWriter, console_line
-from pretrain.plot import exit_layers, plot_losses
 
 VALUES = {
     "loss/total": 3.9123,

@@ -13,14 +13,14 @@ from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.run_directory import RunDirectory, checkpoint_name
+from pretrain.analysis.exit_gradients import ExitGradients, exit_gradients
+from pretrain.analysis.plot import plot_exit_gradients
 from pretrain.checkpoints.export import open_source
 from pretrain.config.run import PretrainConfig
 from pretrain.data.loader import BatchPlan, validation_batches
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.exit_gradients import ExitGradients, exit_gradients
 from pretrain.model.loss import Denominators, whole_vocabulary
 from pretrain.model.training_model import TrainingModel
-from pretrain.plot import plot_exit_gradients
 from pretrain.step import exit_metrics
 from pretrain.storage.run_data import open_run_data
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import psutil
 
 from mose.config import load_config
+from pretrain.analysis.estimate import GIB, derived_numbers, estimate_memory
 from pretrain.config.run import Layout, PretrainConfig
-from pretrain.estimate import GIB, derived_numbers, estimate_memory
 
-PAPER_RUN = Path(__file__).parents[2] / "configs" / "mose_1b.yaml"
+PAPER_RUN = Path(__file__).parents[3] / "configs" / "mose_1b.yaml"
 
 
 def test_numbers_of_the_papers_run() -> None:

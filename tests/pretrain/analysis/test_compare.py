@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mose.errors import MoseError
-from pretrain.compare import compare_checkpoints
-from pretrain.list_checkpoints import list_checkpoints
+from pretrain.analysis.compare import compare_checkpoints
+from pretrain.analysis.list_checkpoints import list_checkpoints
 from tests.pretrain.forked import refuses, run_forked, succeeds
 
 

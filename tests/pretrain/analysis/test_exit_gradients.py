@@ -10,9 +10,9 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import initialize
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.tokenizer import Tokenizer
+from pretrain.analysis.exit_gradients import ExitGradients, exit_gradients
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.exit_gradients import ExitGradients, exit_gradients
 from pretrain.model.loss import Denominators, whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.storage.local_rows import PackedRows

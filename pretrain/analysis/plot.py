@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from mose.atomic_file import atomic_write
 from mose.errors import MoseError
 from mose.run_directory import VALIDATION, RunDirectory, exit_scalar
+from pretrain.analysis.exit_gradients import ExitGradients
 from pretrain.config.objective import ICC, NSP
-from pretrain.exit_gradients import ExitGradients
 from pretrain.monitoring.metrics import FLOPS_UTILIZATION, GRADIENT_NORM, LEARNING_RATE, TOKENS_PER_SECOND
 
 Lines = list[dict[str, Any]]

@@ -12,7 +12,7 @@ from scipy.stats import entropy as scipy_entropy
 from mose.converted_checkpoint import random_like, write_checkpoint
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from pretrain.held_out import cross_entropy_of_frequencies, entropy, evaluate_held_out, token_counts, wilson_interval
+from pretrain.analysis.held_out import cross_entropy_of_frequencies, entropy, evaluate_held_out, token_counts, wilson_interval
 from pretrain.storage.local_rows import PackedRows
 from tests.datasets import make_dataset
 from tests.pretrain.cells import tiny_config
