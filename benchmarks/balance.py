@@ -22,11 +22,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib import pyplot
-from numpy.typing import NDArray
 
 from benchmarks.step import pack
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
+from mose.array_types import INT64_ARRAY
 from mose.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model_config import ModelConfig
@@ -36,7 +36,6 @@ from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.row_cost import RowCost
 from pretrain.storage.local_rows import PackedRows
 
-INT64_ARRAY = NDArray[np.int64]
 SLOTS, GLOBAL_ROWS, MICRO_BATCH_ROWS = 2048, 2048, 4
 RANKS = (512, 64)
 MODES = ("faithful", "dense")

@@ -13,9 +13,9 @@ from mose.schedule import learning_rate
 from mose.tokenizer import Tokenizer
 from pretrain.analysis.estimate import shape_of
 from pretrain.analysis.validation import validate
-from pretrain.checkpoints.files import CHANGES_NAME, Progress, latest_checkpoint
+from pretrain.checkpoints.files import CHANGES_NAME, latest_checkpoint
 from pretrain.checkpoints.probe import run_probe
-from pretrain.checkpoints.run_state import DivergedError
+from pretrain.checkpoints.run_state import DivergedError, Progress
 from pretrain.checkpoints.store import NEVER, CheckpointStore, ResumeRequest, Selection, record_changes
 from pretrain.config.identity import config_values
 from pretrain.config.run import PretrainConfig

@@ -10,12 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.manifest import read_manifest
 from pretrain.data.order import BLOCK_ROWS, rows_of_run
-
-INT64_ARRAY = NDArray[np.int64]
 
 BATCH_ROWS = 256
 WINDOW_ROWS = 2048

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from data_prep.console import show_progress
 from data_prep.execution.inputs import Inputs
 from data_prep.execution.task_files import array_specification
 from data_prep.pipeline.task import TaskResult, marker_path, read_marker
-from data_prep.progress import show_progress
 from mose.atomic_file import file_sha256
 from mose.errors import MoseError
 from mose.manifest import ShardEntry

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from data_prep.console import INTERVAL_SECONDS
 from data_prep.pipeline.task import TaskProgress
-from data_prep.progress import INTERVAL_SECONDS
 
 
 class PackingMeter:

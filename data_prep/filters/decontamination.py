@@ -15,8 +15,9 @@ from data_prep.filters.dropped_log import DroppedLog
 from data_prep.filters.evaluation_ngrams import EvaluationGrams
 from data_prep.filters.evaluation_texts import read_examples
 from data_prep.filters.filters import FilterCounts
-from data_prep.filters.word_hashes import INT64_ARRAY, Words, find_words, fold, gram_hashes
+from data_prep.filters.word_hashes import Words, find_words, fold, gram_hashes
 from data_prep.sources.repositories import TextFile
+from mose.array_types import INT64_ARRAY
 from mose.config import require
 from mose.storage import storage_path
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.filters.ngram_table import INT32_ARRAY, GramTable, gram_table
-from data_prep.filters.word_hashes import INT64_ARRAY, Words, find_words, fold, gram_hashes
+from data_prep.filters.word_hashes import Words, find_words, fold, gram_hashes
+from mose.array_types import INT64_ARRAY
 from mose.seeding import UINT64_ARRAY
 
 # Texts hashed at a time.

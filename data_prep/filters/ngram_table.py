@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.filters.word_hashes import INT64_ARRAY
+from mose.array_types import INT64_ARRAY
 from mose.seeding import UINT64_ARRAY
 
 INT32_ARRAY = NDArray[np.int32]

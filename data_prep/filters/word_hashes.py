@@ -7,11 +7,9 @@ A word is a run of ASCII letters (in either case), digits, `_` and bytes outside
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.seeding import UINT64_ARRAY, mix
-
-INT64_ARRAY = NDArray[np.int64]
 
 MAX_WORD_BYTES = 64
 _IS_WORD = [byte >= 128 or byte == ord("_") or chr(byte).isalnum() for byte in range(256)]

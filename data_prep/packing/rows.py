@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-INT64_ARRAY = NDArray[np.int64]
+from mose.array_types import INT64_ARRAY
+
 # How hard the label is pulled back to its share: a row too many lowers the chance of the next by this much.
 _PULL = 1 / 16
 

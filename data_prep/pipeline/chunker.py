@@ -12,8 +12,9 @@ from data_prep.packing.pack import piece_limits
 from data_prep.pipeline.config import PackingConfig
 from data_prep.pipeline.shuffle_buffer import CutFiles, lineage_of
 from data_prep.sources.repositories import TextFile
-from data_prep.tokenization.chunking import INT64_ARRAY, VocabularyTable, byte_offsets, cut, vocabulary_table
+from data_prep.tokenization.chunking import VocabularyTable, byte_offsets, cut, vocabulary_table
 from data_prep.tokenization.encoding import Encoder
+from mose.array_types import INT64_ARRAY
 from mose.tokenizer import Tokenizer
 
 # Texts encoded at a time. gigatoken takes 1.5 ms for any call (0.10.0): 17 MB/s at 64 KB a call, 34 at 1 MB, 37 at 4 MB.

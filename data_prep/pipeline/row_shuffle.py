@@ -19,7 +19,8 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from data_prep.packing.rows import INT64_ARRAY, first_of_each
+from data_prep.packing.rows import first_of_each
+from mose.array_types import INT64_ARRAY
 from mose.atomic_file import TEMPORARY_MARK
 from mose.packed_sequence import TOKENS
 from mose.seeding import UINT64_ARRAY, counter_random

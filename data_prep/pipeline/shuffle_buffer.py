@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.packing.rows import INT64_ARRAY, PieceTable
+from data_prep.packing.rows import PieceTable
 from data_prep.sources.repositories import SourceFile
+from mose.array_types import INT64_ARRAY
 from mose.packed_sequence import TOKENS
 
 

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_prep.packing.pack import pack
-from data_prep.packing.rows import INT64_ARRAY, LabelBalance, Packing, RowCounts, first_of_each
+from data_prep.packing.rows import LabelBalance, Packing, RowCounts, first_of_each
 from data_prep.pipeline.config import PackingConfig
 from data_prep.pipeline.row_shuffle import RowBlock, RowSpool, spread
 from data_prep.pipeline.shuffle_buffer import FILE_SCHEMA, CutFiles, WaitingFiles
+from mose.array_types import INT64_ARRAY
 from mose.atomic_file import atomic_write
 from mose.manifest import ShardEntry
 from mose.packed_sequence import assemble_rows

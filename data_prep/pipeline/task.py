@@ -14,8 +14,7 @@ from data_prep.filters.filters import KEPT, FilterCounts, filter_repository
 from data_prep.pipeline.chunker import Cutter, Tools
 from data_prep.pipeline.config import PackConfig, content_fingerprint
 from data_prep.pipeline.split_writer import SplitWriter
-from data_prep.sources.repositories import RepositoryRef, SourceFile
-from data_prep.split import split_of
+from data_prep.sources.repositories import RepositoryRef, SourceFile, split_of
 from mose.atomic_file import write_json
 from mose.config import fingerprint
 from mose.errors import MoseError

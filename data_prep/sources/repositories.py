@@ -1,7 +1,10 @@
 """What flows through data preparation: a repository that was listed, a file that was read, a text that passed."""
 
 import hashlib
+import re
 from dataclasses import dataclass
+
+from mose.seeding import derive_key
 
 # No source reads more of one file than this (64 MiB), so that a disk image in a repository cannot fill the memory;
 # `FiltersConfig.max_bytes` is never larger, so what was cut here is always dropped as too large.
@@ -64,3 +67,19 @@ def is_utf8(encoding: str) -> bool:
 def content_sha1(content: bytes) -> str:
     """SHA-1 of the bytes, as hexadecimal: the identity of a file whose source does not give one."""
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+TRAIN = "train"
+
+
+HELD_OUT = "held_out"
+
+
+# Two sources may hold one repository; the second is listed as NAME#2 and must not land in the other split.
+_NUMBER = re.compile(r"#\d+$")
+
+
+def split_of(repository: str, seed: int, held_out_fraction: float) -> str:
+    """`held_out` for about `held_out_fraction` of all repository names, else `train`; all files of a repository go together."""
+    key = derive_key(seed, "split", _NUMBER.sub("", repository))
+    return HELD_OUT if key < held_out_fraction * 2**64 else TRAIN

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.packed_sequence import TOKENS
 from mose.tokenizer import SentencePieceTokenizer, Tokenizer
 
-INT64_ARRAY = NDArray[np.int64]
 # sentencepiece writes a space as U+2581, and gives a text's own U+2581 the same token: 3 bytes that look like 1.
 SPACE_MARK = "\u2581"
 _SPACE_MARK_EXCESS = len(SPACE_MARK.encode()) - 1

@@ -11,10 +11,10 @@ import gigatoken
 import numpy as np
 from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.packed_sequence import TOKENS
 from mose.tokenizer import SENTENCEPIECE_SPECIALS, SentencePieceTokenizer, Tokenizer
 
-INT64_ARRAY = NDArray[np.int64]
 LOGGER = logging.getLogger(__name__)
 # gigatoken reads "<sep>" in a text as the special token (seen in 0.10.0); sentencepiece reads it as text. gigatoken is
 # therefore given the model with other spellings, of a character that Unicode keeps out of texts, and a text that has a special

@@ -10,11 +10,10 @@ from typing import Any
 import sentencepiece
 from jsonargparse import ArgumentParser, Namespace
 
+from data_prep.console import show_progress
 from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
-from data_prep.progress import show_progress
 from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
-from data_prep.sources.repositories import RepositoryRef
-from data_prep.split import TRAIN, split_of
+from data_prep.sources.repositories import TRAIN, RepositoryRef, split_of
 from data_prep.tokenization.encoding import Encoder
 from mose.atomic_file import atomic_write
 from mose.command import Command, add_config, read_config

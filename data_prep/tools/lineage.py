@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.progress import show_progress
+from data_prep.console import show_progress
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import key_of, row_of_key
 from data_prep.tools.inspect_row import escaped

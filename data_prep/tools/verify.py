@@ -15,8 +15,8 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from numpy.typing import NDArray
 
+from data_prep.console import show_progress
 from data_prep.execution.inputs import opened_tokenizer
-from data_prep.progress import show_progress
 from data_prep.shards.rows import RecordBlock, check_size, read_blocks, read_index, shard_number
 from data_prep.tools.inspect_row import counted
 from data_prep.tools.removal.journal import read_removed, read_unfinished, unfinished_line

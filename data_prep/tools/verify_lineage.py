@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.shards.lineage import LineageTable
-from data_prep.tokenization.chunking import INT64_ARRAY
 from data_prep.tools.removal.rewrite import codes
+from mose.array_types import INT64_ARRAY
 from mose.errors import MoseError
 from mose.packed_sequence import TOKENS, SpecialTokens
 from mose.shard_format import RowLabels

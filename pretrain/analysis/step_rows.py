@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mose.array_types import INT64_ARRAY
 from mose.config import load_config, require
 from mose.errors import MoseError
 from mose.manifest import Manifest
 from mose.run_directory import RunDirectory
 from pretrain.checkpoints.files import CHANGES_NAME
 from pretrain.config.run import PretrainConfig
-from pretrain.data.mixture import INT64_ARRAY, Mixture
+from pretrain.data.mixture import Mixture
 from pretrain.storage.run_data import Source, sources_of
 
 # A change of one of these in the middle of a run gives earlier steps other rows than the config that stands there now.

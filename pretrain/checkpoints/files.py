@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mose.atomic_file import file_sha256
 from mose.config import fingerprint
 from mose.errors import MoseError
-from pretrain.checkpoints.run_state import Health
 
 MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest"
@@ -18,22 +16,6 @@ PROBE_NAME = "probe.safetensors"
 CHANGES_NAME = "changes.jsonl"
 DAMAGED_MARK = "damaged-"
 ABANDONED_MARK = "abandoned-"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: the whole state that is not in the engine."""
-
-    step: int
-    consumed_rows: int
-    consumed_tokens: int
-    health: Health = field(default_factory=Health)
-
-    @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> "Progress":
-        """What a manifest holds; one that was written before steps were watched has no `health`."""
-        health = values.get("health")
-        return cls(**{**values, "health": Health() if health is None else Health.from_plain(health)})
 
 
 def step_of(checkpoint: Path) -> int:

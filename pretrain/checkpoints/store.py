@@ -23,7 +23,6 @@ from pretrain.checkpoints.files import (
     MANIFEST_NAME,
     PROBE_NAME,
     STATE_TAG,
-    Progress,
     checkpoint_folders,
     first_fault,
     latest_checkpoint,
@@ -31,6 +30,7 @@ from pretrain.checkpoints.files import (
     read_checkpoint_manifest,
     step_of,
 )
+from pretrain.checkpoints.run_state import Progress
 from pretrain.config.identity import Change, check_changes, describe_layout, needs_conversion
 from pretrain.parallel.context import ParallelContext
 

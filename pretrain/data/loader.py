@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.packed_sequence import TOKENS, SpecialTokens
@@ -23,8 +23,6 @@ from pretrain.data.mixture import Mixture
 from pretrain.data.order import BLOCK_ROWS, WINDOW_ROWS
 from pretrain.data.row_cost import RowCost
 from pretrain.storage.local_rows import Rows
-
-INT64_ARRAY = NDArray[np.int64]
 
 # Reading and masking rows one at a time costs five times as much a row; more than these fall out of a core's cache.
 _ROWS_READ_TOGETHER = 32

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.packed_sequence import TOKENS, SpecialTokens
 from mose.seeding import counter_random, derive_key
 
-INT64_ARRAY = NDArray[np.int64]
 UINT32_ARRAY = NDArray[np.uint32]
 
 # Section 2.1 of the paper: 15 % of the tokens, replaced as in BERT: 80 % become <mask>, 10 % a random token, 10 % stay.

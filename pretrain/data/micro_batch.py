@@ -8,13 +8,11 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.packed_sequence import TOKENS, SpecialTokens
 from mose.shard_format import RowLabels
 from pretrain.data.masking import Masked
-
-INT64_ARRAY = NDArray[np.int64]
 
 # torch's cross-entropy leaves out targets of this value.
 IGNORED_LABEL = -100

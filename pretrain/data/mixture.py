@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.config import require
 from mose.seeding import counter_random, derive_key
 from pretrain.data.order import permute, rows_of_run_at
-
-INT64_ARRAY = NDArray[np.int64]
 
 BLOCK_POSITIONS = 1024
 # A source needs more than one row of each block: with less, rounding could owe it a negative number.

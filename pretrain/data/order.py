@@ -10,11 +10,9 @@ Letters: P positions.
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.seeding import UINT64_ARRAY, counter_random, derive_key
-
-INT64_ARRAY = NDArray[np.int64]
 
 # Rows of one task share repositories. With N tasks, blocks of B rows and windows of W, a batch repeats repositories about
 # 1 + N (B - 1) / W times as often as in a full shuffle: 1.06 at 4,096 tasks, within the bar of 1.1 (benchmarks/loader.py).

@@ -2,13 +2,9 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from mose.array_types import INT64_ARRAY
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import flops_per_row, head_flops
-
-INT64_ARRAY = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pretrain.model.distillation import VocabularyReductions
 from pretrain.model.dropout import DropoutSeeds
 from pretrain.model.loss import Denominators, MultiExitLoss, VocabularyOperations, whole_vocabulary
 from pretrain.parallel.context import ParallelContext
-from pretrain.parallel.token_padding import padded_tokens
+from pretrain.parallel.sequence import padded_tokens
 
 
 class TrainingModel(nn.Module):

@@ -20,7 +20,7 @@ NORM_OUTLIERS = "optimizer/norm_outliers"
 TOKENS_PER_SECOND = "throughput/tokens_per_second_per_device"
 FLOPS_UTILIZATION = "throughput/model_flops_utilization"
 DATA_WAIT = "throughput/data_wait_fraction"
-# Seconds a step of a rank's own work (pretrain/monitoring/step_times.py) at the median rank, at the 90th percentile, and of the slowest.
+# Seconds per step of a rank's own work (`step_times.py`): of the median rank, at the 90th percentile, of the slowest.
 STEP_SECONDS = ("throughput/step_seconds_p50", "throughput/step_seconds_p90", "throughput/step_seconds_max")
 STRAGGLER_RATIO = "throughput/straggler_ratio"
 PADDING = "data/padding_fraction"

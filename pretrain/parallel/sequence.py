@@ -6,10 +6,14 @@ read it, so these keep [N, D] for their weights' gradients: one collective in pl
 Letters: N real tokens, padded to a multiple of the tensor ranks; S = N / tensor ranks; D width.
 """
 
+from dataclasses import replace
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mose.model.modeling_mose import StarEncoder2
+from pretrain.data.micro_batch import MicroBatch
 from pretrain.parallel.tensor import gather_tokens, with_summed_gradients
 
 
@@ -51,3 +55,18 @@ def _as_kind(kind: type[ShardedLayerNorm], norm: nn.LayerNorm) -> ShardedLayerNo
     replacement = kind(norm.normalized_shape, eps=norm.eps, device="meta")
     replacement.weight, replacement.bias = norm.weight, norm.bias
     return replacement
+
+
+def padded_tokens(batch: MicroBatch, multiple: int) -> MicroBatch:
+    """The same micro-batch with one more row of dummy tokens where N is no multiple; no loss looks at that row."""
+    missing = -batch.input_ids_N.numel() % multiple
+    if not missing:
+        return batch
+    dummy = torch.arange(missing, device=batch.input_ids_N.device)
+    return replace(
+        batch,
+        input_ids_N=torch.cat((batch.input_ids_N, torch.zeros_like(dummy))),
+        positions_N=torch.cat((batch.positions_N, dummy)),
+        cu_seqlens=torch.cat((batch.cu_seqlens, batch.cu_seqlens[-1:] + missing)),
+        max_length=max(batch.max_length, missing),
+    )

@@ -6,14 +6,12 @@ Letters: R rows, T slots of a row, S sources.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.packed_sequence import TOKENS
 from mose.shard_format import RowLabels
 from pretrain.data.mixture import Mixture
 from pretrain.storage.local_rows import Rows
-
-INT64_ARRAY = NDArray[np.int64]
 
 
 class JoinedRows:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.errors import MoseError
 from mose.packed_sequence import TOKENS
 from mose.row_index import INDEX_DTYPE, INDEX_OFFSET, token_checksums
@@ -19,8 +20,6 @@ from mose.seeding import counter_random, derive_key
 from mose.shard_format import RowLabels
 from mose.storage import is_local
 from pretrain.storage.local_rows import SplitTable
-
-INT64_ARRAY = NDArray[np.int64]
 
 
 def read_range(path: Path, start: int, length: int) -> bytes:

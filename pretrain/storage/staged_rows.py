@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.config import fingerprint, require
 from mose.errors import MoseError
 from mose.packed_sequence import TOKENS
@@ -28,8 +28,6 @@ from mose.row_index import INDEX_DTYPE
 from mose.shard_format import RowLabels
 from pretrain.storage.range_rows import RangeReader
 from pretrain.storage.window_file import RunOrder, WindowFile
-
-INT64_ARRAY = NDArray[np.int64]
 
 _FOLDER_MARK = "staged-"
 _LOCK_NAME = "lock"

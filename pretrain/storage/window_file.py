@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.errors import MoseError
 from mose.packed_sequence import TOKENS
 from mose.row_index import INDEX_DTYPE
 from pretrain.data.order import blocks_at, sequence_at
-
-INT64_ARRAY = NDArray[np.int64]
 
 _PRESENT = b"\1"
 

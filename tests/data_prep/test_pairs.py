@@ -8,7 +8,7 @@ import pytest
 
 from data_prep.pairs import PairsConfig, build_pairs, documented_functions
 from data_prep.sources.registry import SourcesConfig
-from data_prep.split import split_of
+from data_prep.sources.repositories import split_of
 from mose.errors import MoseError
 from mose.pairs import read_pairs
 

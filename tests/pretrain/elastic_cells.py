@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mose.schedule import learning_rate
-from pretrain.checkpoints.files import Progress
+from pretrain.checkpoints.run_state import Progress
 from pretrain.checkpoints.store import CheckpointStore, ResumeRequest
 from pretrain.config.identity import config_values
 from pretrain.config.run import PretrainConfig

@@ -16,9 +16,9 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.console import show_progress
 from data_prep.execution.finish import finish
 from data_prep.pipeline.task import marker_path, read_marker
-from data_prep.progress import show_progress
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import shard_number
 from data_prep.tools.inspect_row import counted

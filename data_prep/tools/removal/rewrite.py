@@ -19,8 +19,8 @@ from data_prep.execution.task_files import remove_leftovers
 from data_prep.pipeline.split_writer import LINEAGE_SCHEMA
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import RecordBlock, key_of, read_blocks, read_index, shard_number
-from data_prep.tokenization.chunking import INT64_ARRAY
 from data_prep.tools.removal.removal_list import RemovalList
+from mose.array_types import INT64_ARRAY
 from mose.atomic_file import atomic_write, file_sha256
 from mose.errors import MoseError
 from mose.manifest import ShardEntry

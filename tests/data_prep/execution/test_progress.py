@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
+from data_prep.console import INTERVAL_SECONDS
 from data_prep.execution import progress as packing_progress
 from data_prep.execution.progress import PackingMeter, show_packing
 from data_prep.pipeline.task import TaskProgress
-from data_prep.progress import INTERVAL_SECONDS
 
 
 @pytest.fixture

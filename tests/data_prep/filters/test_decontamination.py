@@ -16,8 +16,8 @@ from data_prep.filters import decontamination as module
 from data_prep.filters.decontamination import Contamination, DecontaminationConfig, Decontaminator, drop_contaminated
 from data_prep.filters.dropped_log import DroppedLog, read_dropped
 from data_prep.filters.filters import FilterCounts
-from data_prep.filters.word_hashes import INT64_ARRAY
 from data_prep.sources.repositories import SourceFile, TextFile
+from mose.array_types import INT64_ARRAY
 from mose.errors import MoseError
 
 WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]{1,64}")

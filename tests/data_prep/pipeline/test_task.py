@@ -23,8 +23,7 @@ from data_prep.pipeline.task import (
     run_task,
 )
 from data_prep.sources.registry import list_repositories, read_repository
-from data_prep.sources.repositories import RepositoryRef, SourceFile
-from data_prep.split import split_of
+from data_prep.sources.repositories import RepositoryRef, SourceFile, split_of
 from data_prep.tokenization.chunking import cut
 from mose.atomic_file import file_sha256
 from mose.errors import MoseError

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_prep.sources.registry import SourcesConfig, list_repositories
-from data_prep.split import split_of
+from data_prep.sources.repositories import split_of
 from data_prep.tokenization.train_tokenizer import (
     TokenizerTrainingConfig,
     sample_chunks,

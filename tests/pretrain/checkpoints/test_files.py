@@ -19,13 +19,13 @@ import torch
 from mose.config import load_config
 from mose.errors import MoseError
 from pretrain.checkpoints.files import (
-    Progress,
     checkpoint_folders,
     latest_checkpoint,
     manifest_fingerprint,
     read_checkpoint_manifest,
     step_of,
 )
+from pretrain.checkpoints.run_state import Progress
 from pretrain.checkpoints.store import CheckpointStore, ResumeRequest
 from pretrain.config.identity import check_changes, config_values
 from pretrain.config.run import DataConfig, IntervalConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig

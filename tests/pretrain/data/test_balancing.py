@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
+from mose.array_types import INT64_ARRAY
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import flops_per_row, head_flops
 from mose.model_config import ModelConfig
 from pretrain.data.balancing import deal, pack, share_of
 from pretrain.data.row_cost import RowCost
 
-INT64_ARRAY = NDArray[np.int64]
 SHAPE = ModularStarEncoderConfig(**ModelConfig().hugging_face())
 COST = RowCost.of_model(SHAPE, 0.15)
 LENGTHS = st.lists(st.integers(0, 2048), min_size=1, max_size=120).map(lambda lengths: np.array(lengths, dtype=np.int64))

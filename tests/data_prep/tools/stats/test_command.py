@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.execution.pack import pack_dataset
-from data_prep.fill_section import fill_section, outliers
 from data_prep.pipeline.config import PackingConfig
 from data_prep.shards.summary import cautions, print_summary
 from data_prep.tools.removal.command import remove
@@ -24,7 +23,7 @@ from data_prep.tools.stats.charts import Bars, Histogram, Mark, Section, amount,
 from data_prep.tools.stats.command import COMMAND
 from data_prep.tools.stats.counts import Figures, ShardFill, SplitFigures, count_figures
 from data_prep.tools.stats.page import stats_page
-from data_prep.tools.stats.sections import mean_of, stats_sections
+from data_prep.tools.stats.sections import fill_section, mean_of, outliers, stats_sections
 from data_prep.tools.stats.svg import draw, shorten, ticks
 from mose.command import run_command
 from mose.manifest import read_manifest

@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.checkpoints.files import Progress
-from pretrain.checkpoints.run_state import GRADIENT_NOT_FINITE, LOSS_NOT_FINITE, LOSS_OUTLIER, NORM_OUTLIER, Health
+from pretrain.checkpoints.run_state import (
+    GRADIENT_NOT_FINITE,
+    LEAST_DEVIATION,
+    LOSS_NOT_FINITE,
+    LOSS_OUTLIER,
+    NORM_OUTLIER,
+    Health,
+    Progress,
+    Trend,
+)
 from pretrain.config.run import StabilityConfig
-from pretrain.outlier import LEAST_DEVIATION, Trend
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60)
 CONFIG = StabilityConfig(warmup_steps=4, horizon_steps=8)

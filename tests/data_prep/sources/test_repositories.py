@@ -2,7 +2,7 @@
 
 import math
 
-from data_prep.split import split_of
+from data_prep.sources.repositories import split_of
 
 
 def test_the_share_is_about_what_was_asked_for() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.parallel.token_padding import padded_tokens
+from pretrain.parallel.sequence import padded_tokens
 
 
 def batch_of(lengths: list[int]) -> MicroBatch:

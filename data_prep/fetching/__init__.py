@@ -1,1 +1,0 @@
-"""Bodies of The Stack v2 brought from Software Heritage into a blob store, on a machine that has internet."""

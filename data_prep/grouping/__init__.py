@@ -1,1 +1,0 @@
-"""Rows of any order in, parts of one row a repository out: hash-partitioned to disk within a stated bound of memory."""
