@@ -36,10 +36,11 @@ from rich.table import Table
 
 from data_prep.filters.dropped_log import DroppedLog
 from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
+from data_prep.packing.config import PackingConfig
 from data_prep.packing.pack import pack
 from data_prep.packing.rows import LabelBalance, PieceTable, RowCounts
 from data_prep.pipeline.chunker import BATCH_CHARACTERS, Cutter, Tools
-from data_prep.pipeline.config import PackConfig, PackingConfig
+from data_prep.pipeline.config import PackConfig
 from data_prep.pipeline.shuffle_buffer import CutFiles, join_files
 from data_prep.pipeline.split_writer import SplitWriter
 from data_prep.pipeline.task import TaskResult, run_task

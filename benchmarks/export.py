@@ -31,9 +31,10 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder, StarEncoder2
 from mose.model_config import ModelConfig
 from mose.run_directory import RunDirectory
-from pretrain.checkpoints.files import MANIFEST_NAME, PROBE_NAME, STATE_TAG
+from pretrain.checkpoints.files import MANIFEST_NAME, PROBE_NAME
 from pretrain.checkpoints.probe import probe_batch
 from pretrain.config.run import ParallelConfig, PretrainConfig
+from pretrain.parallel.zero import STATE_TAG
 from tests.datasets import make_tokenizer
 
 Group = dict[str, tuple[int, ...]]

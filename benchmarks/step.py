@@ -26,7 +26,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.padded_reference import PaddedReference, padded_inputs
 from data_prep.execution.pack import pack_dataset
-from data_prep.pipeline.config import PackConfig, PackingConfig
+from data_prep.packing.config import PackingConfig
+from data_prep.pipeline.config import PackConfig
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
 from mose.atomic_file import write_json

@@ -3,15 +3,12 @@
 import sys
 
 from data_prep import pairs
-from data_prep.execution import finish, status
-from data_prep.execution import pack as dataset
-from data_prep.filters import dropped_log as dropped
-from data_prep.ingest.fetching import command as fetching
-from data_prep.ingest.grouping import command as grouping
-from data_prep.tokenization import train_tokenizer as tokenizer_training
-from data_prep.tools import inspect_row as inspection
-from data_prep.tools import lineage, verify
-from data_prep.tools.removal import command as removal
+from data_prep.execution import finish, pack, status
+from data_prep.ingest.fetching import command as fetch
+from data_prep.ingest.grouping import command as group
+from data_prep.tokenization import train_tokenizer
+from data_prep.tools import dropped, inspect_row, lineage, verify
+from data_prep.tools.removal import command as remove
 from data_prep.tools.stats import command as stats
 from mose.command import Command, run_command
 from mose.config import document_fields
@@ -22,18 +19,18 @@ DESCRIPTION = "Repositories in, packed shards out."
 def commands() -> dict[str, Command]:
     """The subcommands by name, in the order of their use."""
     return {
-        "train-tokenizer": tokenizer_training.COMMAND,
-        "group": grouping.COMMAND,
-        "fetch": fetching.COMMAND,
-        "pack": dataset.COMMAND,
+        "train-tokenizer": train_tokenizer.COMMAND,
+        "group": group.COMMAND,
+        "fetch": fetch.COMMAND,
+        "pack": pack.COMMAND,
         "status": status.COMMAND,
         "finish": finish.COMMAND,
         "verify": verify.COMMAND,
-        "inspect": inspection.COMMAND,
+        "inspect": inspect_row.COMMAND,
         "lineage": lineage.COMMAND,
         "stats": stats.COMMAND,
         "dropped": dropped.COMMAND,
-        "remove": removal.COMMAND,
+        "remove": remove.COMMAND,
         "pairs": pairs.COMMAND,
     }
 

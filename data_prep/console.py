@@ -1,12 +1,14 @@
 """How far long work is: a bar on a terminal, one line an interval elsewhere."""
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 INTERVAL_SECONDS = 30.0
 
@@ -39,3 +41,29 @@ def _lines(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]
             print(f"{title}: {done:,} of {total:,} {unit}", file=sys.stderr, flush=True)
 
     yield advance
+
+
+# What would move the cursor, ring, change colours or turn the direction of writing; line feed and tab stay.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 row, 2 rows, 3 repositories."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def visible(text: str, style: str) -> Text:
+    """`text` with unsafe characters written out, so that no text of a repository can control the terminal."""
+    shown = Text(style=style)
+    end = 0
+    for match in _UNSAFE.finditer(text):
+        shown.append(text[end : match.start()])
+        shown.append(escaped(match.group()), style="reverse")
+        end = match.end()
+    return shown.append(text[end:])
+
+
+def escaped(text: str) -> str:
+    """`text` with each unsafe character as a Python escape; for cells of a table, where no style marks it."""
+    return _UNSAFE.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), text)

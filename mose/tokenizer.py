@@ -1,9 +1,11 @@
 """Text <-> token ids behind one interface, for a sentencepiece model and for a Hugging Face `tokenizer.json`."""
 
 import abc
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import tokenizers
 
 from mose.errors import MoseError
 from mose.packed_sequence import TOKENS, SpecialTokens, token_dtype
+from mose.storage import is_local
 
 SENTENCEPIECE_NAME = "tokenizer.model"
 HUGGING_FACE_NAME = "tokenizer.json"
@@ -163,3 +166,25 @@ def _is_json(path: Path) -> bool:
     except ValueError as error:
         raise MoseError(f"{path}: not a tokenizer.json: {error}") from None
     return True
+
+
+TOKENIZER_NAMES = (SENTENCEPIECE_NAME, HUGGING_FACE_NAME)
+
+
+@contextlib.contextmanager
+def opened_tokenizer(path: Path) -> Iterator[Tokenizer]:
+    """A tokenizer whose file is on this machine while the block runs; one on an object store is copied.
+
+    Raises:
+        MoseError: there is no tokenizer, or it lacks a special token.
+    """
+    if is_local(path):
+        yield load_tokenizer(path)
+        return
+    files = [path / name for name in TOKENIZER_NAMES if (path / name).is_file()] or [path]
+    if not files[0].is_file():
+        raise MoseError(f"{path}: no such tokenizer file")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / files[0].name
+        copy.write_bytes(files[0].read_bytes())
+        yield load_tokenizer(copy)

@@ -13,10 +13,10 @@ from mose.packed_sequence import TOKENS, SpecialTokens, token_dtype
 from mose.seeding import generator
 from mose.shard_format import RowLabels
 from pretrain.config.run import PretrainConfig
-from pretrain.data.loader import BatchPlan, GlobalBatchLoader
-from pretrain.parallel.context import initialize_parallel, leave_parallel
+from pretrain.data.loader import GlobalBatchLoader
+from pretrain.parallel.launch import initialize_parallel, leave_parallel
 from pretrain.step import StepResult, train_step
-from pretrain.train import build_engine
+from pretrain.train import batch_plan, build_engine
 
 MADE_UP = SpecialTokens(pad=0, unk=1, sep=2, cls=3, mask=4)
 
@@ -67,7 +67,7 @@ def mock_step(config: PretrainConfig) -> str:
     try:
         engine = build_engine(config, context)
         ordinary = np.arange(len(MADE_UP.ids()), config.model.vocabulary_size).astype(token_dtype(config.model.vocabulary_size))
-        plan = BatchPlan.of(config, MADE_UP, ordinary, context.data_rank, context.layout.data_ranks)
+        plan = batch_plan(config, MADE_UP, ordinary, context.data_rank, context.layout.data_ranks)
         rows = MadeUpRows(config.batch.global_rows, config.model.max_length, config.model.vocabulary_size)
         batches = GlobalBatchLoader(rows, plan).share(0)
         began = time.perf_counter()

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from mose.config import save_config
 from mose.errors import MoseError
+from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.packed_sequence import TOKENS, SpecialTokens
 from mose.run_directory import RunDirectory
 from mose.schedule import learning_rate
-from mose.tokenizer import Tokenizer
 from pretrain.analysis.estimate import shape_of
 from pretrain.analysis.validation import validate
 from pretrain.checkpoints.files import CHANGES_NAME, latest_checkpoint
@@ -22,6 +23,7 @@ from pretrain.config.run import PretrainConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.prefetch import Prefetcher
+from pretrain.data.row_cost import RowCost
 from pretrain.model.training_model import build_training_model
 from pretrain.model.warm_start import fill_from_converted
 from pretrain.monitoring.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
@@ -29,8 +31,9 @@ from pretrain.monitoring.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequ
 from pretrain.monitoring.step_log import log_step
 from pretrain.monitoring.step_times import StepTimes
 from pretrain.monitoring.throughput import Stopwatch, say_unknown_peak
-from pretrain.parallel.context import ParallelContext, initialize_parallel, leave_parallel
+from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.engine import Engine
+from pretrain.parallel.launch import initialize_parallel, leave_parallel
 from pretrain.parallel.machine import attention_backend, dtype_of, machine_line
 from pretrain.parallel.stage import CHECKPOINT, COUNT, DIVERGED, FINISHED, LOAD_ROWS, LOG, STOPPED, VALIDATE, Mark
 from pretrain.parallel.stop_signal import StopSignal
@@ -151,9 +154,27 @@ def resume(store: CheckpointStore, engine: Engine, selection: Selection | None) 
     return Progress(0, 0, 0) if selection is None else store.load(engine, selection)
 
 
-def batch_plan(config: PretrainConfig, tokenizer: Tokenizer, context: ParallelContext) -> BatchPlan:
-    """Which rows make a global batch, how they are masked, and which of them are this rank's."""
-    return BatchPlan.of(config, tokenizer.special, tokenizer.ordinary_ids(), context.data_rank, context.layout.data_ranks)
+def batch_plan(
+    config: PretrainConfig, special: SpecialTokens, ordinary_ids: TOKENS, data_rank: int, data_ranks: int
+) -> BatchPlan:
+    """Which rows make a global batch, how they are masked, and which of them are one data rank's."""
+    shape = ModularStarEncoderConfig(**config.model.hugging_face())
+    return BatchPlan(
+        seed=config.seed,
+        global_batch_rows=config.batch.global_rows,
+        micro_batch_rows=config.batch.micro_batch_rows,
+        special=special,
+        ordinary_ids=ordinary_ids,
+        data_rank=data_rank,
+        data_ranks=data_ranks,
+        masked_share=config.data.masking_share,
+        block_rows=config.data.block_rows,
+        window_rows=config.data.window_rows,
+        micro_batch_tokens=config.micro_batch_tokens,
+        row_cost=RowCost.of_model(shape, config.data.masking_share),
+        # From stage 2 on, ranks meet in the backward pass of every micro-batch.
+        equal_micro_batches=config.parallel.zero_stage >= 2,
+    )
 
 
 def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
@@ -162,7 +183,9 @@ def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
     `after_step` is called at the end of each step.
     """
     config, context, watchdog = run.config, run.context, run.watchdog
-    plan, begun = batch_plan(config, run.data.tokenizer, context), progress.step
+    tokenizer, begun = run.data.tokenizer, progress.step
+    ranks = (context.data_rank, context.layout.data_ranks)
+    plan = batch_plan(config, tokenizer.special, tokenizer.ordinary_ids(), *ranks)
     stopwatch = stopwatch_of(run)
     loader = GlobalBatchLoader(run.data.rows, plan, run.data.mixture)
     with Prefetcher(loader, progress.consumed_rows) as prefetcher, open_writer(run, progress) as writer:

@@ -35,6 +35,38 @@ NEVER_LOADED = {
 MODEL_FILE = "mose.model.modeling_mose"
 MODEL_NEEDS = {"torch", "transformers", "flash_attn"}
 
+MOST_ENTRIES = 12
+# The order of the rooms: what stands in a folder may use only what stands left of it, late imports inside functions included;
+# imports that only a type checker reads do not count.
+ORDER = {
+    "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
+    "data_prep.sources": "repositories file_kinds directory git_checkout installed_packages blobs stack_v2 registry",
+    "data_prep.sources.blobs": "pack store",
+    "data_prep.sources.stack_v2": "parquet_file row_batches row_cache rows grouped",
+    "data_prep.ingest": "folder_lock blob_writer grouping fetching",
+    "data_prep.ingest.grouping": "columns config spill sorting parts run command",
+    "data_prep.ingest.fetching": "config counts wanted remote fetcher command",
+    "data_prep.filters": "dropped_log opt_out filters word_hashes ngram_table evaluation_texts evaluation_ngrams decontamination "
+    "fingerprint",
+    "data_prep.packing": "config rows dense faithful next_sentence pack",
+    "data_prep.shards": "lineage rows summary",
+    "data_prep.tokenization": "encoding chunking train_tokenizer",
+    "data_prep.pipeline": "config assignment shuffle_buffer chunker row_shuffle split_writer task",
+    "data_prep.execution": "task_files lease inputs markers statistics finish progress task_runner worker_pool pack status",
+    "data_prep.tools": "inspect_row lineage dropped removal verify_lineage verify stats",
+    "data_prep.tools.removal": "removal_list journal rewrite command",
+    "data_prep.tools.stats": "charts svg png counts sections page command",
+    "pretrain": "data config storage parallel model step checkpoints monitoring analysis train mock_step cli",
+    "pretrain.data": "rows row_cost order mixture masking balancing micro_batch loader prefetch",
+    "pretrain.config": "objective deepspeed_options run identity",
+    "pretrain.storage": "local_rows joined_rows range_rows window_file staged_rows run_data",
+    "pretrain.parallel": "stage stop_signal topology zero tensor sequence context machine watchdog engine launch",
+    "pretrain.model": "distillation loss activation_checkpointing compilation dropout training_model warm_start",
+    "pretrain.checkpoints": "run_state files probe store merged_weights model_card parity export export_command",
+    "pretrain.monitoring": "metrics step_times throughput profiler step_log",
+    "pretrain.analysis": "estimate validation held_out exit_gradients plot diagnose step_rows compare list_checkpoints",
+}
+
 Modules = dict[str, ast.Module]
 
 
@@ -125,6 +157,61 @@ def import_graph(modules: Modules) -> dict[str, set[str]]:
         names = {name for node in nodes for name in imported_names(module, node)}
         graph[module] = {part for name in names for part in (name, name.rpartition(".")[0]) if part in modules}
     return graph
+
+
+def read_at_run_time(tree: ast.Module) -> Iterator[ast.AST]:
+    """All nodes of a module but those that only a type checker reads."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
+
+
+def runtime_imports(modules: Modules) -> set[tuple[str, str]]:
+    """(importing module, imported module) pairs among our own modules, late imports included."""
+    pairs = set()
+    for module, tree in modules.items():
+        nodes = (node for node in read_at_run_time(tree) if isinstance(node, ast.Import | ast.ImportFrom))
+        names = {name for node in nodes for name in imported_names(module, node)}
+        pairs |= {(module, part) for name in names for part in (name, name.rpartition(".")[0]) if part in modules}
+    return pairs
+
+
+def backward_imports(modules: Modules, order: dict[str, str]) -> list[str]:
+    """Imports from right to left in a folder's order, and entries of a folder that its order does not name."""
+    found = []
+    for folder, names in order.items():
+        place = {name: number for number, name in enumerate(names.split())}
+        entries = {module.removeprefix(f"{folder}.").partition(".")[0] for module in modules if module.startswith(f"{folder}.")}
+        found += [f"{folder}: {entry} stands in no order" for entry in sorted(entries - set(place) - {"__init__"})]
+        found += [f"{folder}: the order names {entry}, which is not there" for entry in sorted(set(place) - entries)]
+        for user, used in sorted(runtime_imports(modules)):
+            if user.startswith(f"{folder}.") and used.startswith(f"{folder}."):
+                a, b = (module.removeprefix(f"{folder}.").partition(".")[0] for module in (user, used))
+                found += [f"{user} imports {used}"] if place.get(a, 0) < place.get(b, 0) else []
+    return found
+
+
+def crowded(modules: Modules) -> list[str]:
+    """Folders with more entries beside `__init__.py` than a person takes in at once."""
+    entries: dict[str, set[str]] = {}
+    for module in modules:
+        folder, _, name = module.rpartition(".")
+        while folder:
+            entries.setdefault(folder, set()).add(name)
+            folder, _, name = folder.rpartition(".")
+    counts = {folder: len(names - {"__init__"}) for folder, names in entries.items()}
+    return [f"{folder} has {count} entries" for folder, count in sorted(counts.items()) if count > MOST_ENTRIES]
+
+
+def unordered(modules: Modules, order: dict[str, str]) -> list[str]:
+    """Folders of the ordered packages that have no order."""
+    folders = {module.rpartition(".")[0] for module in modules if top(module) in {top(folder) for folder in order}}
+    return sorted(folders - set(order))
 
 
 def cycles(graph: dict[str, set[str]]) -> list[str]:
@@ -228,6 +315,25 @@ def test_no_import_cycles(modules: Modules) -> None:
     assert cycles(import_graph(modules)) == []
 
 
+def test_no_late_import_closes_a_cycle(modules: Modules) -> None:
+    graph: dict[str, set[str]] = {module: set() for module in modules}
+    for user, used in runtime_imports(modules):
+        graph[user].add(used)
+    assert cycles(graph) == []
+
+
+def test_rooms_are_used_in_one_order(modules: Modules) -> None:
+    assert backward_imports(modules, ORDER) == []
+
+
+def test_every_room_has_an_order(modules: Modules) -> None:
+    assert unordered(modules, ORDER) == []
+
+
+def test_no_room_is_crowded(modules: Modules) -> None:
+    assert crowded(modules) == []
+
+
 def test_no_module_has_a_bad_habit(modules: Modules) -> None:
     assert [f"{module} {habit}" for module, tree in modules.items() for habit in habits(module, tree)] == []
 
@@ -275,6 +381,32 @@ def made_up(**sources: str) -> Modules:
 )
 def test_a_wrong_direction_is_seen(module: str, source: str) -> None:
     assert len(wrong_direction(made_up(**{module: source}))) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "statement"),
+    [
+        ("data_prep.packing.dense", "from data_prep.pipeline.config import PackConfig"),
+        ("data_prep.filters.dropped_log", "from data_prep.tools import dropped"),
+        ("pretrain.parallel.context", "def f():\n    from pretrain.parallel.engine import join_process_group"),
+        ("pretrain.data.loader", "from pretrain.config.run import PretrainConfig"),
+        ("pretrain.step", "def f():\n    import pretrain.train"),
+    ],
+)
+def test_a_sabotaged_import_is_seen(module: str, statement: str, modules: Modules) -> None:
+    """An import against the order, planted in the project's own modules."""
+    planted = ast.parse(ast.unparse(modules[module]) + "\n" + statement)
+    found = backward_imports({**modules, module: planted}, ORDER)
+    assert len(found) == 1 and found[0].startswith(f"{module} imports ")
+
+
+def test_an_entry_out_of_order_and_a_crowded_room_are_seen(modules: Modules) -> None:
+    tree = ast.parse('"""One sentence."""')
+    assert backward_imports({**modules, "pretrain.model.extra": tree}, ORDER) == ["pretrain.model: extra stands in no order"]
+    assert crowded({f"mose.part_{number}": tree for number in range(MOST_ENTRIES + 1)}) == ["mose has 13 entries"]
+    assert unordered({**modules, "pretrain.more.__init__": tree}, ORDER) == ["pretrain.more"]
+    typing = ast.parse("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pretrain.train import train")
+    assert backward_imports({**modules, "pretrain.step": typing}, ORDER) == []
 
 
 def test_allowed_directions_pass() -> None:

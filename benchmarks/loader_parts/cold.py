@@ -13,7 +13,8 @@ from mose.manifest import Manifest, ShardEntry, read_manifest, write_manifest
 from mose.row_index import index_bytes, make_index
 from mose.shard_format import RecordLayout, RowLabels
 from pretrain.data.order import BLOCK_ROWS, rows_of_run
-from pretrain.storage.local_rows import PackedRows, Rows, SplitTable
+from pretrain.data.rows import Rows
+from pretrain.storage.local_rows import PackedRows, SplitTable
 from pretrain.storage.range_rows import RangeReader, Retry
 from pretrain.storage.staged_rows import StagedRows, StagingPlan
 from pretrain.storage.window_file import RunOrder

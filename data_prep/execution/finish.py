@@ -6,15 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data_prep.execution.inputs import (
-    CONFIG_NAME,
-    Inputs,
-    inputs_path,
-    opened_tokenizer,
-    read_config_of,
-    read_inputs,
-    remove_beginning,
-)
+from data_prep.execution.inputs import CONFIG_NAME, Inputs, inputs_path, read_config_of, read_inputs, remove_beginning
 from data_prep.execution.lease import read_claim
 from data_prep.execution.markers import read_results
 from data_prep.execution.statistics import merge_statistics
@@ -28,6 +20,7 @@ from mose.config import fingerprint
 from mose.errors import MoseError
 from mose.manifest import SPLITS, Manifest, write_manifest
 from mose.storage import is_local, storage_path
+from mose.tokenizer import opened_tokenizer
 
 
 def finish(dataset: Path, *, checksums: bool = False) -> Manifest:

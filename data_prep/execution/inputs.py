@@ -1,10 +1,8 @@
 """The start of a data set: its config, tokenizer and inputs written down once, and compared at every later start."""
 
-import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,16 @@ from mose.atomic_file import TEMPORARY_MARK, atomic_write, write_json
 from mose.config import fingerprint, load_config, save_config, to_plain
 from mose.errors import MoseError
 from mose.storage import is_local, storage_path
-from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from mose.tokenizer import (
+    HUGGING_FACE_NAME,
+    SENTENCEPIECE_NAME,
+    TOKENIZER_NAMES,
+    SentencePieceTokenizer,
+    Tokenizer,
+    opened_tokenizer,
+)
 
 CONFIG_NAME = "config.yaml"
-TOKENIZER_NAMES = (SENTENCEPIECE_NAME, HUGGING_FACE_NAME)
 
 
 @dataclass(frozen=True)
@@ -116,25 +120,6 @@ def remove_beginning(dataset: Path) -> None:
     for name in (CONFIG_NAME, *TOKENIZER_NAMES):
         (dataset / name).unlink(missing_ok=True)
     inputs_path(dataset).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def opened_tokenizer(path: Path) -> Iterator[Tokenizer]:
-    """A tokenizer whose file is on this machine while the block runs; one on an object store is copied.
-
-    Raises:
-        MoseError: there is no tokenizer, or it lacks a special token.
-    """
-    if is_local(path):
-        yield load_tokenizer(path)
-        return
-    files = [path / name for name in TOKENIZER_NAMES if (path / name).is_file()] or [path]
-    if not files[0].is_file():
-        raise MoseError(f"{path}: no such tokenizer file")
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / files[0].name
-        copy.write_bytes(files[0].read_bytes())
-        yield load_tokenizer(copy)
 
 
 def _load(path: Path) -> PackConfig:

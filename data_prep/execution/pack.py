@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from data_prep.execution.finish import remove_empty, write_manifest_of
-from data_prep.execution.inputs import Inputs, begin, inputs_of, opened_tokenizer
+from data_prep.execution.inputs import Inputs, begin, inputs_of
 from data_prep.execution.markers import in_threads, is_finished, read_results
 from data_prep.execution.progress import show_packing
 from data_prep.execution.task_files import list_tasks
@@ -21,6 +21,7 @@ from mose.command import Command, add_config, read_config
 from mose.errors import MoseError
 from mose.manifest import Manifest
 from mose.storage import storage_path
+from mose.tokenizer import opened_tokenizer
 
 
 def pack_dataset(config: PackConfig, task: int | None = None) -> Manifest | None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_prep.filters.filters import FilterCounts
+from data_prep.packing.config import PackingConfig
 from data_prep.packing.rows import RowCounts
-from data_prep.pipeline.config import PackingConfig
 from data_prep.pipeline.task import TaskResult
 from mose.manifest import SPLITS
 

@@ -1,22 +1,13 @@
 """What was left out of a data set, file by file with the reason: written by the tasks, listed by `mose-data dropped`."""
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from mose.atomic_file import atomic_write
-from mose.command import Command
-from mose.errors import MoseError
-from mose.storage import storage_path
 
 FOLDER = "dropped"
 # One line a dropped file, or a dropped piece of a kept file; `num_bytes` of the file or piece, 0 where it was never read.
@@ -32,10 +23,7 @@ DROPPED_SCHEMA = pa.schema(
 )
 MAX_DETAIL_CHARACTERS = 400
 # A row group; some 300 bytes of Python objects a line, so that waiting lines stay below 5 MB.
-_GROUP_LINES = 1 << 14
-_TERMINAL_LINES = 50
-# What would break a tab-separated line, written as in Python.
-_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+GROUP_LINES = 1 << 14
 
 Line = tuple[str, str, str, str, int, str]
 
@@ -65,7 +53,7 @@ class DroppedLog(contextlib.AbstractContextManager["DroppedLog"]):
         """Write down one dropped file or piece; of `detail` the first 400 characters are kept."""
         self._waiting.append((repository, path, blob_id, reason, num_bytes, detail[:MAX_DETAIL_CHARACTERS]))
         self.lines += 1
-        if len(self._waiting) >= _GROUP_LINES:
+        if len(self._waiting) >= GROUP_LINES:
             self._flush()
 
     def close(self) -> None:
@@ -96,91 +84,3 @@ class DroppedLog(contextlib.AbstractContextManager["DroppedLog"]):
             self._writer = pq.ParquetWriter(file, DROPPED_SCHEMA, compression="zstd")
             self._open_files.callback(self._writer.close)
         return self._writer
-
-
-def read_dropped(dataset: Path, reason: str = "") -> Iterator[Line]:
-    """The lines of all finished tasks in task order, or those of one reason; holds one batch of lines in memory.
-
-    Raises:
-        MoseError: the data set has no such lists, one cannot be read, or nothing was dropped for `reason`.
-    """
-    reasons: set[str] = set()
-    found = False
-    for batch in _batches(_paths(dataset)):
-        reasons.update(batch.column("reason").unique().to_pylist())
-        wanted = batch.filter(pc.equal(batch.column("reason"), reason)) if reason else batch
-        found = found or wanted.num_rows > 0
-        yield from zip(*(column.to_pylist() for column in wanted.columns), strict=True)
-    if reason and not found:
-        raise MoseError(f"reason: nothing was dropped as {reason!r}; expected one of: {', '.join(sorted(reasons)) or 'none'}")
-
-
-def print_dropped(dataset: Path, reason: str, limit: int) -> None:
-    """Print the lines: a table of `limit` (0: 50) lines on a terminal, tab-separated with a heading and all of them otherwise.
-
-    Raises:
-        MoseError: see `read_dropped`.
-    """
-    console = Console(highlight=False)
-    if console.is_terminal:
-        _print_table(console, read_dropped(dataset, reason), limit or _TERMINAL_LINES)
-        return
-    for number, line in enumerate(read_dropped(dataset, reason)):
-        if number == 0:
-            print("\t".join(DROPPED_SCHEMA.names))
-        if limit and number == limit:
-            return
-        print("\t".join(str(value).translate(_ESCAPES) for value in line))
-
-
-def _print_table(console: Console, lines: Iterator[Line], limit: int) -> None:
-    table = Table(*DROPPED_SCHEMA.names[:3], "reason", "bytes", "detail", title="dropped", title_justify="left")
-    table.columns[4].justify = "right"
-    for column in table.columns[3:5]:
-        column.no_wrap = True
-    shown = total = 0
-    for repository, path, blob_id, reason, num_bytes, detail in lines:
-        total += 1
-        if shown < limit:
-            shown += 1
-            # As Text: a path may hold what rich reads as markup.
-            table.add_row(*map(Text, (repository, path, blob_id[:12], reason, f"{num_bytes:,}", detail)))
-    console.print(table)
-    if shown < total:
-        console.print(f"{shown:,} of {total:,} lines; --limit N shows more, a pipe gets all of them")
-
-
-def _paths(dataset: Path) -> list[Path]:
-    paths = sorted((dataset / FOLDER).glob("dropped-*.parquet"))
-    if not paths:
-        raise MoseError(f"{dataset}: has no {FOLDER}/dropped-*.parquet; expected a data set of which a task is finished")
-    return paths
-
-
-def _batches(paths: list[Path]) -> Iterator[pa.RecordBatch]:
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                table = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-                if not table.schema_arrow.equals(DROPPED_SCHEMA):
-                    raise MoseError(f"{path}: has other columns than {', '.join(DROPPED_SCHEMA.names)}; expected a task's list")
-                yield from table.iter_batches(_GROUP_LINES)
-        except (OSError, pa.ArrowException) as error:
-            raise MoseError(f"{path}: not a readable list of dropped files: {str(error).splitlines()[0]}") from None
-
-
-def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("dataset", type=str, help="Folder of the data set.")
-    parser.add_argument("--reason", type=str, default="", help="Only what was dropped for this reason, e.g. licence.")
-    parser.add_argument(
-        "--limit", type=int, default=0, help="At most this many lines; 0 means 50 on a terminal, and all of them in a pipe."
-    )
-
-
-def _run(parsed: Namespace) -> None:
-    if parsed.limit < 0:
-        raise MoseError(f"limit: is {parsed.limit}, expected 0 or more")
-    print_dropped(storage_path(parsed.dataset), parsed.reason, parsed.limit)
-
-
-COMMAND = Command("List the files and pieces that were dropped, each with its reason.", _add_arguments, _run)

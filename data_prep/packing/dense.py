@@ -12,8 +12,8 @@ import itertools
 
 import numpy as np
 
+from data_prep.packing.config import PackingConfig
 from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowList
-from data_prep.pipeline.config import PackingConfig
 
 _NONE = -1
 _NUMBER_BITS = 32

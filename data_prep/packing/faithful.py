@@ -6,8 +6,8 @@ the length without `<cls>`, so a row may have one token too many. Both are cut h
 
 import numpy as np
 
+from data_prep.packing.config import PackingConfig
 from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowList
-from data_prep.pipeline.config import PackingConfig
 from mose.packed_sequence import packed_length
 
 

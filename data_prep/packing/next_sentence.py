@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_prep.packing.config import PackingConfig
 from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowList
-from data_prep.pipeline.config import PackingConfig
 
 
 def pack_nsp(table: PieceTable, random: np.random.Generator, config: PackingConfig, balance: LabelBalance) -> Packing:

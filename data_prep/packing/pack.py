@@ -5,11 +5,11 @@ Letters: F files.
 
 import numpy as np
 
+from data_prep.packing.config import PackingConfig
 from data_prep.packing.dense import pack_dense
 from data_prep.packing.faithful import pack_faithful
 from data_prep.packing.next_sentence import pack_nsp
 from data_prep.packing.rows import LabelBalance, Packing, PieceTable
-from data_prep.pipeline.config import PackingConfig
 from mose.array_types import INT64_ARRAY
 from mose.seeding import generator
 

@@ -1,10 +1,9 @@
 """Which repositories a task reads: a pure function of names, seed and number of tasks, never of machines or workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from data_prep.pipeline.config import PackConfig
-from data_prep.pipeline.task import deal_repositories
 from data_prep.sources.registry import (
     SourcesConfig,
     grouped_parts,
@@ -13,9 +12,11 @@ from data_prep.sources.registry import (
     read_repository,
     source_fingerprint,
 )
-from data_prep.sources.repositories import RepositoryRef, SourceFile
+from data_prep.sources.repositories import RepositoryRef, SourceFile, split_of
 from data_prep.sources.stack_v2.grouped import GroupedPart
 from mose.errors import MoseError
+from mose.manifest import SPLITS
+from mose.seeding import derive_key
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,22 @@ def deal_sources(config: PackConfig) -> Deal:
         return Deal(config.num_tasks, fingerprint, parts=tuple(parts))
     refs = deal_repositories(list_repositories(config.sources), config)
     return Deal(config.num_tasks, fingerprint, refs=tuple(map(tuple, refs)))
+
+
+# With fewer repositories one of them may hold most of the tokens, and then half of the rows cannot be mixed.
+MIN_REPOSITORIES_PER_TASK = 10
+
+
+def deal_repositories(refs: Sequence[RepositoryRef], config: PackConfig) -> list[list[RepositoryRef]]:
+    """The repositories of each task, in seeded order.
+
+    Each split is dealt to as many tasks as leave `MIN_REPOSITORIES_PER_TASK` to each, at most `num_tasks`.
+    """
+    tasks: list[list[RepositoryRef]] = [[] for _ in range(config.num_tasks)]
+    order = sorted(refs, key=lambda ref: (derive_key(config.seed, "repository order", ref.name), ref.name))
+    for split in SPLITS:
+        members = [ref for ref in order if split_of(ref.name, config.seed, config.held_out_fraction) == split]
+        used = max(1, min(config.num_tasks, len(members) // MIN_REPOSITORIES_PER_TASK))
+        for position, ref in enumerate(members):
+            tasks[position % used].append(ref)
+    return tasks

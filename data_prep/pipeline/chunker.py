@@ -8,9 +8,10 @@ import numpy as np
 from data_prep.filters.decontamination import Decontaminator, drop_contaminated
 from data_prep.filters.dropped_log import DroppedLog
 from data_prep.filters.filters import FilterCounts
+from data_prep.packing.config import PackingConfig
 from data_prep.packing.pack import piece_limits
-from data_prep.pipeline.config import PackingConfig
-from data_prep.pipeline.shuffle_buffer import CutFiles, lineage_of
+from data_prep.pipeline.shuffle_buffer import CutFiles
+from data_prep.shards.lineage import lineage_of
 from data_prep.sources.repositories import TextFile
 from data_prep.tokenization.chunking import VocabularyTable, byte_offsets, cut, vocabulary_table
 from data_prep.tokenization.encoding import Encoder

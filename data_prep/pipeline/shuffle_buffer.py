@@ -11,30 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_prep.packing.rows import PieceTable
-from data_prep.sources.repositories import SourceFile
+from data_prep.shards.lineage import FILE_SCHEMA, FileLineage
 from mose.array_types import INT64_ARRAY
 from mose.packed_sequence import TOKENS
-
-
-@dataclass(frozen=True, slots=True)
-class FileLineage:
-    """What the lineage table says of a file."""
-
-    repository: str
-    path: str
-    blob_id: str
-    licence: str
-    language: str
-
-
-FILE_SCHEMA = pa.schema([(name, pa.string()) for name in ("repository", "path", "blob_id", "licence", "language")])
-
-
-def lineage_of(file: SourceFile) -> FileLineage:
-    """Lineage of a file; several licences are joined with ` AND `, none told is the licence type."""
-    licences = file.licences
-    licence = (" AND ".join(sorted(licences)) if licences else "") or file.licence_type
-    return FileLineage(file.repository, file.path, file.blob_id, licence, file.language)
 
 
 @dataclass(frozen=True)

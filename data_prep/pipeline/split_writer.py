@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_prep.packing.config import PackingConfig
 from data_prep.packing.pack import pack
 from data_prep.packing.rows import LabelBalance, Packing, RowCounts, first_of_each
-from data_prep.pipeline.config import PackingConfig
 from data_prep.pipeline.row_shuffle import RowBlock, RowSpool, spread
-from data_prep.pipeline.shuffle_buffer import FILE_SCHEMA, CutFiles, WaitingFiles
+from data_prep.pipeline.shuffle_buffer import CutFiles, WaitingFiles
+from data_prep.shards.lineage import LINEAGE_SCHEMA
 from mose.array_types import INT64_ARRAY
 from mose.atomic_file import atomic_write
 from mose.manifest import ShardEntry
@@ -28,18 +29,6 @@ from mose.row_index import index_bytes, make_index
 from mose.seeding import derive_key, generator
 from mose.shard_format import RecordLayout, RowLabels, ShardWriter
 from mose.tokenizer import Tokenizer
-
-# One line a snippet. Where faithful packing cut the last token of a row, `num_tokens` is without it, `end_byte` still with it.
-LINEAGE_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("snippet", pa.int32()),
-        *FILE_SCHEMA,
-        ("num_tokens", pa.int32()),
-        ("start_byte", pa.int64()),
-        ("end_byte", pa.int64()),
-    ]
-)
 
 
 def shard_path(split: str, task: int) -> str:

@@ -19,12 +19,9 @@ from mose.atomic_file import write_json
 from mose.config import fingerprint
 from mose.errors import MoseError
 from mose.manifest import SPLITS, ShardEntry
-from mose.seeding import derive_key
 from mose.storage import storage_path
 from mose.tokenizer import Tokenizer, load_tokenizer
 
-# With fewer repositories one of them may hold most of the tokens, and then half of the rows cannot be mixed.
-MIN_REPOSITORIES_PER_TASK = 10
 _EXAMPLES = 20
 
 
@@ -82,21 +79,6 @@ def read_marker(path: Path) -> TaskResult | None:
 def listing_fingerprint(refs: Sequence[RepositoryRef]) -> str:
     """Changes when a repository is added, removed or renamed."""
     return fingerprint([ref.name for ref in refs])
-
-
-def deal_repositories(refs: Sequence[RepositoryRef], config: PackConfig) -> list[list[RepositoryRef]]:
-    """The repositories of each task, in seeded order.
-
-    Each split is dealt to as many tasks as leave `MIN_REPOSITORIES_PER_TASK` to each, at most `num_tasks`.
-    """
-    tasks: list[list[RepositoryRef]] = [[] for _ in range(config.num_tasks)]
-    order = sorted(refs, key=lambda ref: (derive_key(config.seed, "repository order", ref.name), ref.name))
-    for split in SPLITS:
-        members = [ref for ref in order if split_of(ref.name, config.seed, config.held_out_fraction) == split]
-        used = max(1, min(config.num_tasks, len(members) // MIN_REPOSITORIES_PER_TASK))
-        for position, ref in enumerate(members):
-            tasks[position % used].append(ref)
-    return tasks
 
 
 def run_task(

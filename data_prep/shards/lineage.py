@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,41 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_prep.pipeline.split_writer import LINEAGE_SCHEMA
+from data_prep.sources.repositories import SourceFile
+from mose.array_types import INT64_ARRAY
 from mose.errors import MoseError
+
+FILE_SCHEMA = pa.schema([(name, pa.string()) for name in ("repository", "path", "blob_id", "licence", "language")])
+# One line a snippet. Where faithful packing cut the last token of a row, `num_tokens` is without it, `end_byte` still with it.
+LINEAGE_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("snippet", pa.int32()),
+        *FILE_SCHEMA,
+        ("num_tokens", pa.int32()),
+        ("start_byte", pa.int64()),
+        ("end_byte", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FileLineage:
+    """What the lineage table says of a file."""
+
+    repository: str
+    path: str
+    blob_id: str
+    licence: str
+    language: str
+
+
+def lineage_of(file: SourceFile) -> FileLineage:
+    """Lineage of a file; several licences are joined with ` AND `, none told is the licence type."""
+    licences = file.licences
+    licence = (" AND ".join(sorted(licences)) if licences else "") or file.licence_type
+    return FileLineage(file.repository, file.path, file.blob_id, licence, file.language)
+
 
 # Columns whose values come again and again: held as a number and a dictionary.
 _REPEATED = ("repository", "path", "licence", "language")
@@ -114,3 +148,22 @@ def is_one_of(column: Any, values: Any) -> Any:
         for chunk in column.chunks
     ]
     return pa.chunked_array(chunks, pa.bool_())
+
+
+def codes(column: Any) -> tuple[INT64_ARRAY, list[str]]:
+    """A column of text as numbers [S] and the texts they stand for."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
+    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
+
+
+def is_of_one(row_S: INT64_ARRAY, value_S: INT64_ARRAY, rows: int) -> NDArray[np.bool_]:
+    """For each of `rows` rows whether it has lines and all of them have the same value, [R]."""
+    smallest_R = np.full(rows, np.iinfo(np.int64).max)
+    largest_R = np.full(rows, np.iinfo(np.int64).min)
+    np.minimum.at(smallest_R, row_S, value_S)
+    np.maximum.at(largest_R, row_S, value_S)
+    is_one_R: NDArray[np.bool_] = smallest_R == largest_R
+    return is_one_R

@@ -3,7 +3,6 @@
 Letters: R rows, T slots of a row.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.text import Text
 
-from data_prep.execution.inputs import opened_tokenizer
+from data_prep.console import counted, escaped, visible
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import StoredRow, key_of, locate, read_row, row_of_key
 from mose.command import Command
@@ -22,12 +21,10 @@ from mose.errors import MoseError
 from mose.manifest import SPLITS, ShardEntry, read_manifest
 from mose.packed_sequence import check_row, snippet_bounds
 from mose.storage import storage_path
-from mose.tokenizer import Tokenizer
+from mose.tokenizer import Tokenizer, opened_tokenizer
 
 _COLOURS = ("cyan", "magenta")
 _TOKENS_A_LINE = 8
-# What would move the cursor, ring, change colours or turn the direction of writing; line feed and tab stay.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -107,28 +104,6 @@ def summary_lines(shown: ShownRow) -> list[str]:
     held = " of ".join([counted(stored.num_snippets, "snippet"), counted(files, "file"), counted(repositories, "repository")])
     fill = f"{stored.num_tokens} of {slots} slots filled ({stored.num_tokens / slots:.1%}), {slots - stored.num_tokens} padding"
     return [where, f"label: mixed {stored.mixed}; {held}; {fill}"]
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: 1 row, 2 rows, 3 repositories."""
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
-def visible(text: str, style: str) -> Text:
-    """`text` with unsafe characters written out, so that no text of a repository can control the terminal."""
-    shown = Text(style=style)
-    end = 0
-    for match in _UNSAFE.finditer(text):
-        shown.append(text[end : match.start()])
-        shown.append(escaped(match.group()), style="reverse")
-        end = match.end()
-    return shown.append(text[end:])
-
-
-def escaped(text: str) -> str:
-    """`text` with each unsafe character as a Python escape; for cells of a table, where no style marks it."""
-    return _UNSAFE.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), text)
 
 
 def token_lines(ids: Sequence[int], first_slot: int, tokenizer: Tokenizer) -> list[Text]:

@@ -19,10 +19,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.console import show_progress
+from data_prep.console import escaped, show_progress
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import key_of, row_of_key
-from data_prep.tools.inspect_row import escaped
 from mose.command import Command
 from mose.errors import MoseError
 from mose.manifest import SPLITS, Manifest, ShardEntry, read_manifest

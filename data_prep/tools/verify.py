@@ -15,10 +15,8 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from numpy.typing import NDArray
 
-from data_prep.console import show_progress
-from data_prep.execution.inputs import opened_tokenizer
+from data_prep.console import counted, show_progress
 from data_prep.shards.rows import RecordBlock, check_size, read_blocks, read_index, shard_number
-from data_prep.tools.inspect_row import counted
 from data_prep.tools.removal.journal import read_removed, read_unfinished, unfinished_line
 from data_prep.tools.verify_lineage import Lineage, check_lineage
 from mose.atomic_file import file_sha256
@@ -30,7 +28,7 @@ from mose.row_index import labels_of, token_checksums
 from mose.seeding import generator
 from mose.shard_format import RecordLayout, RowLabels, ShardWriter
 from mose.storage import storage_path
-from mose.tokenizer import Tokenizer
+from mose.tokenizer import Tokenizer, opened_tokenizer
 
 MEGABYTE = 1e6
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.shards.lineage import LineageTable
-from data_prep.tools.removal.rewrite import codes
+from data_prep.shards.lineage import LineageTable, codes
 from mose.array_types import INT64_ARRAY
 from mose.errors import MoseError
 from mose.packed_sequence import TOKENS, SpecialTokens

@@ -18,10 +18,10 @@ from mose.run_directory import exit_scalar
 from mose.tokenizer import load_tokenizer
 from pretrain.config.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
 from pretrain.data.loader import BatchPlan, validation_batches
+from pretrain.data.rows import Rows
 from pretrain.model.loss import COLUMNS, Denominators, whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.step import exit_metrics
-from pretrain.storage.local_rows import Rows
 from pretrain.storage.run_data import open_split
 
 # Enough rows for token frequencies: 4,096 rows of 2,048 tokens are 8M tokens.

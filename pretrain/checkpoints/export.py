@@ -23,11 +23,12 @@ from mose.model.sharding import Sharding, sharding_of
 from mose.published_checkpoint import PUBLISHED_DTYPE, describe_published, published_selection
 from mose.run_directory import RunDirectory, checkpoint_name
 from mose.safetensors_file import WEIGHTS_NAME, WeightFiles
-from pretrain.checkpoints.files import PROBE_NAME, STATE_TAG, first_fault, latest_checkpoint, read_checkpoint_manifest
+from pretrain.checkpoints.files import PROBE_NAME, first_fault, latest_checkpoint, read_checkpoint_manifest
 from pretrain.checkpoints.merged_weights import MergedWeights
 from pretrain.checkpoints.model_card import RunFacts, last_metrics, write_card
 from pretrain.checkpoints.parity import PARITY_NAME, parity_report
 from pretrain.config.run import PretrainConfig
+from pretrain.parallel.zero import STATE_TAG
 
 OURS, PUBLISHED = "ours", "published"
 LAYOUTS = (OURS, PUBLISHED)

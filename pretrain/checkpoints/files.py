@@ -11,7 +11,6 @@ from mose.errors import MoseError
 
 MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest"
-STATE_TAG = "state"
 PROBE_NAME = "probe.safetensors"
 CHANGES_NAME = "changes.jsonl"
 DAMAGED_MARK = "damaged-"

@@ -22,7 +22,6 @@ from pretrain.checkpoints.files import (
     LATEST_NAME,
     MANIFEST_NAME,
     PROBE_NAME,
-    STATE_TAG,
     checkpoint_folders,
     first_fault,
     latest_checkpoint,
@@ -33,6 +32,7 @@ from pretrain.checkpoints.files import (
 from pretrain.checkpoints.run_state import Progress
 from pretrain.config.identity import Change, check_changes, describe_layout, needs_conversion
 from pretrain.parallel.context import ParallelContext
+from pretrain.parallel.zero import STATE_TAG
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine

@@ -12,17 +12,15 @@ import torch
 
 from mose.array_types import INT64_ARRAY
 from mose.errors import MoseError
-from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.packed_sequence import TOKENS, SpecialTokens
 from mose.shard_format import RowLabels
-from pretrain.config.run import PretrainConfig
 from pretrain.data.balancing import share_of
 from pretrain.data.masking import MASKED_SHARE, mask_rows
 from pretrain.data.micro_batch import MicroBatch, placeholder, unpadded
 from pretrain.data.mixture import Mixture
 from pretrain.data.order import BLOCK_ROWS, WINDOW_ROWS
 from pretrain.data.row_cost import RowCost
-from pretrain.storage.local_rows import Rows
+from pretrain.data.rows import Rows
 
 # Reading and masking rows one at a time costs five times as much a row; more than these fall out of a core's cache.
 _ROWS_READ_TOGETHER = 32
@@ -49,29 +47,6 @@ class BatchPlan:
     micro_batch_tokens: int = 0
     row_cost: RowCost = field(default_factory=RowCost)
     equal_micro_batches: bool = False
-
-    @classmethod
-    def of(
-        cls, config: PretrainConfig, special: SpecialTokens, ordinary_ids: TOKENS, data_rank: int, data_ranks: int
-    ) -> "BatchPlan":
-        """The plan of one data rank of a run."""
-        shape = ModularStarEncoderConfig(**config.model.hugging_face())
-        return cls(
-            seed=config.seed,
-            global_batch_rows=config.batch.global_rows,
-            micro_batch_rows=config.batch.micro_batch_rows,
-            special=special,
-            ordinary_ids=ordinary_ids,
-            data_rank=data_rank,
-            data_ranks=data_ranks,
-            masked_share=config.data.masking_share,
-            block_rows=config.data.block_rows,
-            window_rows=config.data.window_rows,
-            micro_batch_tokens=config.micro_batch_tokens,
-            row_cost=RowCost.of_model(shape, config.data.masking_share),
-            # From stage 2 on, ranks meet in the backward pass of every micro-batch.
-            equal_micro_batches=config.parallel.zero_stage >= 2,
-        )
 
     def __post_init__(self) -> None:
         for name in ("global_batch_rows", "micro_batch_rows", "data_ranks", "block_rows", "window_rows"):

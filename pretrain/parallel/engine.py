@@ -15,10 +15,9 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
 from mose.errors import MoseError
-from pretrain.checkpoints.files import STATE_TAG
 from pretrain.config.run import OptimizerConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
-from pretrain.parallel.zero import deepspeed_config
+from pretrain.parallel.zero import STATE_TAG, deepspeed_config
 
 
 def join_process_group(timeout_seconds: int) -> None:

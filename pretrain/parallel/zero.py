@@ -32,3 +32,6 @@ def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
         # By default float32: a sum of bf16 gradients over 512 ranks keeps eight bits of it.
         settings["communication_data_type"] = config.parallel.gradient_communication
     return merged(settings, config.deepspeed)
+
+
+STATE_TAG = "state"

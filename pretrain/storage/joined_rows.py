@@ -11,7 +11,7 @@ from mose.array_types import INT64_ARRAY
 from mose.packed_sequence import TOKENS
 from mose.shard_format import RowLabels
 from pretrain.data.mixture import Mixture
-from pretrain.storage.local_rows import Rows
+from pretrain.data.rows import Rows
 
 
 class JoinedRows:

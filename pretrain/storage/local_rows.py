@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,28 +25,6 @@ from mose.storage import is_local
 _DESCRIPTORS_A_SHARD = 4
 # Where the system sets no limit: kernels bound the maps of a process by 65,530.
 _MOST_DESCRIPTORS = 1 << 16
-
-
-class Rows(Protocol):
-    """Rows by number: those of a data set, of several, or made-up ones. For one thread at a time."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def sequence_length(self) -> int:
-        """Slots T of a row."""
-
-    def reach(self, start: int, count: int) -> None:
-        """Say that positions start..start+count-1 of the run are read next: whoever fetches ahead goes on from there."""
-
-    def labels(self, rows_R: INT64_ARRAY) -> RowLabels:
-        """Labels [R] of these rows, without touching their tokens."""
-
-    def tokens(self, rows_R: INT64_ARRAY) -> TOKENS:
-        """Tokens [R, T] of these rows, in the order asked for; the caller's own copy."""
-
-    def close(self) -> None:
-        """Give back maps, files and threads."""
 
 
 class SplitTable:

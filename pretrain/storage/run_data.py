@@ -14,8 +14,9 @@ from mose.tokenizer import Tokenizer, load_tokenizer
 from pretrain.config.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
 from pretrain.config.run import DataConfig, PretrainConfig
 from pretrain.data.mixture import Mixture
+from pretrain.data.rows import Rows
 from pretrain.storage.joined_rows import JoinedRows
-from pretrain.storage.local_rows import PackedRows, Rows, SplitTable
+from pretrain.storage.local_rows import PackedRows, SplitTable
 from pretrain.storage.range_rows import LoadedRows, RangeReader, RangeRows, Retry
 from pretrain.storage.staged_rows import StagedRows, StagingPlan, clear_abandoned
 from pretrain.storage.window_file import RunOrder

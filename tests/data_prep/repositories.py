@@ -6,7 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer as HuggingFace
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data_prep.pipeline.config import PackConfig, PackingConfig
+from data_prep.packing.config import PackingConfig
+from data_prep.pipeline.config import PackConfig
 from data_prep.sources.registry import SourcesConfig
 from mose.seeding import generator
 from mose.tokenizer import HUGGING_FACE_NAME, Tokenizer, load_tokenizer

@@ -14,8 +14,9 @@ from mose.model_config import ModelConfig
 from mose.schedule import ScheduleConfig, learning_rate
 from mose.tokenizer import load_tokenizer
 from pretrain.config.run import BatchConfig, DataConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig
-from pretrain.data.loader import BatchPlan, GlobalBatchLoader
-from pretrain.parallel.context import ParallelContext, build_context
+from pretrain.data.loader import GlobalBatchLoader
+from pretrain.parallel.context import ParallelContext
+from pretrain.parallel.launch import build_context
 from pretrain.step import train_step
 from pretrain.storage.local_rows import PackedRows
 
@@ -64,9 +65,11 @@ def tiny_config(
 
 def loader_of(config: PretrainConfig, data_rank: int, data_ranks: int) -> GlobalBatchLoader:
     """The loader of one data rank."""
+    from pretrain.train import batch_plan
+
     dataset = Path(config.data.dataset)
     tokenizer = load_tokenizer(dataset)
-    plan = BatchPlan.of(config, tokenizer.special, tokenizer.ordinary_ids(), data_rank, data_ranks)
+    plan = batch_plan(config, tokenizer.special, tokenizer.ordinary_ids(), data_rank, data_ranks)
     return GlobalBatchLoader(PackedRows(dataset, "train"), plan)
 
 

@@ -16,12 +16,11 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.console import show_progress
+from data_prep.console import counted, show_progress
 from data_prep.execution.finish import finish
 from data_prep.pipeline.task import marker_path, read_marker
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import shard_number
-from data_prep.tools.inspect_row import counted
 from data_prep.tools.removal.journal import Removal, complete, read_unfinished, unfinished_line, write_unfinished
 from data_prep.tools.removal.removal_list import RemovalList, read_removal_list
 from data_prep.tools.removal.rewrite import ShardRewriter

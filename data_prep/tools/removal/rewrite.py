@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_prep.execution.task_files import remove_leftovers
-from data_prep.pipeline.split_writer import LINEAGE_SCHEMA
-from data_prep.shards.lineage import LineageTable
+from data_prep.shards.lineage import LINEAGE_SCHEMA, LineageTable, codes, is_of_one
 from data_prep.shards.rows import RecordBlock, key_of, read_blocks, read_index, shard_number
 from data_prep.tools.removal.removal_list import RemovalList
 from mose.array_types import INT64_ARRAY
@@ -53,25 +52,6 @@ def read_lines(table: LineageTable) -> ShardLines:
     row_S, num_tokens_S = (columns[name].to_numpy().astype(np.int64) for name in ("row", "num_tokens"))
     repository_S, path_S = (codes(columns[name])[0] for name in ("repository", "path"))
     return ShardLines(row_S, num_tokens_S, repository_S, repository_S * (path_S.max(initial=0) + 1) + path_S)
-
-
-def codes(column: Any) -> tuple[INT64_ARRAY, list[str]]:
-    """A column of text as numbers [S] and the texts they stand for."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):
-        array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
-    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary.to_pylist()
-
-
-def is_of_one(row_S: INT64_ARRAY, value_S: INT64_ARRAY, rows: int) -> NDArray[np.bool_]:
-    """For each of `rows` rows whether it has lines and all of them have the same value, [R]."""
-    smallest_R = np.full(rows, np.iinfo(np.int64).max)
-    largest_R = np.full(rows, np.iinfo(np.int64).min)
-    np.minimum.at(smallest_R, row_S, value_S)
-    np.maximum.at(largest_R, row_S, value_S)
-    is_one_R: NDArray[np.bool_] = smallest_R == largest_R
-    return is_one_R
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.console import escaped
 from data_prep.shards.summary import cautions, print_cautions, print_overview, print_summary
-from data_prep.tools.inspect_row import escaped
 from data_prep.tools.removal.journal import read_removed
 from data_prep.tools.stats.charts import Section
 from data_prep.tools.stats.counts import Figures, count_figures

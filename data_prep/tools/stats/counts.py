@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.console import show_progress
-from data_prep.shards.lineage import LineageTable
+from data_prep.shards.lineage import LineageTable, codes, is_of_one
 from data_prep.shards.rows import read_index
-from data_prep.tools.removal.rewrite import codes, is_of_one
 from mose.array_types import INT64_ARRAY
 from mose.manifest import SPLITS, Manifest, ShardEntry
 from mose.seeding import generator

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Sequence
 
-from data_prep.tools.inspect_row import escaped
+from data_prep.console import escaped
 from data_prep.tools.stats.charts import Section
 from data_prep.tools.stats.svg import draw
 

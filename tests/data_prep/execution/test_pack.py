@@ -15,7 +15,8 @@ from data_prep.execution.pack import pack_dataset
 from data_prep.execution.task_files import claim_path, write_failure
 from data_prep.filters.filters import FiltersConfig
 from data_prep.filters.opt_out import load_opt_out
-from data_prep.pipeline.config import PackConfig, PackingConfig
+from data_prep.packing.config import PackingConfig
+from data_prep.pipeline.config import PackConfig
 from data_prep.pipeline.task import TaskProgress
 from data_prep.sources.repositories import RepositoryRef
 from data_prep.tools.verify import verify_dataset

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from data_prep.filters import decontamination as module
 from data_prep.filters.decontamination import Contamination, DecontaminationConfig, Decontaminator, drop_contaminated
-from data_prep.filters.dropped_log import DroppedLog, read_dropped
+from data_prep.filters.dropped_log import DroppedLog
 from data_prep.filters.filters import FilterCounts
 from data_prep.sources.repositories import SourceFile, TextFile
+from data_prep.tools.dropped import read_dropped
 from mose.array_types import INT64_ARRAY
 from mose.errors import MoseError
 

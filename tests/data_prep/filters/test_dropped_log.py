@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from data_prep.filters import dropped_log as module
-from data_prep.filters.dropped_log import COMMAND, DROPPED_SCHEMA, DroppedLog, dropped_path, print_dropped, read_dropped
+from data_prep.filters.dropped_log import DROPPED_SCHEMA, DroppedLog, dropped_path
+from data_prep.tools.dropped import COMMAND, print_dropped, read_dropped
 from mose.command import run_command
 from mose.errors import MoseError
 from mose.storage import storage_path

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.filters.dropped_log import DroppedLog, read_dropped
+from data_prep.filters.dropped_log import DroppedLog
 from data_prep.filters.filters import (
     REASONS,
     FilterCounts,
@@ -20,6 +20,7 @@ from data_prep.filters.filters import (
     has_long_lines,
 )
 from data_prep.sources.repositories import SourceFile, TextFile, content_sha1
+from data_prep.tools.dropped import read_dropped
 from mose.errors import MoseError
 
 CONFIG = FiltersConfig()

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.packing.config import PackingConfig, largest_piece
 from data_prep.packing.pack import pack, piece_limits
 from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowCounts
-from data_prep.pipeline.config import PackingConfig, largest_piece
 from mose.errors import MoseError
 from mose.packed_sequence import packed_length
 from mose.seeding import generator

@@ -7,9 +7,9 @@ import pytest
 
 from data_prep.filters.decontamination import DecontaminationConfig, Decontaminator
 from data_prep.filters.filters import FilterCounts
+from data_prep.packing.config import PackingConfig
 from data_prep.pipeline import chunker as cutter_module
 from data_prep.pipeline.chunker import Cutter, Tools
-from data_prep.pipeline.config import PackingConfig
 from data_prep.pipeline.shuffle_buffer import CutFiles, join_files
 from data_prep.sources.repositories import SourceFile, TextFile, content_sha1
 from mose.tokenizer import Tokenizer

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.pipeline.shuffle_buffer import CutFiles, FileLineage, WaitingFiles, join_files, lineage_of
+from data_prep.pipeline.shuffle_buffer import CutFiles, WaitingFiles, join_files
+from data_prep.shards.lineage import FileLineage, lineage_of
 from data_prep.sources.repositories import SourceFile
 
 SIZES = st.lists(st.lists(st.lists(st.integers(1, 5), max_size=3), min_size=1, max_size=5), min_size=1, max_size=4)

@@ -10,21 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.filters.decontamination import DecontaminationConfig
-from data_prep.filters.dropped_log import read_dropped
+from data_prep.packing.config import PackingConfig
 from data_prep.pipeline import chunker as cutter_module
-from data_prep.pipeline.config import PackConfig, PackingConfig
-from data_prep.pipeline.task import (
-    MIN_REPOSITORIES_PER_TASK,
-    TaskProgress,
-    TaskResult,
-    deal_repositories,
-    marker_path,
-    read_marker,
-    run_task,
-)
+from data_prep.pipeline.assignment import MIN_REPOSITORIES_PER_TASK, deal_repositories
+from data_prep.pipeline.config import PackConfig
+from data_prep.pipeline.task import TaskProgress, TaskResult, marker_path, read_marker, run_task
 from data_prep.sources.registry import list_repositories, read_repository
 from data_prep.sources.repositories import RepositoryRef, SourceFile, split_of
 from data_prep.tokenization.chunking import cut
+from data_prep.tools.dropped import read_dropped
 from mose.atomic_file import file_sha256
 from mose.errors import MoseError
 from mose.manifest import SPLITS

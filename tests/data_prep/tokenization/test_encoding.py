@@ -17,7 +17,7 @@ from data_prep.tokenization.encoding import SAMPLE, Encoder
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_model
 from mose.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer
 
-SOURCES = sorted(Path(encoding.__file__).parent.glob("*.py"))
+SOURCES = sorted(Path(encoding.__file__).parents[1].rglob("*.py"))
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from data_prep.cli import commands
+from data_prep.console import escaped, visible
 from data_prep.execution.pack import pack_dataset
 from data_prep.shards.rows import key_of, locate, row_of_key
 from data_prep.sources.registry import SourcesConfig
-from data_prep.tools.inspect_row import COMMAND, escaped, show_row, visible
+from data_prep.tools.inspect_row import COMMAND, show_row
 from data_prep.tools.removal.command import remove
 from data_prep.tools.removal.removal_list import RemovalList
 from mose.command import run_command

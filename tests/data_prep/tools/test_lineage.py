@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.execution.pack import pack_dataset
-from data_prep.pipeline.split_writer import LINEAGE_SCHEMA
-from data_prep.shards.lineage import LineageTable
+from data_prep.shards.lineage import LINEAGE_SCHEMA, LineageTable
 from data_prep.shards.rows import key_of
 from data_prep.tools.lineage import COLUMNS, COMMAND, Search, find_lines
 from mose.command import run_command

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.execution.pack import pack_dataset
-from data_prep.pipeline.config import PackingConfig
-from data_prep.pipeline.split_writer import LINEAGE_SCHEMA
+from data_prep.packing.config import PackingConfig
+from data_prep.shards.lineage import LINEAGE_SCHEMA
 from data_prep.tools.verify import COMMAND, verify, verify_dataset
 from mose.atomic_file import file_sha256
 from mose.command import run_command

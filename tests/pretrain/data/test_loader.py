@@ -27,7 +27,8 @@ from pretrain.data.masking import mask_rows
 from pretrain.data.micro_batch import IGNORED_LABEL, MicroBatch
 from pretrain.data.order import rows_of_run
 from pretrain.data.prefetch import Prefetcher
-from pretrain.storage.local_rows import PackedRows, Rows
+from pretrain.data.rows import Rows
+from pretrain.storage.local_rows import PackedRows
 from tests.datasets import make_dataset
 
 GLOBAL_ROWS = 24

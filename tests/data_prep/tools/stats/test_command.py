@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.execution.pack import pack_dataset
-from data_prep.pipeline.config import PackingConfig
+from data_prep.packing.config import PackingConfig
 from data_prep.shards.summary import cautions, print_summary
 from data_prep.tools.removal.command import remove
 from data_prep.tools.removal.journal import read_removed
