@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.process_memory import status_bytes
-from mose.atomic_file import write_json
+from mose.files.atomic_file import write_json
 from mose.model_config import ModelConfig
 from mose.seeding import derive_key, generator
 from pretrain.analysis.estimate import activation_numbers

@@ -27,7 +27,7 @@ from benchmarks.step import pack
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
 from mose.array_types import INT64_ARRAY
-from mose.atomic_file import write_json
+from mose.files.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model_config import ModelConfig
 from mose.seeding import generator

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mose.atomic_file import write_json
+from mose.files.atomic_file import write_json
 from tests.datasets import make_dataset
 from tests.distributed import RankPools
 from tests.pretrain.elastic_cells import LAYOUTS, SAVED_STEP, STEPS, cell_name, resume_everywhere

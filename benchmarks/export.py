@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mose.atomic_file import file_sha256, sync_file, write_json
 from mose.config import fingerprint, save_config
 from mose.exit_selection import parameter_shapes
+from mose.files.atomic_file import file_sha256, sync_file, write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder, StarEncoder2
 from mose.model_config import ModelConfig

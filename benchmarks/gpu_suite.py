@@ -34,7 +34,7 @@ from benchmarks.gpu_parts.training_steps import (
     micro_batches,
     padding,
 )
-from mose.atomic_file import write_json
+from mose.files.atomic_file import write_json
 from mose.model_config import ModelConfig
 from pretrain.monitoring.throughput import device_peak
 

@@ -16,8 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mose.atomic_file import write_json, write_text
 from mose.errors import MoseError
+from mose.files.atomic_file import write_json, write_text
 from tests.datasets import make_dataset
 from tests.distributed import RankPools
 from tests.pretrain.cells import run_cell, tiny_config

@@ -20,7 +20,7 @@ from benchmarks.loader_parts.cold import measure_cold
 from benchmarks.loader_parts.opening import measure_opening
 from benchmarks.loader_parts.order import measure_order
 from benchmarks.loader_parts.speed import measure_speed
-from mose.atomic_file import write_json
+from mose.files.atomic_file import write_json
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.process_memory import status_bytes
-from mose.atomic_file import write_json
+from mose.files.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import StarEncoder2Pooler, StarEncoder2PreTrainingHeads
 from mose.model_config import ModelConfig

@@ -17,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from mose.atomic_file import write_text
+from mose.files.atomic_file import write_text
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import encoder_parameters, head_parameters
 from mose.model_config import ModelConfig

@@ -11,8 +11,8 @@ import yaml
 
 from cluster.config import PackJobConfig, PretrainJobConfig
 from cluster.script import DatasetFacts, finish_command, pack_script, pretrain_script
-from mose.atomic_file import write_text
 from mose.errors import MoseError
+from mose.files.atomic_file import write_text
 
 
 def render_pretrain(config: PretrainJobConfig) -> str:

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from mose.atomic_file import write_text
 from mose.command import one_line, read_config
 from mose.errors import MoseError
+from mose.files.atomic_file import write_text
 
 Config = TypeVar("Config")
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import mose.model
-from mose.atomic_file import atomic_folder, write_json
 from mose.errors import MoseError
 from mose.exit_selection import ModelClass, select_exit, write_weights
 from mose.fast_tokenizer import frame_fast_tokenizer, write_fast_tokenizer
+from mose.files.atomic_file import atomic_folder, write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import draw_parameter, initialize
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval

@@ -11,8 +11,8 @@ import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
-from mose.atomic_file import write_json, write_text
 from mose.errors import MoseError
+from mose.files.atomic_file import write_json, write_text
 from mose.tokenizer import (
     HUGGING_FACE_NAME,
     HUGGING_FACE_SPECIALS,

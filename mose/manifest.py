@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mose.atomic_file import write_json
 from mose.errors import MoseError
+from mose.files.atomic_file import write_json
 from mose.packed_sequence import token_dtype
 from mose.shard_format import RecordLayout
 

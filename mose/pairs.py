@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mose.atomic_file import atomic_write
 from mose.errors import MoseError
+from mose.files.atomic_file import atomic_write
 
 TRAIN = "train"
 REQUIRED_COLUMNS = ("nl", "code_a", "lang_a", "code_b", "lang_b")

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from mose.atomic_file import atomic_folder, write_json
 from mose.converted_checkpoint import (
     FACTS_NAME,
     auto_map,
@@ -25,6 +24,7 @@ from mose.converted_checkpoint import (
 )
 from mose.errors import MoseError
 from mose.exit_selection import ModelClass, Selection, parameter_shapes
+from mose.files.atomic_file import atomic_folder, write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
 from mose.safetensors_file import WEIGHTS_NAME, Entry, SafetensorsWriter, WeightFiles

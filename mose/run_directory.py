@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mose.atomic_file import write_json, write_text
 from mose.errors import MoseError
+from mose.files.atomic_file import write_json, write_text
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy", "flash-attn", "mose-at-scale")
 VALIDATION = "validation/"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mose.atomic_file import write_json
+from mose.files.atomic_file import write_json
 from mose.retrieval_prompts import DOCUMENT_PROMPT, named_prompts
 
 CONFIG_NAME = "config_sentence_transformers.json"

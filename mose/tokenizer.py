@@ -13,8 +13,8 @@ import sentencepiece
 import tokenizers
 
 from mose.errors import MoseError
+from mose.files.storage import is_local
 from mose.packed_sequence import TOKENS, SpecialTokens, token_dtype
-from mose.storage import is_local
 
 SENTENCEPIECE_NAME = "tokenizer.model"
 HUGGING_FACE_NAME = "tokenizer.json"

@@ -12,8 +12,8 @@ from rich.table import Table
 from mose.command import DIVERGED, STOPPED, Command, add_config, read_config, run_command
 from mose.config import document_fields
 from mose.errors import MoseError
+from mose.files.storage import storage_path
 from mose.run_directory import RunDirectory
-from mose.storage import storage_path
 from pretrain.checkpoints.export_command import export_commands
 from pretrain.config.run import Layout, PretrainConfig
 

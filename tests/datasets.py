@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from mose.atomic_file import atomic_write, file_sha256
+from mose.files.atomic_file import atomic_write, file_sha256
 from mose.manifest import Manifest, ShardEntry, write_manifest
 from mose.packed_sequence import TOKENS, assemble, token_dtype
 from mose.row_index import index_bytes, make_index

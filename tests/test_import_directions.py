@@ -22,7 +22,7 @@ FORBIDDEN = {
     "finetune": {"data_prep", "pretrain", "cluster", "deepspeed", "megatron", "webdataset"},
     "cluster": {"data_prep", "pretrain", "finetune", "torch", "numpy", "deepspeed", "megatron"},
 }
-CLUSTER_USES = {"mose.config", "mose.command", "mose.run_directory", "mose.errors", "mose.atomic_file"}
+CLUSTER_USES = {"mose.config", "mose.command", "mose.run_directory", "mose.errors", "mose.files.atomic_file"}
 
 # What each package must not bring into memory when all of its modules are imported.
 NEVER_LOADED = {

@@ -18,8 +18,8 @@ from data_prep.shards.summary import print_summary
 from mose.command import Command
 from mose.config import fingerprint
 from mose.errors import MoseError
+from mose.files.storage import is_local, storage_path
 from mose.manifest import SPLITS, Manifest, write_manifest
-from mose.storage import is_local, storage_path
 from mose.tokenizer import opened_tokenizer
 
 

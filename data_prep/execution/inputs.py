@@ -10,10 +10,10 @@ from typing import Any
 from data_prep.execution.lease import read_claim
 from data_prep.execution.task_files import list_tasks
 from data_prep.pipeline.config import FREE_FIELDS, PackConfig, content_fields, content_fingerprint, lists_fingerprint
-from mose.atomic_file import TEMPORARY_MARK, atomic_write, write_json
 from mose.config import fingerprint, load_config, save_config, to_plain
 from mose.errors import MoseError
-from mose.storage import is_local, storage_path
+from mose.files.atomic_file import TEMPORARY_MARK, atomic_write, write_json
+from mose.files.storage import is_local, storage_path
 from mose.tokenizer import (
     HUGGING_FACE_NAME,
     SENTENCEPIECE_NAME,

@@ -16,9 +16,9 @@ from typing import Any
 
 from data_prep.execution.task_files import claim_path, process_start
 from data_prep.pipeline.task import TaskProgress
-from mose.atomic_file import temporary_path, write_json
 from mose.errors import MoseError
-from mose.storage import is_local
+from mose.files.atomic_file import temporary_path, write_json
+from mose.files.storage import is_local
 
 HEARTBEAT_SECONDS = 10.0
 # A dozen heartbeats: file systems of clusters stall for tens of seconds.

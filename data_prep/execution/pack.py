@@ -19,8 +19,8 @@ from data_prep.pipeline.config import PackConfig
 from data_prep.shards.summary import print_summary
 from mose.command import Command, add_config, read_config
 from mose.errors import MoseError
+from mose.files.storage import storage_path
 from mose.manifest import Manifest
-from mose.storage import storage_path
 from mose.tokenizer import opened_tokenizer
 
 

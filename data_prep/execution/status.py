@@ -21,8 +21,8 @@ from data_prep.execution.task_files import Failure, array_specification, list_ta
 from data_prep.pipeline.task import TaskResult, marker_path, read_marker
 from mose.command import Command
 from mose.errors import MoseError
+from mose.files.storage import storage_path
 from mose.manifest import MANIFEST_NAME
-from mose.storage import storage_path
 
 # With more finished tasks than this, their rows are estimated from as many of them, evenly spread.
 _READ_MARKERS = 512

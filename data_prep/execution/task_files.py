@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.pipeline.task import marker_path
-from mose.atomic_file import TEMPORARY_MARK, write_json
 from mose.errors import MoseError
+from mose.files.atomic_file import TEMPORARY_MARK, write_json
+from mose.files.storage import is_local
 from mose.manifest import SPLITS
-from mose.storage import is_local
 
 _NAME = re.compile(r"task-(\d{6,})(?:\.(running|failed))?\.json")
-# A partial file's name ends in HOST-PID.partial, see mose.atomic_file.temporary_path.
+# A partial file's name ends in HOST-PID.partial, see mose.files.atomic_file.temporary_path.
 _OWNER = re.compile(rf"\.(?P<host>[^/]+)-(?P<pid>\d+){re.escape(TEMPORARY_MARK)}")
 
 

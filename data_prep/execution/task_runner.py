@@ -13,7 +13,7 @@ from data_prep.pipeline.config import PackConfig
 from data_prep.pipeline.task import TaskProgress, run_task
 from mose.command import one_line
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from data_prep.execution.task_runner import Job, told
 from data_prep.pipeline.assignment import Deal, Share
 from data_prep.pipeline.task import TaskProgress
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 # So many failures with no success between them are no accident of one repository: a full disk, say.
 _FAILURES_IN_A_ROW = 3

@@ -19,7 +19,7 @@ from data_prep.filters.word_hashes import Words, find_words, fold, gram_hashes
 from data_prep.sources.repositories import TextFile
 from mose.array_types import INT64_ARRAY
 from mose.config import require
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 CONTAMINATED = "contaminated"
 # Bytes of text whose words are held at a time: arrays of this many words stay in a processor's cache.

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mose.atomic_file import atomic_write
+from mose.files.atomic_file import atomic_write
 
 FOLDER = "dropped"
 # One line a dropped file, or a dropped piece of a kept file; `num_bytes` of the file or piece, 0 where it was never read.

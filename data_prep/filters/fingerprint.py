@@ -7,7 +7,7 @@ from data_prep.filters.filters import FiltersConfig
 from data_prep.filters.opt_out import load_opt_out
 from mose.config import fingerprint
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 
 def filters_fingerprint(filters: FiltersConfig, decontamination: DecontaminationConfig) -> str:

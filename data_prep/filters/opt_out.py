@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 _HEXADECIMAL = re.compile(r"[0-9a-fA-F]+")
 _BLOB_ID_DIGITS = 40

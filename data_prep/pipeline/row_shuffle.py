@@ -21,11 +21,11 @@ import pyarrow as pa
 
 from data_prep.packing.rows import first_of_each
 from mose.array_types import INT64_ARRAY
-from mose.atomic_file import TEMPORARY_MARK
+from mose.files.atomic_file import TEMPORARY_MARK
+from mose.files.storage import is_local
 from mose.packed_sequence import TOKENS
 from mose.seeding import UINT64_ARRAY, counter_random
 from mose.shard_format import RowLabels
-from mose.storage import is_local
 
 # 16 MB of rows of 2,048 tokens: little enough for malloc to use the same memory again; of 64 runs a block takes 64 rows each.
 BLOCK_ROWS = 4096

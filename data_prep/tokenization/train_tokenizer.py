@@ -15,10 +15,10 @@ from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_reposi
 from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
 from data_prep.sources.repositories import TRAIN, RepositoryRef, split_of
 from data_prep.tokenization.encoding import Encoder
-from mose.atomic_file import atomic_write
 from mose.command import Command, add_config, read_config
 from mose.config import require, save_config
 from mose.errors import MoseError
+from mose.files.atomic_file import atomic_write
 from mose.seeding import derive_key, generator
 from mose.tokenizer import SENTENCEPIECE_NAME, SENTENCEPIECE_SPECIALS, SentencePieceTokenizer
 

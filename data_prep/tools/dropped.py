@@ -14,7 +14,7 @@ from rich.text import Text
 from data_prep.filters.dropped_log import DROPPED_SCHEMA, FOLDER, GROUP_LINES, Line
 from mose.command import Command
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 _TERMINAL_LINES = 50
 # What would break a tab-separated line, written as in Python.

@@ -18,9 +18,9 @@ from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import StoredRow, key_of, locate, read_row, row_of_key
 from mose.command import Command
 from mose.errors import MoseError
+from mose.files.storage import storage_path
 from mose.manifest import SPLITS, ShardEntry, read_manifest
 from mose.packed_sequence import check_row, snippet_bounds
-from mose.storage import storage_path
 from mose.tokenizer import Tokenizer, opened_tokenizer
 
 _COLOURS = ("cyan", "magenta")

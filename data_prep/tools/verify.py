@@ -19,15 +19,15 @@ from data_prep.console import counted, show_progress
 from data_prep.shards.rows import RecordBlock, check_size, read_blocks, read_index, shard_number
 from data_prep.tools.removal.journal import read_removed, read_unfinished, unfinished_line
 from data_prep.tools.verify_lineage import Lineage, check_lineage
-from mose.atomic_file import file_sha256
 from mose.command import BAD_INPUT, Command
 from mose.errors import MoseError
+from mose.files.atomic_file import file_sha256
+from mose.files.storage import storage_path
 from mose.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 from mose.packed_sequence import TOKENS, SpecialTokens, check_row
 from mose.row_index import labels_of, token_checksums
 from mose.seeding import generator
 from mose.shard_format import RecordLayout, RowLabels, ShardWriter
-from mose.storage import storage_path
 from mose.tokenizer import Tokenizer, opened_tokenizer
 
 MEGABYTE = 1e6

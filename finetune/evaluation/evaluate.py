@@ -16,8 +16,8 @@ from finetune.evaluation.table import as_text, evaluation_table
 from finetune.evaluation.tfidf import rank_tfidf
 from finetune.pair_files import read_pair_files
 from finetune.retrieval.prompts import code_prompt, encode_prompts, text_prompt
-from mose.atomic_file import write_text
 from mose.converted_checkpoint import load_retrieval
+from mose.files.atomic_file import write_text
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
 from mose.model.size import encoder_parameters, flops_per_row
 from mose.packed_sequence import TOKENS

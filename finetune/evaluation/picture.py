@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from finetune.evaluation.results import Evaluation
-from mose.atomic_file import atomic_write
+from mose.files.atomic_file import atomic_write
 
 # One hue from light to dark: exits are ordered by depth, and so are the lines.
 _SHALLOW, _DEEP = 0.85, 0.15

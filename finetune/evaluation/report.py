@@ -11,8 +11,8 @@ from finetune.config import ReportConfig
 from finetune.evaluation.picture import draw_report, exit_series
 from finetune.evaluation.results import Evaluation, read_evaluation
 from finetune.evaluation.table import MISSING, as_text, gflops_cell, parameters_cell, score_cell
-from mose.atomic_file import write_text
 from mose.errors import MoseError
+from mose.files.atomic_file import write_text
 from mose.run_directory import RunDirectory
 
 HELD_OUT_NAME = "held_out.json"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.evaluation.metrics import Score
-from mose.atomic_file import write_json
 from mose.errors import MoseError
+from mose.files.atomic_file import write_json
 
 EVALUATION_NAME = "evaluation.json"
 

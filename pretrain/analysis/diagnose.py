@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from mose.atomic_file import write_json
 from mose.config import load_config
 from mose.errors import MoseError
+from mose.files.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.run_directory import RunDirectory, checkpoint_name

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mose.atomic_file import write_json
 from mose.converted_checkpoint import load_pretrained
+from mose.files.atomic_file import write_json
 from mose.manifest import read_manifest
 from mose.run_directory import exit_scalar
 from mose.tokenizer import load_tokenizer

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mose.atomic_file import atomic_write
 from mose.errors import MoseError
+from mose.files.atomic_file import atomic_write
 from mose.run_directory import VALIDATION, RunDirectory, exit_scalar
 from pretrain.analysis.exit_gradients import ExitGradients
 from pretrain.config.objective import ICC, NSP

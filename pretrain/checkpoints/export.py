@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mose.atomic_file import atomic_folder, write_json
 from mose.config import load_config
 from mose.converted_checkpoint import FACTS_NAME, copy_tokenizer, describe, read_model_config
 from mose.errors import MoseError
 from mose.exit_selection import ModelClass, Selection, select_exit, write_weights
+from mose.files.atomic_file import atomic_folder, write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
 from mose.model.sharding import Sharding, sharding_of

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mose.atomic_file import file_sha256
 from mose.config import fingerprint
 from mose.errors import MoseError
+from mose.files.atomic_file import file_sha256
 
 MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed as dist
 
-from mose.atomic_file import file_sha256, sync_file, sync_folder, write_json, write_text
 from mose.errors import MoseError
+from mose.files.atomic_file import file_sha256, sync_file, sync_folder, write_json, write_text
 from mose.run_directory import checkpoint_name
 from pretrain.checkpoints.files import (
     ABANDONED_MARK,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from mose.atomic_file import temporary_path
 from mose.errors import MoseError
+from mose.files.atomic_file import temporary_path
 from pretrain.parallel.context import ParallelContext
 
 # The first steps allocate memory, build communicators and fill the file cache; the profiler itself wants one step to start.

@@ -14,8 +14,8 @@ import numpy as np
 from data_prep.execution.lease import read_claim
 from data_prep.execution.task_files import list_tasks
 from data_prep.pipeline.config import PackConfig
-from mose.atomic_file import TEMPORARY_MARK
 from mose.config import save_config
+from mose.files.atomic_file import TEMPORARY_MARK
 from tests.data_prep.repositories import checksums
 
 # A killed command's workers end by themselves within this time, or the run has failed.

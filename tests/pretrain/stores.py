@@ -8,7 +8,7 @@ from typing import Any
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 
 class Faults:

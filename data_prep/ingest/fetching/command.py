@@ -16,9 +16,9 @@ from data_prep.ingest.fetching.fetcher import Fetcher
 from data_prep.ingest.fetching.remote import open_remote
 from data_prep.ingest.fetching.wanted import count_files, input_files, wanted_blobs
 from data_prep.sources.blobs.store import BODY, INVALID_ID
-from mose.atomic_file import write_json
 from mose.command import Command, add_config, read_config
 from mose.config import to_plain
+from mose.files.atomic_file import write_json
 
 INCOMPLETE = 1
 INTERRUPTED = 130

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from data_prep.sources.repositories import READ_LIMIT_BYTES
 from mose.config import require
-from mose.storage import is_local, storage_path
+from mose.files.storage import is_local, storage_path
 
 SOFTWARE_HERITAGE = "s3://softwareheritage/content"
 

@@ -18,7 +18,7 @@ from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
 
 from data_prep.ingest.fetching.config import FetchConfig
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 _AMAZON = "s3.amazonaws.com"
 _REGION = "us-east-1"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from data_prep.ingest.grouping.columns import FILE_TYPES, REPOSITORY_TYPES
 from mose.config import require
-from mose.storage import is_local, storage_path
+from mose.files.storage import is_local, storage_path
 
 MIN_MEMORY_BYTES = 1 << 29
 

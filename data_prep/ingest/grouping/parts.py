@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from data_prep.ingest.grouping.columns import KEY, NAME, SIZE, Layout, part_of
 from data_prep.sources.stack_v2.grouped import PartEntry
 from data_prep.sources.stack_v2.parquet_file import CONTENT, LENGTH, footer_fingerprint
-from mose.atomic_file import atomic_write
-from mose.storage import storage_path
+from mose.files.atomic_file import atomic_write
+from mose.files.storage import storage_path
 
 ROW_BYTES = 1 << 25
 """A repository above 32 MiB is written as several rows, so that no reader ever has to decode more at a time."""

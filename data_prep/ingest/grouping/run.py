@@ -33,10 +33,10 @@ from data_prep.sources.stack_v2.grouped import (
     to_plain,
 )
 from data_prep.sources.stack_v2.parquet_file import expand, footer_fingerprint
-from mose.atomic_file import write_json, write_text
 from mose.config import fingerprint
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.atomic_file import write_json, write_text
+from mose.files.storage import storage_path
 
 # Python, numpy and pyarrow before any row is read (measured: 110 MB), and a row group of 32 MiB while it is encoded.
 _BASE_BYTES = 1 << 28

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_prep.ingest.grouping.columns import KEY
-from mose.atomic_file import write_json
 from mose.errors import MoseError
+from mose.files.atomic_file import write_json
 
 Assign = Callable[[pa.Table], NDArray[np.int64]]
 """The bucket of each row of a table."""

@@ -15,9 +15,9 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mose.atomic_file import atomic_write
 from mose.errors import MoseError
-from mose.storage import is_local
+from mose.files.atomic_file import atomic_write
+from mose.files.storage import is_local
 
 MAGIC = b"MSB1"
 HEADER = struct.Struct("<4s20sBBHQQI")

@@ -17,7 +17,7 @@ from data_prep.sources.blobs.pack import GZIP, ID_BYTES, Ids, PackIndex, Record,
 from data_prep.sources.repositories import READ_LIMIT_BYTES
 from mose.config import fingerprint
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 BODY = "body"
 MISSING = "missing"

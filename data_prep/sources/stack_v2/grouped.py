@@ -23,7 +23,7 @@ from data_prep.sources.stack_v2.rows import (
     source_files,
 )
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 KIND = "stack_v2_grouped"
 DESCRIPTION = "grouped.json"

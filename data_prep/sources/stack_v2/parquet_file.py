@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from mose.errors import MoseError
-from mose.storage import is_local, storage_path
+from mose.files.storage import is_local, storage_path
 
 FILE_COLUMNS = ("blob_id", "path", "language", "detected_licenses", "license_type", "src_encoding", "is_vendor", "is_generated")
 """What is read of a file beside its `content` and `length_bytes`."""

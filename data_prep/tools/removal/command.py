@@ -24,12 +24,12 @@ from data_prep.shards.rows import shard_number
 from data_prep.tools.removal.journal import Removal, complete, read_unfinished, unfinished_line, write_unfinished
 from data_prep.tools.removal.removal_list import RemovalList, read_removal_list
 from data_prep.tools.removal.rewrite import ShardRewriter
-from mose.atomic_file import write_json
 from mose.command import Command
 from mose.errors import MoseError
+from mose.files.atomic_file import write_json
+from mose.files.storage import is_local, storage_path
 from mose.manifest import Manifest, ShardEntry, read_manifest
 from mose.packed_sequence import SpecialTokens
-from mose.storage import is_local, storage_path
 from mose.tokenizer import load_tokenizer
 
 _SHOWN_SHARDS = 20

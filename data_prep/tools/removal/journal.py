@@ -5,8 +5,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mose.atomic_file import write_json, write_text
 from mose.errors import MoseError
+from mose.files.atomic_file import write_json, write_text
 
 UNFINISHED_NAME = "removal.json"
 REMOVED_NAME = "removed.jsonl"

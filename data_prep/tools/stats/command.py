@@ -15,11 +15,11 @@ from data_prep.tools.stats.counts import Figures, count_figures
 from data_prep.tools.stats.page import stats_page
 from data_prep.tools.stats.png import draw_picture
 from data_prep.tools.stats.sections import stats_sections
-from mose.atomic_file import write_text
 from mose.command import Command
 from mose.errors import MoseError
+from mose.files.atomic_file import write_text
+from mose.files.storage import storage_path
 from mose.manifest import Manifest, read_manifest
-from mose.storage import storage_path
 
 SUFFIXES = (".html", ".png")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from data_prep.tools.stats.charts import Bars, Histogram, Section, amount
 from data_prep.tools.stats.svg import shorten, tick_label
-from mose.atomic_file import atomic_write
 from mose.errors import MoseError
+from mose.files.atomic_file import atomic_write
 
 _COLUMNS = 2
 _LABEL_CHARACTERS = 34

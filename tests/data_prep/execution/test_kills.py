@@ -21,8 +21,8 @@ from data_prep.execution.finish import finish
 from data_prep.execution.pack import pack_dataset
 from data_prep.pipeline.config import PackConfig
 from data_prep.tools.verify import verify_dataset
-from mose.atomic_file import TEMPORARY_MARK, write_json
 from mose.config import save_config
+from mose.files.atomic_file import TEMPORARY_MARK, write_json
 from tests.data_prep.kills import KillReport, kill_and_restart, start_pack, wait_for_group
 from tests.data_prep.repositories import checksums, make_config
 

@@ -15,7 +15,7 @@ from data_prep.execution import lease as claim_module
 from data_prep.execution.lease import DEAD_AFTER_SECONDS, Claim, ClaimRecord, TaskTakenError, read_claim
 from data_prep.execution.task_files import claim_path
 from data_prep.pipeline.task import TaskProgress
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 
 def held(dataset: Path, task: int = 3) -> ClaimRecord:

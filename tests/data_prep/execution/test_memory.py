@@ -41,7 +41,7 @@ def peak_of(folder: Path, megabytes: int) -> float:
     """Peak resident megabytes of a process that packs a repository of so much text."""
     make_config(folder)
     command = [sys.executable, "-c", PACK, str(folder), str(round(megabytes * 1e6 / FILE_BYTES)), str(FILE_BYTES)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout.split()
+    told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[3]).stdout.split()
     assert float(told[1]) >= 0.9 * megabytes * 1e6
     # More than two pools, so that the waiting texts are as many as they ever are.
     assert int(told[2]) > 2 * 16_000_000

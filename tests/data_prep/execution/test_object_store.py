@@ -19,7 +19,7 @@ from data_prep.execution.status import status_of
 from data_prep.pipeline.config import PackConfig
 from data_prep.sources.registry import SourcesConfig
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 from tests.data_prep.repositories import checksums, make_config
 
 

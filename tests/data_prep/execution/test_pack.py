@@ -20,9 +20,9 @@ from data_prep.pipeline.config import PackConfig
 from data_prep.pipeline.task import TaskProgress
 from data_prep.sources.repositories import RepositoryRef
 from data_prep.tools.verify import verify_dataset
-from mose.atomic_file import write_json
 from mose.config import load_config
 from mose.errors import MoseError
+from mose.files.atomic_file import write_json
 from mose.manifest import SPLITS, read_manifest
 from mose.shard_format import ShardReader
 from tests.data_prep.repositories import checksums, make_byte_level_tokenizer, make_config

@@ -13,7 +13,7 @@ from data_prep.filters.dropped_log import DROPPED_SCHEMA, DroppedLog, dropped_pa
 from data_prep.tools.dropped import COMMAND, print_dropped, read_dropped
 from mose.command import run_command
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 LINES = [("o/r", f"/{i}.py", f"{i:040x}", "licence" if i % 3 else "binary", i, f"detail {i}") for i in range(10)]
 

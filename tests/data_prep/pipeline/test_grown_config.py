@@ -22,11 +22,11 @@ from data_prep.pipeline.config import FIRST_FIELDS, FREE_FIELDS, PackConfig, con
 from data_prep.tools.removal.command import remove
 from data_prep.tools.removal.removal_list import RemovalList
 from data_prep.tools.verify import verify_dataset
-from mose.atomic_file import file_sha256
 from mose.errors import MoseError
+from mose.files.atomic_file import file_sha256
 from pretrain.storage.local_rows import PackedRows
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "dataset_2026_11_21.tar.gz"
+FIXTURE = Path(__file__).parents[3] / "fixtures" / "dataset_2026_11_21.tar.gz"
 DATASET = Path("dataset")
 
 

@@ -20,8 +20,8 @@ from data_prep.tools.removal.command import remove
 from data_prep.tools.removal.removal_list import RemovalList
 from mose.command import run_command
 from mose.errors import MoseError
+from mose.files.storage import storage_path
 from mose.manifest import read_manifest
-from mose.storage import storage_path
 from mose.tokenizer import load_tokenizer
 from tests.data_prep.repositories import make_config
 

@@ -19,8 +19,8 @@ from data_prep.shards.rows import key_of
 from data_prep.tools.lineage import COLUMNS, COMMAND, Search, find_lines
 from mose.command import run_command
 from mose.errors import MoseError
+from mose.files.storage import storage_path
 from mose.manifest import read_manifest
-from mose.storage import storage_path
 from tests.data_prep.repositories import make_config
 
 

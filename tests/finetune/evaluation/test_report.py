@@ -10,8 +10,8 @@ from finetune.evaluation.metrics import Score
 from finetune.evaluation.picture import draw_losses, draw_quality, exit_series
 from finetune.evaluation.report import HeldOut, read_held_out, report, shortfalls
 from finetune.evaluation.results import Evaluation, ExitScores, read_evaluation, write_evaluation
-from mose.atomic_file import write_json
 from mose.errors import MoseError
+from mose.files.atomic_file import write_json
 from mose.run_directory import RunDirectory
 
 

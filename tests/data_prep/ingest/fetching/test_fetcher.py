@@ -22,11 +22,11 @@ from data_prep.sources.blobs.store import BODY, MISSING, NOT_FETCHED, TOO_LARGE,
 from data_prep.sources.registry import SourcesConfig, grouped_parts, list_repositories, read_part, read_repository
 from mose.command import run_command
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 from tests.data_prep.faulty_s3 import BUCKET, FAULTS, URL, allow_local_http, client, faulty_proxy, put_blobs, s3_server
 from tests.data_prep.stack_rows import stack_file, write_repositories
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ from mose.errors import MoseError
 from mose.seeding import derive_key
 from tests.data_prep.stack_rows import Row, stack_file, write_files, write_repositories
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 Read = list[tuple[str, list[tuple[str, str]]]]
 
 

@@ -27,7 +27,7 @@ from data_prep.sources.blobs.store import (
     parse_id,
 )
 from mose.errors import MoseError
-from mose.storage import storage_path
+from mose.files.storage import storage_path
 
 ROOT = Path(__file__).parents[4]
 

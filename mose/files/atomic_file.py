@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mose.storage import is_local, upload
+from mose.files.storage import is_local, upload
 
 TEMPORARY_MARK = ".partial"
 _BUFFER_BYTES = 1 << 16

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mose.atomic_file import atomic_write, file_sha256, write_json, write_text
-from mose.storage import is_local, storage_path
+from mose.files.atomic_file import atomic_write, file_sha256, write_json, write_text
+from mose.files.storage import is_local, storage_path
 
 
 def test_local_paths_stay_pathlib_paths(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mose.atomic_file import (
+from mose.files.atomic_file import (
     TEMPORARY_MARK,
     _NamedFile,
     atomic_folder,
@@ -48,7 +48,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_only_a_file_that_is_marked_temporary(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from mose.atomic_file import atomic_write\n"
+        "import os, signal, sys; from pathlib import Path; from mose.files.atomic_file import atomic_write\n"
         "with atomic_write(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
