@@ -30,8 +30,8 @@ from data_prep.packing.config import PackingConfig
 from data_prep.pipeline.config import PackConfig
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
+from mose.dataset.manifest import read_manifest
 from mose.files.atomic_file import write_json
-from mose.manifest import read_manifest
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.size import flops_per_row, head_flops

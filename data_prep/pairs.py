@@ -16,8 +16,8 @@ from data_prep.sources.registry import SourcesConfig, list_repositories, read_re
 from data_prep.sources.repositories import RepositoryRef, TextFile, content_sha1, split_of
 from mose.command import Command, add_config, read_config
 from mose.config import require
+from mose.dataset.pairs import Pair, write_pairs
 from mose.errors import MoseError
-from mose.pairs import Pair, write_pairs
 from mose.seeding import generator
 
 LANGUAGE = "Python"

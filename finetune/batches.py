@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mose.dataset.packed_sequence import TOKENS
 from mose.errors import MoseError
-from mose.packed_sequence import TOKENS
 from mose.seeding import generator
 
 INDICES = NDArray[np.int64]

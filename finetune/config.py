@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mose.config import require
-from mose.manifest import SPLITS
+from mose.dataset.manifest import SPLITS
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mose.pairs import Pair, read_pairs
+from mose.dataset.pairs import Pair, read_pairs
 
 
 def read_pair_files(paths: Sequence[Path], split: str) -> list[Pair]:

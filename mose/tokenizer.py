@@ -12,9 +12,9 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from mose.dataset.packed_sequence import TOKENS, SpecialTokens, token_dtype
 from mose.errors import MoseError
 from mose.files.storage import is_local
-from mose.packed_sequence import TOKENS, SpecialTokens, token_dtype
 
 SENTENCEPIECE_NAME = "tokenizer.model"
 HUGGING_FACE_NAME = "tokenizer.json"

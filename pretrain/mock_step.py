@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mose.config import require
-from mose.packed_sequence import TOKENS, SpecialTokens, token_dtype
+from mose.dataset.packed_sequence import TOKENS, SpecialTokens, token_dtype
+from mose.dataset.shard_format import RowLabels
 from mose.seeding import generator
-from mose.shard_format import RowLabels
 from pretrain.config.run import PretrainConfig
 from pretrain.data.loader import GlobalBatchLoader
 from pretrain.parallel.launch import initialize_parallel, leave_parallel

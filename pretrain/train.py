@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mose.config import save_config
+from mose.dataset.packed_sequence import TOKENS, SpecialTokens
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.packed_sequence import TOKENS, SpecialTokens
 from mose.run_directory import RunDirectory
 from mose.schedule import learning_rate
 from pretrain.analysis.estimate import shape_of

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from mose.dataset.manifest import Manifest, ShardEntry, write_manifest
+from mose.dataset.packed_sequence import TOKENS, assemble, token_dtype
+from mose.dataset.row_index import index_bytes, make_index
+from mose.dataset.shard_format import RecordLayout, RowLabels, ShardWriter
 from mose.files.atomic_file import atomic_write, file_sha256
-from mose.manifest import Manifest, ShardEntry, write_manifest
-from mose.packed_sequence import TOKENS, assemble, token_dtype
-from mose.row_index import index_bytes, make_index
 from mose.seeding import generator
-from mose.shard_format import RecordLayout, RowLabels, ShardWriter
 from mose.tokenizer import SENTENCEPIECE_NAME, SENTENCEPIECE_SPECIALS, Tokenizer, load_tokenizer
 
 BYTE_FALLBACK_PIECES = 256 + len(SENTENCEPIECE_SPECIALS)

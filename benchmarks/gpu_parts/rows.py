@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mose.packed_sequence import TOKENS, SpecialTokens, token_dtype
+from mose.dataset.packed_sequence import TOKENS, SpecialTokens, token_dtype
+from mose.dataset.shard_format import RowLabels
 from mose.seeding import generator
-from mose.shard_format import RowLabels
 from pretrain.data.loader import BatchPlan, micro_batches
 from pretrain.data.micro_batch import MicroBatch
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mose.manifest import Manifest, ShardEntry, read_manifest, write_manifest
-from mose.row_index import index_bytes, make_index
-from mose.shard_format import RecordLayout, RowLabels
+from mose.dataset.manifest import Manifest, ShardEntry, read_manifest, write_manifest
+from mose.dataset.row_index import index_bytes, make_index
+from mose.dataset.shard_format import RecordLayout, RowLabels
 from pretrain.data.order import BLOCK_ROWS, rows_of_run
 from pretrain.data.rows import Rows
 from pretrain.storage.local_rows import PackedRows, SplitTable

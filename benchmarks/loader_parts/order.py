@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mose.array_types import INT64_ARRAY
-from mose.manifest import read_manifest
+from mose.dataset.manifest import read_manifest
 from pretrain.data.order import BLOCK_ROWS, rows_of_run
 
 BATCH_ROWS = 256

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import webdataset
 
-from mose.manifest import read_manifest
-from mose.packed_sequence import SpecialTokens
+from mose.dataset.manifest import read_manifest
+from mose.dataset.packed_sequence import SpecialTokens
 from mose.tokenizer import load_tokenizer
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.storage.local_rows import PackedRows

@@ -17,9 +17,9 @@ from data_prep.pipeline.task import TaskResult, marker_path
 from data_prep.shards.summary import print_summary
 from mose.command import Command
 from mose.config import fingerprint
+from mose.dataset.manifest import SPLITS, Manifest, write_manifest
 from mose.errors import MoseError
 from mose.files.storage import is_local, storage_path
-from mose.manifest import SPLITS, Manifest, write_manifest
 from mose.tokenizer import opened_tokenizer
 
 

@@ -9,10 +9,10 @@ from data_prep.console import show_progress
 from data_prep.execution.inputs import Inputs
 from data_prep.execution.task_files import array_specification
 from data_prep.pipeline.task import TaskResult, marker_path, read_marker
+from mose.dataset.manifest import ShardEntry
+from mose.dataset.row_index import INDEX_DTYPE, INDEX_OFFSET
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
-from mose.manifest import ShardEntry
-from mose.row_index import INDEX_DTYPE, INDEX_OFFSET
 
 # Reading a small file is waiting, on shared file systems and object stores above all.
 READERS = 16

@@ -18,9 +18,9 @@ from data_prep.pipeline.assignment import Deal, deal_sources
 from data_prep.pipeline.config import PackConfig
 from data_prep.shards.summary import print_summary
 from mose.command import Command, add_config, read_config
+from mose.dataset.manifest import Manifest
 from mose.errors import MoseError
 from mose.files.storage import storage_path
-from mose.manifest import Manifest
 from mose.tokenizer import opened_tokenizer
 
 

@@ -8,7 +8,7 @@ from data_prep.filters.filters import FilterCounts
 from data_prep.packing.config import PackingConfig
 from data_prep.packing.rows import RowCounts
 from data_prep.pipeline.task import TaskResult
-from mose.manifest import SPLITS
+from mose.dataset.manifest import SPLITS
 
 _EXAMPLES = 20
 

@@ -20,9 +20,9 @@ from data_prep.execution.markers import in_threads
 from data_prep.execution.task_files import Failure, array_specification, list_tasks, read_failure
 from data_prep.pipeline.task import TaskResult, marker_path, read_marker
 from mose.command import Command
+from mose.dataset.manifest import MANIFEST_NAME
 from mose.errors import MoseError
 from mose.files.storage import storage_path
-from mose.manifest import MANIFEST_NAME
 
 # With more finished tasks than this, their rows are estimated from as many of them, evenly spread.
 _READ_MARKERS = 512

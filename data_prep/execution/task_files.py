@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.pipeline.task import marker_path
+from mose.dataset.manifest import SPLITS
 from mose.errors import MoseError
 from mose.files.atomic_file import TEMPORARY_MARK, write_json
 from mose.files.storage import is_local
-from mose.manifest import SPLITS
 
 _NAME = re.compile(r"task-(\d{6,})(?:\.(running|failed))?\.json")
 # A partial file's name ends in HOST-PID.partial, see mose.files.atomic_file.temporary_path.

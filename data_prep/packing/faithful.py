@@ -8,7 +8,7 @@ import numpy as np
 
 from data_prep.packing.config import PackingConfig
 from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowList
-from mose.packed_sequence import packed_length
+from mose.dataset.packed_sequence import packed_length
 
 
 def pack_faithful(table: PieceTable, random: np.random.Generator, config: PackingConfig, balance: LabelBalance) -> Packing:

@@ -14,8 +14,8 @@ from data_prep.sources.registry import (
 )
 from data_prep.sources.repositories import RepositoryRef, SourceFile, split_of
 from data_prep.sources.stack_v2.grouped import GroupedPart
+from mose.dataset.manifest import SPLITS
 from mose.errors import MoseError
-from mose.manifest import SPLITS
 from mose.seeding import derive_key
 
 

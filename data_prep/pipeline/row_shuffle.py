@@ -21,15 +21,15 @@ import pyarrow as pa
 
 from data_prep.packing.rows import first_of_each
 from mose.array_types import INT64_ARRAY
+from mose.dataset.packed_sequence import TOKENS
+from mose.dataset.shard_format import RowLabels
 from mose.files.atomic_file import TEMPORARY_MARK
 from mose.files.storage import is_local
-from mose.packed_sequence import TOKENS
 from mose.seeding import UINT64_ARRAY, counter_random
-from mose.shard_format import RowLabels
 
 # 16 MB of rows of 2,048 tokens: little enough for malloc to use the same memory again; of 64 runs a block takes 64 rows each.
 BLOCK_ROWS = 4096
-# Larger writes take the kernel several times as long, see mose.shard_format.
+# Larger writes take the kernel several times as long, see mose.dataset.shard_format.
 _WRITE_BYTES = 1 << 20
 
 

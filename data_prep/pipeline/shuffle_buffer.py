@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data_prep.packing.rows import PieceTable
 from data_prep.shards.lineage import FILE_SCHEMA, FileLineage
 from mose.array_types import INT64_ARRAY
-from mose.packed_sequence import TOKENS
+from mose.dataset.packed_sequence import TOKENS
 
 
 @dataclass(frozen=True)

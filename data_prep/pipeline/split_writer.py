@@ -22,12 +22,12 @@ from data_prep.pipeline.row_shuffle import RowBlock, RowSpool, spread
 from data_prep.pipeline.shuffle_buffer import CutFiles, WaitingFiles
 from data_prep.shards.lineage import LINEAGE_SCHEMA
 from mose.array_types import INT64_ARRAY
+from mose.dataset.manifest import ShardEntry
+from mose.dataset.packed_sequence import assemble_rows
+from mose.dataset.row_index import index_bytes, make_index
+from mose.dataset.shard_format import RecordLayout, RowLabels, ShardWriter
 from mose.files.atomic_file import atomic_write
-from mose.manifest import ShardEntry
-from mose.packed_sequence import assemble_rows
-from mose.row_index import index_bytes, make_index
 from mose.seeding import derive_key, generator
-from mose.shard_format import RecordLayout, RowLabels, ShardWriter
 from mose.tokenizer import Tokenizer
 
 

@@ -16,10 +16,10 @@ from data_prep.pipeline.config import PackConfig, content_fingerprint
 from data_prep.pipeline.split_writer import SplitWriter
 from data_prep.sources.repositories import RepositoryRef, SourceFile, split_of
 from mose.config import fingerprint
+from mose.dataset.manifest import SPLITS, ShardEntry
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
 from mose.files.storage import storage_path
-from mose.manifest import SPLITS, ShardEntry
 from mose.tokenizer import Tokenizer, load_tokenizer
 
 _EXAMPLES = 20

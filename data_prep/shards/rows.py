@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mose.dataset.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from mose.dataset.packed_sequence import TOKENS
+from mose.dataset.row_index import INDEX_DTYPE
+from mose.dataset.shard_format import BLOCK, RecordLayout, row_key
 from mose.errors import MoseError
-from mose.manifest import MANIFEST_NAME, Manifest, ShardEntry
-from mose.packed_sequence import TOKENS
-from mose.row_index import INDEX_DTYPE
-from mose.shard_format import BLOCK, RecordLayout, row_key
 
 BLOCK_ROWS = 1024
 _KEY = re.compile(r"(\d{6})-(\d{9})")

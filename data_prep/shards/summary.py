@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mose.manifest import SPLITS, Manifest
+from mose.dataset.manifest import SPLITS, Manifest
 
 _ROWS = (
     ("rows", "rows"),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mose.array_types import INT64_ARRAY
-from mose.packed_sequence import TOKENS
+from mose.dataset.packed_sequence import TOKENS
 from mose.tokenizer import SentencePieceTokenizer, Tokenizer
 
 # sentencepiece writes a space as U+2581, and gives a text's own U+2581 the same token: 3 bytes that look like 1.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mose.array_types import INT64_ARRAY
-from mose.packed_sequence import TOKENS
+from mose.dataset.packed_sequence import TOKENS
 from mose.tokenizer import SENTENCEPIECE_SPECIALS, SentencePieceTokenizer, Tokenizer
 
 LOGGER = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from data_prep.console import counted, escaped, visible
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import StoredRow, key_of, locate, read_row, row_of_key
 from mose.command import Command
+from mose.dataset.manifest import SPLITS, ShardEntry, read_manifest
+from mose.dataset.packed_sequence import check_row, snippet_bounds
 from mose.errors import MoseError
 from mose.files.storage import storage_path
-from mose.manifest import SPLITS, ShardEntry, read_manifest
-from mose.packed_sequence import check_row, snippet_bounds
 from mose.tokenizer import Tokenizer, opened_tokenizer
 
 _COLOURS = ("cyan", "magenta")

@@ -23,9 +23,9 @@ from data_prep.console import escaped, show_progress
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import key_of, row_of_key
 from mose.command import Command
+from mose.dataset.manifest import SPLITS, Manifest, ShardEntry, read_manifest
 from mose.errors import MoseError
 from mose.files.storage import storage_path
-from mose.manifest import SPLITS, Manifest, ShardEntry, read_manifest
 
 NOTHING_FOUND = 1
 COLUMNS = (

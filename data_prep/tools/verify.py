@@ -20,14 +20,14 @@ from data_prep.shards.rows import RecordBlock, check_size, read_blocks, read_ind
 from data_prep.tools.removal.journal import read_removed, read_unfinished, unfinished_line
 from data_prep.tools.verify_lineage import Lineage, check_lineage
 from mose.command import BAD_INPUT, Command
+from mose.dataset.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
+from mose.dataset.packed_sequence import TOKENS, SpecialTokens, check_row
+from mose.dataset.row_index import labels_of, token_checksums
+from mose.dataset.shard_format import RecordLayout, RowLabels, ShardWriter
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
 from mose.files.storage import storage_path
-from mose.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
-from mose.packed_sequence import TOKENS, SpecialTokens, check_row
-from mose.row_index import labels_of, token_checksums
 from mose.seeding import generator
-from mose.shard_format import RecordLayout, RowLabels, ShardWriter
 from mose.tokenizer import Tokenizer, opened_tokenizer
 
 MEGABYTE = 1e6

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from data_prep.shards.lineage import LineageTable, codes
 from mose.array_types import INT64_ARRAY
+from mose.dataset.packed_sequence import TOKENS, SpecialTokens
+from mose.dataset.shard_format import RowLabels
 from mose.errors import MoseError
-from mose.packed_sequence import TOKENS, SpecialTokens
-from mose.shard_format import RowLabels
 
 
 class Lineage:

@@ -15,8 +15,8 @@ from rich.progress import track
 
 from finetune.batches import chunks_by_length, pack_rows
 from finetune.device import precision
+from mose.dataset.packed_sequence import TOKENS
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
-from mose.packed_sequence import TOKENS
 
 _LINE_EVERY_SECONDS = 30.0
 Item = TypeVar("Item")

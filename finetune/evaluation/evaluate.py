@@ -17,11 +17,11 @@ from finetune.evaluation.tfidf import rank_tfidf
 from finetune.pair_files import read_pair_files
 from finetune.retrieval.prompts import code_prompt, encode_prompts, text_prompt
 from mose.converted_checkpoint import load_retrieval
+from mose.dataset.packed_sequence import TOKENS
+from mose.dataset.pairs import Pair
 from mose.files.atomic_file import write_text
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
 from mose.model.size import encoder_parameters, flops_per_row
-from mose.packed_sequence import TOKENS
-from mose.pairs import Pair
 from mose.seeding import generator
 from mose.tokenizer import load_tokenizer
 

@@ -12,7 +12,7 @@ import numpy as np
 from finetune.batches import BatchOrder
 from finetune.retrieval.augmentation import augment
 from finetune.retrieval.prompts import Prompt, code_prompt, text_prompt
-from mose.pairs import Pair
+from mose.dataset.pairs import Pair
 from mose.seeding import generator
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mose.dataset.packed_sequence import TOKENS, assemble, packed_length
 from mose.errors import MoseError
-from mose.packed_sequence import TOKENS, assemble, packed_length
 from mose.retrieval_prompts import CODE_INSTRUCTION, NO_LANGUAGE_INSTRUCTION, TEXT_INSTRUCTION
 from mose.tokenizer import Tokenizer
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from mose.converted_checkpoint import load_pretrained
+from mose.dataset.manifest import read_manifest
 from mose.files.atomic_file import write_json
-from mose.manifest import read_manifest
 from mose.run_directory import exit_scalar
 from mose.tokenizer import load_tokenizer
 from pretrain.config.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig

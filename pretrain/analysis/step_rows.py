@@ -12,8 +12,8 @@ import numpy as np
 
 from mose.array_types import INT64_ARRAY
 from mose.config import load_config, require
+from mose.dataset.manifest import Manifest
 from mose.errors import MoseError
-from mose.manifest import Manifest
 from mose.run_directory import RunDirectory
 from pretrain.checkpoints.files import CHANGES_NAME
 from pretrain.config.run import PretrainConfig

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from mose.array_types import INT64_ARRAY
+from mose.dataset.packed_sequence import TOKENS, SpecialTokens
+from mose.dataset.shard_format import RowLabels
 from mose.errors import MoseError
-from mose.packed_sequence import TOKENS, SpecialTokens
-from mose.shard_format import RowLabels
 from pretrain.data.balancing import share_of
 from pretrain.data.masking import MASKED_SHARE, mask_rows
 from pretrain.data.micro_batch import MicroBatch, placeholder, unpadded

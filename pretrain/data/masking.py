@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mose.array_types import INT64_ARRAY
-from mose.packed_sequence import TOKENS, SpecialTokens
+from mose.dataset.packed_sequence import TOKENS, SpecialTokens
 from mose.seeding import counter_random, derive_key
 
 UINT32_ARRAY = NDArray[np.uint32]

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from mose.array_types import INT64_ARRAY
-from mose.packed_sequence import TOKENS, SpecialTokens
-from mose.shard_format import RowLabels
+from mose.dataset.packed_sequence import TOKENS, SpecialTokens
+from mose.dataset.shard_format import RowLabels
 from pretrain.data.masking import Masked
 
 # torch's cross-entropy leaves out targets of this value.

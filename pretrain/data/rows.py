@@ -3,8 +3,8 @@
 from typing import Protocol
 
 from mose.array_types import INT64_ARRAY
-from mose.packed_sequence import TOKENS
-from mose.shard_format import RowLabels
+from mose.dataset.packed_sequence import TOKENS
+from mose.dataset.shard_format import RowLabels
 
 
 class Rows(Protocol):

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mose.array_types import INT64_ARRAY
-from mose.packed_sequence import TOKENS
-from mose.shard_format import RowLabels
+from mose.dataset.packed_sequence import TOKENS
+from mose.dataset.shard_format import RowLabels
 from pretrain.data.mixture import Mixture
 from pretrain.data.rows import Rows
 

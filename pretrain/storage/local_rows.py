@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mose.array_types import INT64_ARRAY
+from mose.dataset.manifest import MANIFEST_NAME, ShardEntry, read_manifest
+from mose.dataset.packed_sequence import TOKENS
+from mose.dataset.row_index import INDEX_DTYPE, RowIndex, labels_of
+from mose.dataset.shard_format import RowLabels, ShardReader
 from mose.errors import MoseError
 from mose.files.storage import is_local
-from mose.manifest import MANIFEST_NAME, ShardEntry, read_manifest
-from mose.packed_sequence import TOKENS
-from mose.row_index import INDEX_DTYPE, RowIndex, labels_of
-from mose.shard_format import RowLabels, ShardReader
 
 # A shard takes two descriptors, one for itself and one for its index. Half of what the process may have is left to others.
 _DESCRIPTORS_A_SHARD = 4

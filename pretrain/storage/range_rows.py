@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mose.array_types import INT64_ARRAY
+from mose.dataset.packed_sequence import TOKENS
+from mose.dataset.row_index import INDEX_DTYPE, INDEX_OFFSET, token_checksums
+from mose.dataset.shard_format import RowLabels
 from mose.errors import MoseError
 from mose.files.storage import is_local
-from mose.packed_sequence import TOKENS
-from mose.row_index import INDEX_DTYPE, INDEX_OFFSET, token_checksums
 from mose.seeding import counter_random, derive_key
-from mose.shard_format import RowLabels
 from pretrain.storage.local_rows import SplitTable
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mose.config import fingerprint, require
+from mose.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mose.errors import MoseError
 from mose.files.storage import is_local, storage_path
-from mose.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mose.tokenizer import Tokenizer, load_tokenizer
 from pretrain.config.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
 from pretrain.config.run import DataConfig, PretrainConfig

@@ -22,10 +22,10 @@ import numpy as np
 
 from mose.array_types import INT64_ARRAY
 from mose.config import fingerprint, require
+from mose.dataset.packed_sequence import TOKENS
+from mose.dataset.row_index import INDEX_DTYPE
+from mose.dataset.shard_format import RowLabels
 from mose.errors import MoseError
-from mose.packed_sequence import TOKENS
-from mose.row_index import INDEX_DTYPE
-from mose.shard_format import RowLabels
 from pretrain.storage.range_rows import RangeReader
 from pretrain.storage.window_file import RunOrder, WindowFile
 

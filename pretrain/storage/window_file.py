@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mose.array_types import INT64_ARRAY
+from mose.dataset.packed_sequence import TOKENS
+from mose.dataset.row_index import INDEX_DTYPE
 from mose.errors import MoseError
-from mose.packed_sequence import TOKENS
-from mose.row_index import INDEX_DTYPE
 from pretrain.data.order import blocks_at, sequence_at
 
 _PRESENT = b"\1"

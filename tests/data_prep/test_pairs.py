@@ -9,8 +9,8 @@ import pytest
 from data_prep.pairs import PairsConfig, build_pairs, documented_functions
 from data_prep.sources.registry import SourcesConfig
 from data_prep.sources.repositories import split_of
+from mose.dataset.pairs import read_pairs
 from mose.errors import MoseError
-from mose.pairs import read_pairs
 
 SOURCE = '''"""Module docstring, not a function."""
 import functools

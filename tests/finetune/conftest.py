@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mose.converted_checkpoint import random_like, write_checkpoint
+from mose.dataset.pairs import Pair, write_pairs
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.pairs import Pair, write_pairs
 from mose.tokenizer import SENTENCEPIECE_NAME, Tokenizer, load_tokenizer
 from tests.datasets import train_tokenizer
 

@@ -10,7 +10,7 @@ import pytest
 from finetune.cli import commands
 from mose.command import run_command
 from mose.config import document_fields
-from mose.pairs import write_pairs
+from mose.dataset.pairs import write_pairs
 from mose.run_directory import RunDirectory
 from tests.finetune.conftest import make_pairs
 

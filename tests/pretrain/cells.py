@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from mose.manifest import read_manifest
+from mose.dataset.manifest import read_manifest
 from mose.model.sharding import Sharding, sharding_of
 from mose.model_config import ModelConfig
 from mose.schedule import ScheduleConfig, learning_rate

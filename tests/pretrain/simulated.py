@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mose.manifest import Manifest, ShardEntry, write_manifest
-from mose.row_index import INDEX_DTYPE, INDEX_OFFSET, index_header
-from mose.shard_format import BLOCK, RecordLayout
+from mose.dataset.manifest import Manifest, ShardEntry, write_manifest
+from mose.dataset.row_index import INDEX_DTYPE, INDEX_OFFSET, index_header
+from mose.dataset.shard_format import BLOCK, RecordLayout
 from pretrain.data.order import rows_of_run
 
 LAYOUT = RecordLayout(2048, np.dtype(np.uint16))

@@ -9,7 +9,7 @@ import pytest
 
 from mose.command import run_command
 from mose.config import save_config
-from mose.manifest import read_manifest, write_manifest
+from mose.dataset.manifest import read_manifest, write_manifest
 from pretrain.cli import commands
 from tests.commands import command_line, launcher_line, refused, run, run_well
 from tests.datasets import make_dataset, make_tokenizer

@@ -25,11 +25,11 @@ from data_prep.tools.removal.journal import Removal, complete, read_unfinished, 
 from data_prep.tools.removal.removal_list import RemovalList, read_removal_list
 from data_prep.tools.removal.rewrite import ShardRewriter
 from mose.command import Command
+from mose.dataset.manifest import Manifest, ShardEntry, read_manifest
+from mose.dataset.packed_sequence import SpecialTokens
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
 from mose.files.storage import is_local, storage_path
-from mose.manifest import Manifest, ShardEntry, read_manifest
-from mose.packed_sequence import SpecialTokens
 from mose.tokenizer import load_tokenizer
 
 _SHOWN_SHARDS = 20

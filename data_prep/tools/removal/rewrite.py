@@ -20,12 +20,12 @@ from data_prep.shards.lineage import LINEAGE_SCHEMA, LineageTable, codes, is_of_
 from data_prep.shards.rows import RecordBlock, key_of, read_blocks, read_index, shard_number
 from data_prep.tools.removal.removal_list import RemovalList
 from mose.array_types import INT64_ARRAY
+from mose.dataset.manifest import ShardEntry
+from mose.dataset.packed_sequence import TOKENS, SpecialTokens, assemble
+from mose.dataset.row_index import index_bytes, make_index
+from mose.dataset.shard_format import BLOCK, RecordLayout, RowLabels
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_write, file_sha256
-from mose.manifest import ShardEntry
-from mose.packed_sequence import TOKENS, SpecialTokens, assemble
-from mose.row_index import index_bytes, make_index
-from mose.shard_format import BLOCK, RecordLayout, RowLabels
 
 TAR_END = b"\0" * (2 * BLOCK)
 

@@ -16,10 +16,10 @@ from data_prep.tools.stats.page import stats_page
 from data_prep.tools.stats.png import draw_picture
 from data_prep.tools.stats.sections import stats_sections
 from mose.command import Command
+from mose.dataset.manifest import Manifest, read_manifest
 from mose.errors import MoseError
 from mose.files.atomic_file import write_text
 from mose.files.storage import storage_path
-from mose.manifest import Manifest, read_manifest
 
 SUFFIXES = (".html", ".png")
 

@@ -14,7 +14,7 @@ from data_prep.console import show_progress
 from data_prep.shards.lineage import LineageTable, codes, is_of_one
 from data_prep.shards.rows import read_index
 from mose.array_types import INT64_ARRAY
-from mose.manifest import SPLITS, Manifest, ShardEntry
+from mose.dataset.manifest import SPLITS, Manifest, ShardEntry
 from mose.seeding import generator
 
 # Rows of more snippets than this are counted together.

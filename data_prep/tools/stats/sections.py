@@ -12,7 +12,7 @@ from data_prep.tools.removal.journal import Removal
 from data_prep.tools.stats.charts import Bars, Histogram, Mark, Section, histogram_of, share
 from data_prep.tools.stats.counts import MOST_SNIPPETS, Figures, ShardFill, SplitFigures
 from mose.array_types import INT64_ARRAY
-from mose.manifest import SPLITS, Manifest
+from mose.dataset.manifest import SPLITS, Manifest
 
 _MOST_NAMES = 15
 _LENGTH_BINS = 32

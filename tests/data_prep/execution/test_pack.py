@@ -21,10 +21,10 @@ from data_prep.pipeline.task import TaskProgress
 from data_prep.sources.repositories import RepositoryRef
 from data_prep.tools.verify import verify_dataset
 from mose.config import load_config
+from mose.dataset.manifest import SPLITS, read_manifest
+from mose.dataset.shard_format import ShardReader
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
-from mose.manifest import SPLITS, read_manifest
-from mose.shard_format import ShardReader
 from tests.data_prep.repositories import checksums, make_byte_level_tokenizer, make_config
 from tests.datasets import make_tokenizer
 

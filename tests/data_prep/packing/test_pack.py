@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from data_prep.packing.config import PackingConfig, largest_piece
 from data_prep.packing.pack import pack, piece_limits
 from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowCounts
+from mose.dataset.packed_sequence import packed_length
 from mose.errors import MoseError
-from mose.packed_sequence import packed_length
 from mose.seeding import generator
 
 LENGTH = 64

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.pipeline import row_shuffle as row_spool
 from data_prep.pipeline.row_shuffle import RowBlock, RowSpool, spread
-from mose.shard_format import RowLabels
+from mose.dataset.shard_format import RowLabels
 
 LENGTH = 16
 DTYPE = np.dtype(np.uint16)

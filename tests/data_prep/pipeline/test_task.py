@@ -19,13 +19,13 @@ from data_prep.sources.registry import list_repositories, read_repository
 from data_prep.sources.repositories import RepositoryRef, SourceFile, split_of
 from data_prep.tokenization.chunking import cut
 from data_prep.tools.dropped import read_dropped
+from mose.dataset.manifest import SPLITS
+from mose.dataset.packed_sequence import snippet_bounds
+from mose.dataset.row_index import RowIndex, token_checksums
+from mose.dataset.shard_format import RecordLayout, ShardReader
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
 from mose.files.storage import storage_path
-from mose.manifest import SPLITS
-from mose.packed_sequence import snippet_bounds
-from mose.row_index import RowIndex, token_checksums
-from mose.shard_format import RecordLayout, ShardReader
 from mose.tokenizer import load_tokenizer
 from tests.data_prep.repositories import SEQUENCE_LENGTH, checksums, make_config
 

@@ -19,9 +19,9 @@ from data_prep.tools.inspect_row import COMMAND, show_row
 from data_prep.tools.removal.command import remove
 from data_prep.tools.removal.removal_list import RemovalList
 from mose.command import run_command
+from mose.dataset.manifest import read_manifest
 from mose.errors import MoseError
 from mose.files.storage import storage_path
-from mose.manifest import read_manifest
 from mose.tokenizer import load_tokenizer
 from tests.data_prep.repositories import make_config
 

@@ -18,9 +18,9 @@ from data_prep.shards.lineage import LINEAGE_SCHEMA, LineageTable
 from data_prep.shards.rows import key_of
 from data_prep.tools.lineage import COLUMNS, COMMAND, Search, find_lines
 from mose.command import run_command
+from mose.dataset.manifest import read_manifest
 from mose.errors import MoseError
 from mose.files.storage import storage_path
-from mose.manifest import read_manifest
 from tests.data_prep.repositories import make_config
 
 

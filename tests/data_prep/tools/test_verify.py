@@ -18,11 +18,11 @@ from data_prep.packing.config import PackingConfig
 from data_prep.shards.lineage import LINEAGE_SCHEMA
 from data_prep.tools.verify import COMMAND, verify, verify_dataset
 from mose.command import run_command
+from mose.dataset.manifest import ShardEntry, read_manifest, write_manifest
+from mose.dataset.shard_format import RecordLayout
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
 from mose.files.storage import storage_path
-from mose.manifest import ShardEntry, read_manifest, write_manifest
-from mose.shard_format import RecordLayout
 from mose.tokenizer import load_tokenizer
 from tests.data_prep.repositories import SEQUENCE_LENGTH, make_config
 from tests.datasets import make_tokenizer

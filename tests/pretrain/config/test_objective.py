@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mose.config import load_config, save_config
+from mose.dataset.manifest import read_manifest
 from mose.errors import MoseError
-from mose.manifest import read_manifest
 from mose.model_config import ModelConfig
 from pretrain.config.identity import check_changes, config_values
 from pretrain.config.objective import ObjectiveConfig, exit_weights

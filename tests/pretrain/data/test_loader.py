@@ -16,11 +16,11 @@ import torch
 import webdataset
 from numpy.typing import NDArray
 
+from mose.dataset.manifest import MANIFEST_NAME, read_manifest
+from mose.dataset.packed_sequence import TOKENS
+from mose.dataset.row_index import INDEX_OFFSET
+from mose.dataset.shard_format import RowLabels, ShardReader
 from mose.errors import MoseError
-from mose.manifest import MANIFEST_NAME, read_manifest
-from mose.packed_sequence import TOKENS
-from mose.row_index import INDEX_OFFSET
-from mose.shard_format import RowLabels, ShardReader
 from mose.tokenizer import Tokenizer, load_tokenizer
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
 from pretrain.data.masking import mask_rows

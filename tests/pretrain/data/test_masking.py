@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mose.packed_sequence import TOKENS, SpecialTokens
+from mose.dataset.packed_sequence import TOKENS, SpecialTokens
 from pretrain.data.masking import mask_rows, row_keys
 
 SPECIAL = SpecialTokens(pad=0, unk=1, sep=2, cls=3, mask=4)

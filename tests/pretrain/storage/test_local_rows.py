@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mose.dataset.manifest import ShardEntry, read_manifest, write_manifest
+from mose.dataset.row_index import INDEX_DTYPE, index_bytes
+from mose.dataset.shard_format import ShardReader
 from mose.errors import MoseError
-from mose.manifest import ShardEntry, read_manifest, write_manifest
-from mose.row_index import INDEX_DTYPE, index_bytes
-from mose.shard_format import ShardReader
 from pretrain.data.order import rows_of_run
 from pretrain.storage.local_rows import PackedRows, SplitTable, raise_descriptor_limit
 from tests.pretrain.simulated import simulated

@@ -12,8 +12,8 @@ import pytest
 from tests.pretrain.test_data import as_rows
 
 from mose.config import load_config, save_config
+from mose.dataset.manifest import read_manifest, write_manifest
 from mose.errors import MoseError
-from mose.manifest import read_manifest, write_manifest
 from pretrain.config.identity import config_values
 from pretrain.config.run import DataConfig, MixtureSource, PretrainConfig, StagingConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches

@@ -30,11 +30,11 @@ from data_prep.tools.removal.removal_list import RemovalList, read_removal_list
 from data_prep.tools.removal.rewrite import read_lines, row_counts
 from data_prep.tools.verify import verify_dataset
 from mose.command import run_command
+from mose.dataset.manifest import read_manifest
+from mose.dataset.packed_sequence import check_row, snippet_bounds
+from mose.dataset.row_index import RowIndex
+from mose.dataset.shard_format import ShardReader
 from mose.errors import MoseError
-from mose.manifest import read_manifest
-from mose.packed_sequence import check_row, snippet_bounds
-from mose.row_index import RowIndex
-from mose.shard_format import ShardReader
 from mose.tokenizer import load_tokenizer
 from tests.data_prep.repositories import checksums, make_config
 

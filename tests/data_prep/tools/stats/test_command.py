@@ -26,9 +26,9 @@ from data_prep.tools.stats.page import stats_page
 from data_prep.tools.stats.sections import fill_section, mean_of, outliers, stats_sections
 from data_prep.tools.stats.svg import draw, shorten, ticks
 from mose.command import run_command
+from mose.dataset.manifest import read_manifest
+from mose.dataset.shard_format import ShardReader
 from mose.files.storage import storage_path
-from mose.manifest import read_manifest
-from mose.shard_format import ShardReader
 from tests.data_prep.repositories import make_config
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -12,9 +12,9 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mose import shard_format
+from mose.dataset import shard_format
+from mose.dataset.shard_format import RecordLayout, RowLabels, ShardReader, ShardWriter, row_key
 from mose.errors import MoseError
-from mose.shard_format import RecordLayout, RowLabels, ShardReader, ShardWriter, row_key
 
 LENGTH = 40
 ROWS = st.lists(

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mose.dataset.packed_sequence import TOKENS
 from mose.errors import MoseError
-from mose.packed_sequence import TOKENS
 
 BLOCK = 512
 _NUMBER_WIDTH = 6
@@ -255,7 +255,7 @@ class ShardReader:
         return view[rows].view(layout.dtype).reshape(len(rows), layout.sequence_length)
 
     def labels(self, rows: NDArray[np.int64]) -> RowLabels:
-        """The labels of these rows as their `.json` members tell them; `mose.row_index` has the same, and is quicker to read.
+        """The labels of these rows as their `.json` members tell them; `mose.dataset.row_index` has the same, and is quicker to read.
 
         Raises:
             MoseError: a member is not of the fixed form that `RecordLayout.record` writes.

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from mose.dataset.packed_sequence import token_dtype
+from mose.dataset.shard_format import RecordLayout
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
-from mose.packed_sequence import token_dtype
-from mose.shard_format import RecordLayout
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"

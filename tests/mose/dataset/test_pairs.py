@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mose.dataset.pairs import Pair, read_pairs, write_pairs
 from mose.errors import MoseError
-from mose.pairs import Pair, read_pairs, write_pairs
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 PAIRS = st.lists(

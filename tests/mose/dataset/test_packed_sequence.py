@@ -5,8 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mose.dataset.packed_sequence import (
+    SpecialTokens,
+    assemble,
+    assemble_rows,
+    check_row,
+    packed_length,
+    snippet_bounds,
+    token_dtype,
+)
 from mose.errors import MoseError
-from mose.packed_sequence import SpecialTokens, assemble, assemble_rows, check_row, packed_length, snippet_bounds, token_dtype
 
 SPECIAL = SpecialTokens(pad=0, unk=1, sep=2, cls=3, mask=4)
 DTYPE = token_dtype(100)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mose.dataset.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest, write_manifest
 from mose.errors import MoseError
-from mose.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest, write_manifest
 
 ENTRIES = tuple(
     ShardEntry(f"train/shard-{i:06d}.tar", 10 + i, 100 + i, 512, "a" * 64, "i", "b" * 64, "l", "c" * 64) for i in range(2)

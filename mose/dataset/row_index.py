@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mose.dataset.packed_sequence import TOKENS
+from mose.dataset.shard_format import RowLabels
 from mose.errors import MoseError
-from mose.packed_sequence import TOKENS
-from mose.shard_format import RowLabels
 
 INDEX_DTYPE = np.dtype([("num_tokens", "<u4"), ("num_snippets", "<u4"), ("mixed", "<u4"), ("crc32", "<u4")])
 # Where entry 0 lies: numpy leaves room for a row count of any length, so the header of every index is as long as this.

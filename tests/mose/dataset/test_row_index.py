@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mose.dataset.row_index import INDEX_DTYPE, INDEX_OFFSET, RowIndex, index_bytes, index_header, make_index
+from mose.dataset.shard_format import RowLabels
 from mose.errors import MoseError
-from mose.row_index import INDEX_DTYPE, INDEX_OFFSET, RowIndex, index_bytes, index_header, make_index
-from mose.shard_format import RowLabels
 
 ROWS = np.arange(24, dtype=np.uint16).reshape(3, 8)
 LABELS = RowLabels(np.array([1, 0, 1]), np.array([8, 5, 0]), np.array([2, 1, 0]))

@@ -1,0 +1,1 @@
+"""A packed data set as it lies on disk: rows, shards, index, manifest, pairs."""
