@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.process_memory import status_bytes
 from mose.files.atomic_file import write_json
-from mose.model_config import ModelConfig
+from mose.model.model_config import ModelConfig
 from mose.seeding import derive_key, generator
 from pretrain.analysis.estimate import activation_numbers
 from pretrain.config.run import BatchConfig, DataConfig, Layout, ParallelConfig, PretrainConfig

@@ -29,7 +29,7 @@ from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, trai
 from mose.array_types import INT64_ARRAY
 from mose.files.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model_config import ModelConfig
+from mose.model.model_config import ModelConfig
 from mose.seeding import generator
 from pretrain.data.balancing import deal, share_of
 from pretrain.data.masking import MASKED_SHARE

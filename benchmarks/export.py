@@ -28,8 +28,8 @@ from mose.config import fingerprint, save_config
 from mose.exit_selection import parameter_shapes
 from mose.files.atomic_file import file_sha256, sync_file, write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.model_config import ModelConfig
 from mose.model.modeling_mose import ModularStarEncoder, StarEncoder2
-from mose.model_config import ModelConfig
 from mose.run_directory import RunDirectory
 from pretrain.checkpoints.files import MANIFEST_NAME, PROBE_NAME
 from pretrain.checkpoints.probe import probe_batch

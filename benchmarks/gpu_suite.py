@@ -35,7 +35,7 @@ from benchmarks.gpu_parts.training_steps import (
     padding,
 )
 from mose.files.atomic_file import write_json
-from mose.model_config import ModelConfig
+from mose.model.model_config import ModelConfig
 from pretrain.monitoring.throughput import device_peak
 
 OPTIONAL = ("flash_attn", "deepspeed", "megatron")

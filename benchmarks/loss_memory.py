@@ -22,8 +22,8 @@ from torch import Tensor
 from benchmarks.process_memory import status_bytes
 from mose.files.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.model_config import ModelConfig
 from mose.model.modeling_mose import StarEncoder2Pooler, StarEncoder2PreTrainingHeads
-from mose.model_config import ModelConfig
 from pretrain.config.objective import PAPER
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.micro_batch import MicroBatch

@@ -19,8 +19,8 @@ from matplotlib import pyplot as plt
 
 from mose.files.atomic_file import write_text
 from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.model_config import ModelConfig
 from mose.model.size import encoder_parameters, head_parameters
-from mose.model_config import ModelConfig
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.model.loss import Denominators
 from pretrain.monitoring.throughput import DEVICE_PEAKS, step_flops

@@ -33,9 +33,9 @@ from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, trai
 from mose.dataset.manifest import read_manifest
 from mose.files.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.model_config import ModelConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.size import flops_per_row, head_flops
-from mose.model_config import ModelConfig
 from mose.tokenizer import load_tokenizer
 from pretrain.config.run import BatchConfig, PretrainConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader

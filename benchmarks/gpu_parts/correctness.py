@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.gpu_parts.rows import drawn_batches
 from benchmarks.gpu_parts.single_device import counts_of, encoder_of
 from mose.model.attention_mose import FLASH_ATTENTION, SDPA, TORCH_VARLEN, attention
-from mose.model_config import ModelConfig
+from mose.model.model_config import ModelConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.model.loss import whole_vocabulary
 from pretrain.model.training_model import TrainingModel

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.model_config import ModelConfig
 from mose.model.modeling_mose import ModularStarEncoder
-from mose.model_config import ModelConfig
 from pretrain.config.run import OptimizerConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.model.loss import Denominators

@@ -19,7 +19,7 @@ from benchmarks.gpu_parts.rows import drawn_batches
 from benchmarks.gpu_parts.single_device import Speed, counts_of, encoder_of, time_steps, wait_for
 from benchmarks.padded_reference import PaddedReference, padded_inputs
 from mose.model import attention_mose
-from mose.model_config import ModelConfig
+from mose.model.model_config import ModelConfig
 from pretrain.config.run import CHECKPOINTING
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.micro_batch import MicroBatch

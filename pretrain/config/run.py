@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mose.config import require
-from mose.model_config import ModelConfig
+from mose.model.model_config import ModelConfig
 from mose.schedule import ScheduleConfig
 from pretrain.config.deepspeed_options import check_deepspeed_options
 from pretrain.config.objective import ObjectiveConfig

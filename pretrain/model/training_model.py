@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import draw_parameter
+from mose.model.model_config import ModelConfig
 from mose.model.modeling_mose import ModularStarEncoder, StarEncoder2
 from mose.model.sharding import Sharding, sharding_of, used_patterns
-from mose.model_config import ModelConfig
 from pretrain.config.objective import PAPER, ObjectiveConfig
 from pretrain.config.run import ParallelConfig
 from pretrain.data.micro_batch import MicroBatch

@@ -9,8 +9,8 @@ import torch
 from torch import distributed as dist
 
 from mose.dataset.manifest import read_manifest
+from mose.model.model_config import ModelConfig
 from mose.model.sharding import Sharding, sharding_of
-from mose.model_config import ModelConfig
 from mose.schedule import ScheduleConfig, learning_rate
 from mose.tokenizer import load_tokenizer
 from pretrain.config.run import BatchConfig, DataConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig

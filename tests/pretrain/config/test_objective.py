@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mose.config import load_config, save_config
 from mose.dataset.manifest import read_manifest
 from mose.errors import MoseError
-from mose.model_config import ModelConfig
+from mose.model.model_config import ModelConfig
 from pretrain.config.identity import check_changes, config_values
 from pretrain.config.objective import ObjectiveConfig, exit_weights
 from pretrain.config.run import PretrainConfig

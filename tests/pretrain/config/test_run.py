@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mose.errors import MoseError
-from mose.model_config import ModelConfig
+from mose.model.model_config import ModelConfig
 from pretrain.config.run import BatchConfig, DataConfig, IntervalConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mose.array_types import INT64_ARRAY
 from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.model_config import ModelConfig
 from mose.model.size import flops_per_row, head_flops
-from mose.model_config import ModelConfig
 from pretrain.data.balancing import deal, pack, share_of
 from pretrain.data.row_cost import RowCost
 

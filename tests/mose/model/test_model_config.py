@@ -6,7 +6,7 @@ import pytest
 
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model_config import ModelConfig
+from mose.model.model_config import ModelConfig
 
 
 def test_defaults_are_the_published_configuration() -> None:
