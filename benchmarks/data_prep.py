@@ -47,9 +47,9 @@ from data_prep.pipeline.task import TaskResult, run_task
 from data_prep.sources.registry import SourcesConfig
 from data_prep.sources.repositories import RepositoryRef, SourceFile, TextFile, content_sha1
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
+from mose.checkpoint.fast_tokenizer import convert
 from mose.dataset.row_index import INDEX_DTYPE
 from mose.dataset.shard_format import RecordLayout
-from mose.fast_tokenizer import convert
 from mose.files.atomic_file import write_json
 from mose.tokenizer import Tokenizer, load_tokenizer
 

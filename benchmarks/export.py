@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from mose.checkpoint.exit_selection import parameter_shapes
 from mose.config import fingerprint, save_config
-from mose.exit_selection import parameter_shapes
 from mose.files.atomic_file import file_sha256, sync_file, write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.model_config import ModelConfig

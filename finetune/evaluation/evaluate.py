@@ -16,7 +16,7 @@ from finetune.evaluation.table import as_text, evaluation_table
 from finetune.evaluation.tfidf import rank_tfidf
 from finetune.pair_files import read_pair_files
 from finetune.retrieval.prompts import code_prompt, encode_prompts, text_prompt
-from mose.converted_checkpoint import load_retrieval
+from mose.checkpoint.converted_checkpoint import load_retrieval
 from mose.dataset.packed_sequence import TOKENS
 from mose.dataset.pairs import Pair
 from mose.files.atomic_file import write_text

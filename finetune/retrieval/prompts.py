@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mose.checkpoint.retrieval_prompts import CODE_INSTRUCTION, NO_LANGUAGE_INSTRUCTION, TEXT_INSTRUCTION
 from mose.dataset.packed_sequence import TOKENS, assemble, packed_length
 from mose.errors import MoseError
-from mose.retrieval_prompts import CODE_INSTRUCTION, NO_LANGUAGE_INSTRUCTION, TEXT_INSTRUCTION
 from mose.tokenizer import Tokenizer
 
 

@@ -21,7 +21,7 @@ from finetune.retrieval.gradient_cache import Chunk, backward
 from finetune.retrieval.log import StepReport, TrainingLog
 from finetune.retrieval.loss import MultiExitLoss, exit_weights, false_negatives, multi_exit_loss
 from finetune.retrieval.prompts import Prompt, encode_prompts
-from mose.converted_checkpoint import load_pretrained, random_like, retrieval_from_pretrained, write_checkpoint
+from mose.checkpoint.converted_checkpoint import load_pretrained, random_like, retrieval_from_pretrained, write_checkpoint
 from mose.dataset.packed_sequence import TOKENS
 from mose.errors import MoseError
 from mose.model.attention_mose import TORCH_VARLEN, choose_backend

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mose.checkpoint.safetensors_file import WeightFiles
 from mose.errors import MoseError
 from mose.model.sharding import Sharding, sharding_of
-from mose.safetensors_file import WeightFiles
 from pretrain.checkpoints.files import MANIFEST_NAME, first_fault, latest_checkpoint, read_checkpoint_manifest
 from pretrain.checkpoints.merged_weights import MergedWeights
 from pretrain.parallel.zero import STATE_TAG

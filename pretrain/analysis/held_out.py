@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mose.converted_checkpoint import load_pretrained
+from mose.checkpoint.converted_checkpoint import load_pretrained
 from mose.dataset.manifest import read_manifest
 from mose.files.atomic_file import write_json
 from mose.run_directory import exit_scalar

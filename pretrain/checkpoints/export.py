@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mose.checkpoint.converted_checkpoint import FACTS_NAME, copy_tokenizer, describe, read_model_config
+from mose.checkpoint.exit_selection import ModelClass, Selection, select_exit, write_weights
+from mose.checkpoint.published_checkpoint import PUBLISHED_DTYPE, describe_published, published_selection
+from mose.checkpoint.safetensors_file import WEIGHTS_NAME, WeightFiles
 from mose.config import load_config
-from mose.converted_checkpoint import FACTS_NAME, copy_tokenizer, describe, read_model_config
 from mose.errors import MoseError
-from mose.exit_selection import ModelClass, Selection, select_exit, write_weights
 from mose.files.atomic_file import atomic_folder, write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
 from mose.model.sharding import Sharding, sharding_of
-from mose.published_checkpoint import PUBLISHED_DTYPE, describe_published, published_selection
 from mose.run_directory import RunDirectory, checkpoint_name
-from mose.safetensors_file import WEIGHTS_NAME, WeightFiles
 from pretrain.checkpoints.files import PROBE_NAME, first_fault, latest_checkpoint, read_checkpoint_manifest
 from pretrain.checkpoints.merged_weights import MergedWeights
 from pretrain.checkpoints.model_card import RunFacts, last_metrics, write_card

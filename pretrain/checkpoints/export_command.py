@@ -55,7 +55,7 @@ def _add_import(parser: ArgumentParser) -> None:
 
 
 def _import(parsed: Namespace) -> None:
-    from mose.published_checkpoint import import_published
+    from mose.checkpoint.published_checkpoint import import_published
 
     tokenizer = Path(parsed.tokenizer) if parsed.tokenizer else None
     found = import_published(Path(parsed.folder), Path(parsed.output), tokenizer)

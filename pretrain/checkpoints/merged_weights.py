@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mose.checkpoint.safetensors_file import read_into
 from mose.errors import MoseError
 from mose.model.sharding import sharding_of
-from mose.safetensors_file import read_into
 
 # DeepSpeed's names (runtime/engine.py, 0.19): data rank, then tensor rank; stage 3 has a model file for each data rank.
 ShapeGroups = list[dict[str, tuple[int, ...]]]

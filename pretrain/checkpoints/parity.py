@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mose.converted_checkpoint import read_model_config
+from mose.checkpoint.converted_checkpoint import read_model_config
+from mose.checkpoint.safetensors_file import WEIGHTS_NAME, SafetensorsReader
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import StarEncoder2
-from mose.safetensors_file import WEIGHTS_NAME, SafetensorsReader
 
 PARITY_NAME = "parity.json"
 PROBE_NAME = "probe.safetensors"

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mose.converted_checkpoint import random_like, read_model_config, write_checkpoint
+from mose.checkpoint.converted_checkpoint import random_like, read_model_config, write_checkpoint
+from mose.checkpoint.safetensors_file import WeightFiles
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.model_config import ModelConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.sharding import Sharding, sharding_of
-from mose.safetensors_file import WeightFiles
 from mose.tokenizer import load_tokenizer
 from pretrain.config.run import DataConfig, PretrainConfig
 from pretrain.model.training_model import cut

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mose.converted_checkpoint import random_like, write_checkpoint
+from mose.checkpoint.converted_checkpoint import random_like, write_checkpoint
 from mose.dataset.pairs import Pair, write_pairs
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.tokenizer import SENTENCEPIECE_NAME, Tokenizer, load_tokenizer

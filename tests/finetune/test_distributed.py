@@ -14,7 +14,7 @@ from finetune.config import RetrievalConfig
 from finetune.distributed import gather_rows, process_group, sum_gradients
 from finetune.retrieval.loss import multi_exit_loss
 from finetune.retrieval.train import train
-from mose.converted_checkpoint import random_like, write_checkpoint
+from mose.checkpoint.converted_checkpoint import random_like, write_checkpoint
 from mose.dataset.pairs import write_pairs
 from mose.run_directory import RunDirectory
 from tests.finetune.conftest import make_pairs, tiny_config

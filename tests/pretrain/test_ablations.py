@@ -9,14 +9,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mose.converted_checkpoint import load_pretrained, read_model_config, write_checkpoint
+from mose.checkpoint.converted_checkpoint import load_pretrained, read_model_config, write_checkpoint
+from mose.checkpoint.published_checkpoint import import_published
 from mose.model import attention_mose
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import initialize
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.sharding import matching_rows
 from mose.model.size import encoder_parameters, head_parameters
-from mose.published_checkpoint import import_published
 from mose.tokenizer import Tokenizer
 from pretrain.checkpoints.export import ExportRequest, export_run
 from pretrain.config.objective import ObjectiveConfig

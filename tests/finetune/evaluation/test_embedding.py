@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from finetune.evaluation.embedding import embed_rows
-from mose.converted_checkpoint import random_like, retrieval_from_pretrained
+from mose.checkpoint.converted_checkpoint import random_like, retrieval_from_pretrained
 from tests.finetune.conftest import tiny_config
 
 

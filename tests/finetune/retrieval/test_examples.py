@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from finetune.retrieval.examples import Examples, text_key
-from mose.retrieval_prompts import TEXT_INSTRUCTION
+from mose.checkpoint.retrieval_prompts import TEXT_INSTRUCTION
 from tests.finetune.conftest import make_pairs
 
 

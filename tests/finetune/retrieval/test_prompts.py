@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from finetune.retrieval.prompts import Prompt, code_prompt, encode_prompt, encode_prompts, text_prompt
+from mose.checkpoint.retrieval_prompts import TEXT_INSTRUCTION
 from mose.errors import MoseError
-from mose.retrieval_prompts import TEXT_INSTRUCTION
 from mose.tokenizer import Tokenizer, load_tokenizer
 
 

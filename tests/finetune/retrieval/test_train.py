@@ -11,8 +11,8 @@ from finetune.config import RetrievalConfig
 from finetune.distributed import World
 from finetune.retrieval.examples import Examples
 from finetune.retrieval.train import Trainer, build_model, build_optimizer, train
+from mose.checkpoint.converted_checkpoint import load_pretrained, load_retrieval, random_like, retrieval_from_pretrained
 from mose.config import load_config
-from mose.converted_checkpoint import load_pretrained, load_retrieval, random_like, retrieval_from_pretrained
 from mose.errors import MoseError
 from mose.run_directory import RunDirectory
 from mose.tokenizer import Tokenizer

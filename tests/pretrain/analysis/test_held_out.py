@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from scipy.stats import entropy as scipy_entropy
 
-from mose.converted_checkpoint import random_like, write_checkpoint
+from mose.checkpoint.converted_checkpoint import random_like, write_checkpoint
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from pretrain.analysis.held_out import cross_entropy_of_frequencies, entropy, evaluate_held_out, token_counts, wilson_interval

@@ -14,9 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mose.converted_checkpoint import load_pretrained, load_retrieval, retrieval_from_pretrained, truncate_at, write_checkpoint
+from mose.checkpoint.converted_checkpoint import (
+    load_pretrained,
+    load_retrieval,
+    retrieval_from_pretrained,
+    truncate_at,
+    write_checkpoint,
+)
+from mose.checkpoint.published_checkpoint import import_published
 from mose.errors import MoseError
-from mose.published_checkpoint import import_published
 from mose.run_directory import RunDirectory
 from mose.tokenizer import load_tokenizer
 from pretrain.checkpoints.export import ExportRequest, export_run

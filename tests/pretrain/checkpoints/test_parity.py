@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mose.converted_checkpoint import random_like, save_model
+from mose.checkpoint.converted_checkpoint import random_like, save_model
+from mose.checkpoint.safetensors_file import SafetensorsReader
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.safetensors_file import SafetensorsReader
 from pretrain.checkpoints.parity import exit_states, parity_report
 
 CONFIG = ModularStarEncoderConfig(

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mose.checkpoint.converted_checkpoint import load_pretrained
 from mose.config import save_config
-from mose.converted_checkpoint import load_pretrained
 from mose.model.initialization import draw_parameter
 from pretrain.config.run import PretrainConfig
 from tests.datasets import make_tokenizer

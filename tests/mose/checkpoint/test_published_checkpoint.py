@@ -9,13 +9,19 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
-from mose.converted_checkpoint import load_pretrained, load_retrieval, random_like, retrieval_from_pretrained, truncate_at
+from mose.checkpoint.converted_checkpoint import (
+    load_pretrained,
+    load_retrieval,
+    random_like,
+    retrieval_from_pretrained,
+    truncate_at,
+)
+from mose.checkpoint.exit_selection import parameter_shapes, select_exit, write_weights
+from mose.checkpoint.published_checkpoint import describe_published, examine_published, import_published, published_selection
+from mose.checkpoint.safetensors_file import Entry, SafetensorsReader, WeightFiles, file_size, header_bytes
 from mose.errors import MoseError
-from mose.exit_selection import parameter_shapes, select_exit, write_weights
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
-from mose.published_checkpoint import describe_published, examine_published, import_published, published_selection
-from mose.safetensors_file import Entry, SafetensorsReader, WeightFiles, file_size, header_bytes
 from tests.commands import command_line, refused, run_well
 from tests.mose.byte_tokenizer import make_byte_tokenizer
 

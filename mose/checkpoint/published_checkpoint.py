@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mose.converted_checkpoint import (
+from mose.checkpoint.converted_checkpoint import (
     FACTS_NAME,
     auto_map,
     check_names,
@@ -22,12 +22,12 @@ from mose.converted_checkpoint import (
     describe,
     read_config_fields,
 )
+from mose.checkpoint.exit_selection import ModelClass, Selection, parameter_shapes
+from mose.checkpoint.safetensors_file import WEIGHTS_NAME, Entry, SafetensorsWriter, WeightFiles
 from mose.errors import MoseError
-from mose.exit_selection import ModelClass, Selection, parameter_shapes
 from mose.files.atomic_file import atomic_folder, write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
-from mose.safetensors_file import WEIGHTS_NAME, Entry, SafetensorsWriter, WeightFiles
 from mose.tokenizer import Tokenizer, load_tokenizer
 
 PUBLISHED_DTYPE = torch.bfloat16

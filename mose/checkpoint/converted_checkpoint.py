@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import mose.model
+from mose.checkpoint.exit_selection import ModelClass, select_exit, write_weights
+from mose.checkpoint.fast_tokenizer import frame_fast_tokenizer, write_fast_tokenizer
+from mose.checkpoint.safetensors_file import WEIGHTS_NAME, WeightFiles
+from mose.checkpoint.sentence_folder import write_sentence_transformer
 from mose.errors import MoseError
-from mose.exit_selection import ModelClass, select_exit, write_weights
-from mose.fast_tokenizer import frame_fast_tokenizer, write_fast_tokenizer
 from mose.files.atomic_file import atomic_folder, write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import draw_parameter, initialize
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
-from mose.safetensors_file import WEIGHTS_NAME, WeightFiles
-from mose.sentence_folder import write_sentence_transformer
 from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME, HuggingFaceTokenizer, load_tokenizer
 
 FACTS_NAME = "facts.json"

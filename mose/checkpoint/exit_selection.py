@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mose.checkpoint.safetensors_file import Entry, SafetensorsWriter
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
-from mose.safetensors_file import Entry, SafetensorsWriter
 
 ModelClass = type[ModularStarEncoder] | type[ModularStarEncoderForRetrieval]
 LAYER_INDEX = "cls.conditional_embeddings.weight"

@@ -9,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save, save_file
 
+from mose.checkpoint.safetensors_file import (
+    DTYPES,
+    Entry,
+    SafetensorsReader,
+    SafetensorsWriter,
+    WeightFiles,
+    file_size,
+    header_bytes,
+)
 from mose.errors import MoseError
-from mose.safetensors_file import DTYPES, Entry, SafetensorsReader, SafetensorsWriter, WeightFiles, file_size, header_bytes
 
 TENSORS = {"b": torch.arange(6, dtype=torch.float32).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16)}
 

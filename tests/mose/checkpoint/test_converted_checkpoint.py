@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mose.converted_checkpoint import (
+from mose.checkpoint.converted_checkpoint import (
     load_pretrained,
     load_retrieval,
     random_like,

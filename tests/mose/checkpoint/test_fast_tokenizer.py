@@ -6,8 +6,8 @@ import sentencepiece
 from hypothesis import given
 from transformers import AutoTokenizer
 
+from mose.checkpoint.fast_tokenizer import SAMPLE, convert, write_fast_tokenizer
 from mose.errors import MoseError
-from mose.fast_tokenizer import SAMPLE, convert, write_fast_tokenizer
 from mose.tokenizer import SENTENCEPIECE_SPECIALS
 from tests.datasets import make_tokenizer, tokenizer_bytes
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from mose.checkpoint.retrieval_prompts import DOCUMENT_PROMPT, named_prompts
 from mose.files.atomic_file import write_json
-from mose.retrieval_prompts import DOCUMENT_PROMPT, named_prompts
 
 CONFIG_NAME = "config_sentence_transformers.json"
 

@@ -1,0 +1,1 @@
+"""A converted checkpoint: the folder that is exported, opened and fine-tuned."""
