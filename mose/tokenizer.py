@@ -21,7 +21,7 @@ HUGGING_FACE_NAME = "tokenizer.json"
 SENTENCEPIECE_SPECIALS = {"pad": "<pad>", "unk": "<unk>", "sep": "<sep>", "cls": "<cls>", "mask": "<mask>"}
 # StarCoder2's file has no padding or unknown token of its own: both are its <|endoftext|>, as in the released model.
 HUGGING_FACE_SPECIALS = {"pad": "<|endoftext|>", "unk": "<|endoftext|>", "sep": "<sep>", "cls": "<cls>", "mask": "<mask>"}
-# Parts of a tokenizer.json that act on encoded texts only; a converted checkpoint has its own (mose/checkpoint/fast_tokenizer.py).
+# Parts of a tokenizer.json that act on encoded texts only; a converted checkpoint has its own (`fast_tokenizer.py`).
 FRAMING = ("post_processor", "padding", "truncation")
 
 

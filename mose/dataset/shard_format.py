@@ -255,7 +255,7 @@ class ShardReader:
         return view[rows].view(layout.dtype).reshape(len(rows), layout.sequence_length)
 
     def labels(self, rows: NDArray[np.int64]) -> RowLabels:
-        """The labels of these rows as their `.json` members tell them; `mose.dataset.row_index` has the same, and is quicker to read.
+        """The labels of these rows from their `.json` members; `mose.dataset.row_index` has the same and is faster to read.
 
         Raises:
             MoseError: a member is not of the fixed form that `RecordLayout.record` writes.
