@@ -115,7 +115,7 @@ def times(configs: dict[tuple[str, float], PretrainConfig], repeats: int) -> tup
 
 def made_model(config: PretrainConfig) -> TrainingModel:
     """The model on one rank, without DeepSpeed."""
-    context = ParallelContext(0, 0, 0, Layout(1, 1, 1, 1), torch.device("cpu"), None, None, None)
+    context = ParallelContext(0, 0, 0, Layout(1, 1, 1, 1), torch.device("cpu"), None, None)
     return build_training_model(config.model, config.parallel, 0, torch.float32, context)
 
 

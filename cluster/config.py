@@ -1,4 +1,4 @@
-"""What a SLURM job is asked for: one dataclass a kind of job, checked before anything is written or submitted."""
+"""The configs of SLURM jobs: one dataclass per kind of job, validated before anything is written or submitted."""
 
 import re
 from dataclasses import dataclass, field
@@ -6,30 +6,30 @@ from dataclasses import dataclass, field
 from mose.config import require
 
 _NAME = re.compile(r"[\w.+-]+")
-# What sbatch takes for --time: minutes, [days-]hours:minutes[:seconds].
+# The formats of sbatch --time: minutes, [days-]hours:minutes[:seconds].
 _TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
 
 
 @dataclass(frozen=True)
 class AllocationConfig:
-    """What every job asks of the cluster; names that are empty are left to the site's defaults."""
+    """The resources of a job; empty names are left to the site's defaults."""
 
     name: str = "mose"
     """Name of the job in the queue, and of its log and script files."""
     time_limit: str = "24:00:00"
-    """Longest time of one start, as sbatch takes it (HH:MM:SS or D-HH:MM:SS)."""
+    """Time limit of one start, in sbatch's format (HH:MM:SS or D-HH:MM:SS)."""
     cpus_per_task: int = 8
-    """CPU cores of each task: of a node's launcher with all its ranks, or of one packing task."""
+    """CPU cores per task: of a node's launcher with all its ranks, or of one packing task."""
     account: str = ""
-    """Account that pays."""
+    """Account to charge."""
     partition: str = ""
     """Partition to run in."""
     log_folder: str = "logs"
-    """Folder, seen by every node, for logs, scripts and host files."""
+    """Folder on a file system shared by all nodes, for logs, scripts and host files."""
     setup: tuple[str, ...] = ()
     """Shell lines that make the commands available, e.g. `source .venv/bin/activate`; run on the first node."""
     sbatch_options: tuple[str, ...] = ()
-    """Further options of this site, one an entry, e.g. `--qos=long` or `--exclude=node7`."""
+    """Further sbatch options, one per entry, e.g. `--qos=long` or `--exclude=node7`."""
 
     def __post_init__(self) -> None:
         for name in ("account", "partition"):
@@ -49,24 +49,24 @@ class AllocationConfig:
 
 @dataclass(frozen=True)
 class PretrainJobConfig:
-    """One pre-training run on many nodes: the deepspeed launcher once a node, started again until the run is finished."""
+    """One pre-training run on many nodes: the deepspeed launcher once per node, restarted until the run is finished."""
 
     run_config: str = ""
-    """Config file of the run, as `mose-pretrain train --config` takes it; it must say `max_steps`."""
+    """Config file of the run, as `mose-pretrain train --config` takes it; it must contain `max_steps`."""
     output: str = ""
-    """Run directory, seen by every node; the job is finished when the last checkpoint is in it."""
+    """Run directory, shared by all nodes; the job is finished when it holds the last checkpoint."""
     options: tuple[str, ...] = ()
-    """Further options of `mose-pretrain train`, one an entry, e.g. `--data.dataset=data/stack_v2`."""
+    """Further options of `mose-pretrain train`, one per entry, e.g. `--data.dataset=data/stack_v2`."""
     nodes: int = 1
-    """Nodes of the job."""
+    """Number of nodes."""
     gpus_per_node: int = 8
-    """GPUs of each node, one rank on each; 0 asks for none and needs `ranks_per_node`."""
+    """GPUs per node, with one rank each; 0 requests none and needs `ranks_per_node`."""
     ranks_per_node: int = 0
-    """Ranks of each node; 0 means one on each GPU."""
+    """Ranks per node; 0 means one per GPU."""
     signal_seconds: int = 120
-    """How long before the time limit the ranks are told to finish their step and save; after two thirds of it they are ended."""
+    """Seconds before the time limit at which ranks are told to finish their step and save; ended after two thirds of them."""
     max_restarts: int = 100
-    """How often the same job may start again; after that it ends and says so."""
+    """Most restarts of a job; after that it ends with a message."""
     job: AllocationConfig = field(default_factory=AllocationConfig)
 
     def __post_init__(self) -> None:
@@ -81,13 +81,13 @@ class PretrainJobConfig:
         require(self.ranks > 0, f"ranks_per_node: {self.ranks_per_node} without GPUs, expected 1 or more")
         crowded = f"ranks_per_node: {self.ranks_per_node}, expected at most one on each of {self.gpus_per_node} GPUs"
         require(not self.gpus_per_node or self.ranks <= self.gpus_per_node, crowded)
-        # sbatch keeps the number in 16 bits.
+        # sbatch stores the number in 16 bits.
         require(0 < self.signal_seconds < 1 << 16, f"signal_seconds: {self.signal_seconds}, expected 1..65535")
         require(self.max_restarts >= 0, f"max_restarts: {self.max_restarts}, expected 0 or more")
 
     @property
     def ranks(self) -> int:
-        """Ranks that the launcher starts on each node."""
+        """Ranks that the launcher starts per node."""
         return self.ranks_per_node or self.gpus_per_node
 
 
@@ -96,12 +96,12 @@ class PackJobConfig:
     """One data set packed by an array of tasks, and merged by a job that waits for all of them."""
 
     pack_config: str = ""
-    """Config file as `mose-data pack --config` takes it; it must say `output` and `num_tasks`."""
+    """Config file as `mose-data pack --config` takes it; it must contain `output` and `num_tasks`."""
     max_running: int = 64
-    """Array elements that run at the same time."""
+    """Most array elements that run at the same time."""
     max_array_elements: int = 1000
-    """Elements of an array that this site allows: MaxArraySize of `scontrol show config` less one. With more tasks than that,
-    an element does several, one after another."""
+    """Largest array that the site allows: MaxArraySize of `scontrol show config` minus one. With more tasks, an element runs
+    several, one after another."""
     job: AllocationConfig = field(default_factory=AllocationConfig)
 
     def __post_init__(self) -> None:

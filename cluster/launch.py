@@ -1,4 +1,4 @@
-"""Launching: read what a job must know of the run it starts, write its script, hand it to sbatch."""
+"""Job submission: read the values that a job needs from the run's config, write its script, submit it with sbatch."""
 
 import shutil
 import subprocess
@@ -26,7 +26,7 @@ def render_pretrain(config: PretrainJobConfig) -> str:
 
 
 def render_pack(config: PackJobConfig, *, missing_only: bool = False) -> str:
-    """The script of a packing job; with `missing_only`, of the tasks that are neither done nor running.
+    """The script of a packing job; with `missing_only`, only of tasks that are neither done nor running.
 
     Raises:
         MoseError: see `read_dataset_facts` and `missing_tasks`.
@@ -36,7 +36,7 @@ def render_pack(config: PackJobConfig, *, missing_only: bool = False) -> str:
 
 
 def read_dataset_facts(path: Path) -> DatasetFacts:
-    """What a data set's config says of its folder and tasks.
+    """The folder and number of tasks in a data set's config.
 
     Raises:
         MoseError: it cannot be read, or lacks `output` or `num_tasks`.
@@ -46,7 +46,7 @@ def read_dataset_facts(path: Path) -> DatasetFacts:
 
 
 def launch_pretrain(config: PretrainJobConfig) -> str:
-    """Write the script into the log folder and submit it; returns the job's number.
+    """Write the script into the log folder and submit it; returns the job number.
 
     Raises:
         MoseError: see `render_pretrain`; or sbatch is missing or refuses the job.
@@ -55,17 +55,17 @@ def launch_pretrain(config: PretrainJobConfig) -> str:
 
 
 def missing_tasks(dataset: str) -> list[int]:
-    """The tasks of a data set that are neither done nor running, as `mose-data status` tells them.
+    """The tasks of a data set that are neither done nor running, from `mose-data status`.
 
     Raises:
-        MoseError: there is none, the data set was not begun, or `mose-data` is not installed here.
+        MoseError: there is none, packing has not started, or `mose-data` is not installed on this machine.
     """
     command = shutil.which("mose-data") or str(Path(sys.executable).with_name("mose-data"))
     try:
         result = subprocess.run([command, "status", dataset, "--missing"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise MoseError("mose-data: not found on this machine; expected the project's `data` extra beside `cluster`") from None
-    # 1 says that the data set is not complete.
+    # 1 means that the data set is not complete.
     if result.returncode not in (0, 1):
         raise MoseError(" ".join(result.stderr.split()).removeprefix("mose-data: error: "))
     tasks = [task for span in result.stdout.strip().split(",") if span for task in _span(span)]
@@ -75,7 +75,7 @@ def missing_tasks(dataset: str) -> list[int]:
 
 
 def launch_pack(config: PackJobConfig, *, missing_only: bool = False) -> tuple[str, str]:
-    """Submit the array and the merge that waits for it; returns both jobs' numbers.
+    """Submit the array and the merge job that depends on it; returns both job numbers.
 
     Raises:
         MoseError: see `render_pack`; or sbatch is missing or refuses a job.
@@ -106,7 +106,7 @@ def _submit(command: Sequence[str]) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise MoseError(f"sbatch: {' '.join(result.stderr.split()) or f'exit code {result.returncode}'}")
-    # On a federation sbatch --parsable answers "number;cluster".
+    # On a federated cluster, sbatch --parsable prints "number;cluster".
     return result.stdout.strip().partition(";")[0]
 
 

@@ -1,4 +1,4 @@
-"""From a job's config to the text of its sbatch script: pure functions, so that a test can hold every line."""
+"""The text of a job's sbatch script from its config: pure functions, so that tests can compare every line."""
 
 import shlex
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from mose.run_directory import RunDirectory
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What a job needs to know of the data set it packs: its folder, and the number of its tasks."""
+    """The values of a data set that its packing job needs: its folder, and the number of its tasks."""
 
     output: str
     num_tasks: int
@@ -97,7 +97,7 @@ exit $failed
 def pretrain_script(config: PretrainJobConfig, max_steps: int) -> str:
     """The sbatch script of a pre-training job whose run ends after `max_steps` steps."""
     job, ranks = config.job, config.ranks
-    # A checkpoint's manifest is its last file, so it says that the checkpoint is complete.
+    # A checkpoint's manifest is written last, so its presence means that the checkpoint is complete.
     last_checkpoint = RunDirectory(Path(config.output)).checkpoint(max_steps) / "manifest.json"
     words = ["--config", config.run_config, "--output", config.output, *config.options]
     options = [f"--nodes={config.nodes}", "--ntasks-per-node=1", "--exclusive"]
@@ -121,8 +121,8 @@ def pretrain_script(config: PretrainJobConfig, max_steps: int) -> str:
 def pack_script(config: PackJobConfig, dataset: DatasetFacts, tasks: Sequence[int] | None = None) -> str:
     """The sbatch script of a packing job: an array over all tasks of the data set, or over `tasks`.
 
-    Tasks that an earlier try finished do nothing. Where there are more tasks than array elements, element e does the tasks e,
-    e + elements, ...; a failed one does not keep it from the next.
+    Tasks that are finished already do nothing. Where there are more tasks than array elements, element e runs the tasks e,
+    e + elements, ...; after a failed task it goes on to the next.
     """
     job, elements = config.job, min(dataset.num_tasks, config.max_array_elements)
     numbers = f"0-{elements - 1}" if tasks is None else ",".join(map(str, sorted({task % elements for task in tasks})))
@@ -137,7 +137,7 @@ def pack_script(config: PackJobConfig, dataset: DatasetFacts, tasks: Sequence[in
 
 
 def finish_command(job: AllocationConfig, dataset: DatasetFacts, job_id: str) -> list[str]:
-    """The command that queues the merge after a packing job; its log says which tasks are missing, if one has failed."""
+    """The command that submits the merge after a packing job; its log names missing tasks, if any failed."""
     folder = shlex.quote(dataset.output)
     steps = [*job.setup, f"{{ mose-data status {folder} || true; }}", f"mose-data finish {folder}"]
     options = [f"--dependency=afterany:{job_id}", f"--output={job.log_folder}/%x-%j.log"]

@@ -1,4 +1,4 @@
-"""What the four commands share: subcommands from config classes, and bad input as one line and exit code 2."""
+"""The common part of all commands: subcommands from config classes, and bad input as one line and exit code 2."""
 
 import difflib
 import os
@@ -13,16 +13,16 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from mose.errors import MoseError
 
 BAD_INPUT = 2
-# A run that gave up because its steps no longer work: starting it again as it is would end the same way.
+# A run whose steps diverged: a restart with the same config would end the same way.
 DIVERGED = 3
-# EX_TEMPFAIL of sysexits.h: a run that was told to stop and saved; the same command goes on. SLURM sites can requeue on it.
+# EX_TEMPFAIL of sysexits.h: a run that received a stop signal and saved; the same command resumes it. SLURM can requeue on it.
 STOPPED = 75
 Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: what `--help` says of it, its arguments, and the function that does it (returns an exit code or None)."""
+    """One subcommand: its line in `--help`, its arguments, and its function, which returns an exit code or None (0)."""
 
     summary: str
     add_arguments: Callable[[ArgumentParser], None]
@@ -41,7 +41,7 @@ def run_command(program: str, description: str, commands: dict[str, Command], ar
     try:
         return _dispatch(program, description, commands, words)
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone; Python would complain again when it flushes at exit.
+        # The reader of our output (head, less) has exited. Without this, Python would fail once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (MoseError, ArgumentError, OSError) as error:
@@ -55,7 +55,7 @@ def _dispatch(program: str, description: str, commands: dict[str, Command], word
     parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
     group = parser.add_subcommands(metavar="COMMAND")
     for name, command in commands.items():
-        # Filled only after it has its place: jsonargparse wants a command's own subcommands added later than the command.
+        # Filled after it was added: jsonargparse requires that a command's own subcommands are added later than the command.
         subparser = ArgumentParser(description=command.summary, exit_on_error=False)
         group.add_subcommand(name, subparser, help=command.summary)
         _fill(subparser, command)
@@ -74,7 +74,7 @@ def _fill(parser: ArgumentParser, command: Command) -> ArgumentParser:
 
 
 def one_line(error: BaseException, words: Sequence[str] = (), commands: dict[str, Command] | None = None) -> str:
-    """An error as one line: jsonargparse's own wording made shorter, with the config file's name in front."""
+    """An error as one line: jsonargparse's wording shortened, after the config file's name."""
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     if not isinstance(error, ArgumentError):
         return text
@@ -110,13 +110,13 @@ def _innermost(parser: ArgumentParser, words: Sequence[str]) -> ArgumentParser:
 
 
 def add_config(parser: ArgumentParser, config_class: type[Any]) -> None:
-    """Let a subcommand take `--config FILE` and one dotted option for each field of a config dataclass."""
+    """Add `--config FILE` and one dotted option per field of a config dataclass to a subcommand."""
     parser.add_argument("--config", action="config", help="YAML file; options after it override its values.")
     parser.add_class_arguments(config_class, fail_untyped=True)
 
 
 def read_config(parsed: Namespace, config_class: type[Config]) -> Config:
-    """The config object that the parsed options describe; the class checks its own values when it is made.
+    """Build the config object of the parsed options; the class validates its values when it is constructed.
 
     Raises:
         MoseError: a value is of the right type but not allowed.

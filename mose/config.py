@@ -1,4 +1,4 @@
-"""Configs: frozen dataclasses <- YAML <- dotted overrides, strict, and the resolved one written down."""
+"""Configs: frozen dataclasses, filled from YAML and dotted overrides, strict about names and types, saved as YAML."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ Config = TypeVar("Config")
 
 
 def document_fields() -> None:
-    """Let `--help` show the string under each field of a config class; called by each command before it builds a parser."""
+    """Make `--help` show the string under each field of a config class; each command calls it before it builds a parser."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -42,7 +42,7 @@ def load_config(config_class: type[Config], path: Path | None = None, overrides:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A config as nested dictionaries, lists, numbers and strings: what YAML and JSON can hold."""
+    """A config as nested dictionaries, lists, numbers and strings, as YAML and JSON can hold them."""
     return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
 
 
@@ -60,8 +60,8 @@ def fingerprint(value: Any) -> str:
 def with_new_fields_at_default(config: Config, first_fields: Collection[str], prefix: str = "") -> Config:
     """The same config, with every field whose dotted name is not one of `first_fields` at its default.
 
-    It tells what a config says that is younger than the things it describes: where this copy resolves to the same value, the
-    field was not set, and what was made before the field existed was made as its default says.
+    For fields that were added after a data set or checkpoint was made: it was made as their defaults say. If the copy equals the
+    config, no newer field was set.
     """
     changed: dict[str, Any] = {}
     for item in dataclasses.fields(config):  # type: ignore[arg-type]

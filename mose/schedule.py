@@ -1,4 +1,4 @@
-"""The learning rate: a pure function of the step, so that no scheduler has a state to save or to lose."""
+"""The learning rate: a pure function of the step, so that there is no scheduler state to save or to lose."""
 
 import bisect
 import itertools
@@ -16,9 +16,9 @@ class ScheduleConfig:
     warmup_steps: int = 4000
     """Optimiser steps of the linear warm-up; 0 starts at the peak (paper, section 3.1)."""
     milestones: tuple[int, ...] = (120_000, 185_000, 220_000, 230_000, 240_000)
-    """Steps, counted from 0, from which the factor of the same place holds (paper, section 3.1)."""
+    """Steps, counted from 0, from which the factor of the same index applies (paper, section 3.1)."""
     factors: tuple[float, ...] = (0.36, 0.1, 0.031, 0.01, 0.001)
-    """Multiples of the peak, one for each milestone (paper, section 3.1)."""
+    """Multiples of the peak, one per milestone (paper, section 3.1)."""
 
     def __post_init__(self) -> None:
         rate, warmup, milestones = self.peak_learning_rate, self.warmup_steps, self.milestones

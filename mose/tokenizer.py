@@ -19,7 +19,7 @@ from mose.files.storage import is_local
 SENTENCEPIECE_NAME = "tokenizer.model"
 HUGGING_FACE_NAME = "tokenizer.json"
 SENTENCEPIECE_SPECIALS = {"pad": "<pad>", "unk": "<unk>", "sep": "<sep>", "cls": "<cls>", "mask": "<mask>"}
-# StarCoder2's file has no padding or unknown token of its own: both are its <|endoftext|>, as in the released model.
+# StarCoder2's file has no padding or unknown token; both are its <|endoftext|>, as in the released model.
 HUGGING_FACE_SPECIALS = {"pad": "<|endoftext|>", "unk": "<|endoftext|>", "sep": "<sep>", "cls": "<cls>", "mask": "<mask>"}
 # Parts of a tokenizer.json that act on encoded texts only; a converted checkpoint has its own (`fast_tokenizer.py`).
 FRAMING = ("post_processor", "padding", "truncation")
@@ -51,10 +51,10 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def piece(self, token_id: int) -> str:
-        """How one id is written in the vocabulary, for people to look at."""
+        """The vocabulary entry of an id, for display."""
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the file's SHA-256: two tokenizers with the same one give the same ids."""
+        """16 hexadecimal digits of the file's SHA-256; tokenizers of equal fingerprint give equal ids."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
 
     def copy_to(self, folder: Path) -> None:
@@ -136,7 +136,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return str(self._tokenizer.id_to_token(int(token_id)))
 
     def fingerprint(self) -> str:
-        """As for every tokenizer, but of what decides the ids of a text: not of the special tokens put around it."""
+        """As for every tokenizer, but only of the parts that decide a text's ids, without the special tokens put around it."""
         values = json.loads(self.path.read_text("utf-8"))
         kept = {name: value for name, value in values.items() if name not in FRAMING}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
@@ -173,7 +173,7 @@ TOKENIZER_NAMES = (SENTENCEPIECE_NAME, HUGGING_FACE_NAME)
 
 @contextlib.contextmanager
 def opened_tokenizer(path: Path) -> Iterator[Tokenizer]:
-    """A tokenizer whose file is on this machine while the block runs; one on an object store is copied.
+    """A tokenizer with its file on this machine while the block runs; one on an object store is copied.
 
     Raises:
         MoseError: there is no tokenizer, or it lacks a special token.

@@ -1,4 +1,4 @@
-"""`mose-pretrain`: train, look after checkpoints and steps, export, evaluate on held-out rows, diagnose, plot."""
+"""`mose-pretrain`: train, inspect checkpoints and steps, export, evaluate on held-out rows, diagnose, plot."""
 
 import os
 import sys
@@ -33,7 +33,7 @@ def commands() -> dict[str, Command]:
         "train": Command("Train, or continue a run from its latest checkpoint.", _add_train, _train),
         "init": Command("Write seeded initial weights as a converted checkpoint, for start_from.", _add_init, _init),
         "checkpoints": Command("List a run's checkpoints; exit code 1 if one is damaged.", _add_checkpoints, _checkpoints),
-        "rows": Command("Tell which rows a step is made of, as `mose-data lineage --rows` reads them.", _add_rows, _rows),
+        "rows": Command("List the rows of a step, as `mose-data lineage --rows` reads them.", _add_rows, _rows),
         "compare": Command("Compare the tensors of two checkpoints; exit code 1 if they differ.", _add_compare, _compare),
         **export_commands(),
         "evaluate": Command("Losses of every exit on held-out rows, beside token frequencies.", _add_evaluate, _evaluate),
@@ -44,15 +44,15 @@ def commands() -> dict[str, Command]:
 
 def _add_train(parser: ArgumentParser) -> None:
     add_config(parser, PretrainConfig)
-    parser.add_argument("--dry-run", action="store_true", help="Print derived numbers and stop; allocates nothing.")
+    parser.add_argument("--dry-run", action="store_true", help="Print derived numbers and exit; allocates nothing.")
     parser.add_argument("--ranks", type=int, default=0, help="With --dry-run: ranks to plan for (default: those launched).")
-    parser.add_argument("--mock-step", action="store_true", help="Run one real step on made-up rows and stop; reads no data.")
+    parser.add_argument("--mock-step", action="store_true", help="Run one real step on generated rows and exit; reads no data.")
 
     steps = "Steps to record with torch's profiler, after 5 steps of warm-up, into RUN/profile/rank-00000.json (0: none)."
     parser.add_argument("--profile-steps", type=int, default=0, help=steps)
     parser.add_argument("--profile-ranks", type=int, nargs="+", default=[0], help="With --profile-steps: ranks that record.")
 
-    resume = "Checkpoint to go on from: auto (newest whole one), never (refuse an existing run), or a step."
+    resume = "Checkpoint to resume from: auto (newest complete one), never (refuse an existing run), or a step."
     parser.add_argument("--resume", type=str, default="auto", help=resume)
     allow = "Dotted name of a config field that may differ from the checkpoint's; may be given more than once."
     parser.add_argument("--allow-change", type=str, action="append", default=[], metavar="FIELD", help=allow)
@@ -84,8 +84,8 @@ def _train(parsed: Namespace) -> int | None:
             print(f"mose-pretrain: {error}", file=sys.stderr, flush=True)
         return DIVERGED
     except MoseError:
-        # Every rank finds the same fault in the same files. Rank 0 says so and the launcher ends the others; one that still
-        # lives after a while has found a fault of its own.
+        # Usually every rank finds the same fault in the same files. Rank 0 reports it at once and the launcher ends the others; a
+        # rank that is still alive after the wait has found a fault of its own, and reports it.
         if os.environ.get("RANK", "0") != "0":
             time.sleep(FIRST_WORD_SECONDS)
         raise
@@ -160,7 +160,7 @@ def _add_compare(parser: ArgumentParser) -> None:
     what = "Run directory (its latest checkpoint), training checkpoint, or converted checkpoint."
     parser.add_argument("first", type=str, help=what)
     parser.add_argument("second", type=str, help=what)
-    parser.add_argument("--top", type=int, default=20, help="Tensors to show, those that differ most first.")
+    parser.add_argument("--top", type=int, default=20, help="Number of tensors to show, largest difference first.")
 
 
 def _compare(parsed: Namespace) -> int:
@@ -213,7 +213,7 @@ def _evaluate(parsed: Namespace) -> None:
 def _add_diagnose(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="Run directory; RUN/diagnose/step-000100/ gets a JSON file and a PNG.")
     parser.add_argument("--step", type=int, default=None, help="Step of the checkpoint (default: the latest).")
-    parser.add_argument("--rows", type=int, default=8, help="Rows from the start of the split, all at once.")
+    parser.add_argument("--rows", type=int, default=8, help="Number of rows from the start of the split, in one batch.")
     parser.add_argument("--split", type=str, default=None, help="Split of the run's data (default: the held-out one).")
 
 

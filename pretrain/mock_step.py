@@ -1,4 +1,4 @@
-"""One real optimiser step on made-up rows before the data is touched: meets out-of-memory and layout errors early.
+"""One real optimiser step on generated rows, without data: shows out-of-memory and layout errors early.
 
 Letters: R rows, T slots.
 """
@@ -22,7 +22,7 @@ MADE_UP = SpecialTokens(pad=0, unk=1, sep=2, cls=3, mask=4)
 
 
 class MadeUpRows:
-    """Rows of random tokens, all as long as the model takes: the most memory a step can need."""
+    """Rows of random tokens, all of the model's full length: the most memory that a step can need."""
 
     def __init__(self, count: int, sequence_length: int, vocabulary_size: int):
         self._count = count
@@ -38,7 +38,7 @@ class MadeUpRows:
         return self._sequence_length
 
     def reach(self, start: int, count: int) -> None:
-        """Nothing to fetch ahead."""
+        """Nothing is read ahead."""
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -56,7 +56,9 @@ class MadeUpRows:
 
 
 def mock_step(config: PretrainConfig) -> str:
-    """Run one step of `config` on made-up rows and say how it went; nothing is read or written, every rank calls it.
+    """Run one step of `config` on generated rows and return a summary (empty but on rank 0); every rank calls it.
+
+    Nothing is read or written.
 
     Raises:
         MoseError: the config leaves the vocabulary to the data set, or the launched ranks do not fit it.

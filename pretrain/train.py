@@ -43,13 +43,13 @@ from pretrain.storage.run_data import RunData, open_run_data
 
 
 def train(config: PretrainConfig, request: ResumeRequest, profiling: ProfileRequest = NO_PROFILE) -> bool:
-    """Run (or continue) `config`, from its first step to `max_steps`; every rank calls it. `profiling` records some steps.
+    """Run (or resume) `config` up to `max_steps`; every rank calls it. `profiling` records some steps.
 
-    False where a signal ended it early.
+    Returns False if a signal ended it early.
 
     Raises:
-        MoseError: the config, the data set, the launched ranks or a checkpoint in the run directory do not fit together; or a
-            rank did not come to a collective, and the message names it.
+        MoseError: the config, the data set, the launched ranks and a checkpoint in the run directory do not match; or a rank
+            failed to join a collective, and the message names it.
         DivergedError: too many steps in a row were skipped.
     """
     data = open_run_data(config)
@@ -67,7 +67,7 @@ def train(config: PretrainConfig, request: ResumeRequest, profiling: ProfileRequ
             selection = store.select(request)
             engine = build_engine(config, context, selection)
             progress = resume(store, engine, selection)
-            # Only now: a run that is refused leaves nothing behind, and the config of the run that was there as it was.
+            # After all checks: a run that is refused writes nothing and leaves the config of the existing run unchanged.
             prepare_run_directory(config, data, context, selection)
             if progress.step >= config.max_steps and context.is_main:
                 print(f"{config.output}: already at step {progress.step} of {config.max_steps}")
@@ -79,7 +79,7 @@ def train(config: PretrainConfig, request: ResumeRequest, profiling: ProfileRequ
 
 
 def open_watchdog(config: PretrainConfig, context: ParallelContext, run: RunDirectory) -> Watchdog:
-    """The watchdog of this rank; rank 0's writes the heartbeat once the run directory is there."""
+    """The watchdog of this rank; on rank 0 it writes the heartbeat once the run directory exists."""
 
     def beat(mark: Mark, seconds: float) -> None:
         if run.config.is_file():
@@ -93,7 +93,7 @@ def open_watchdog(config: PretrainConfig, context: ParallelContext, run: RunDire
 
 @contextlib.contextmanager
 def named_failures(watchdog: Watchdog) -> Iterator[None]:
-    """Turn a collective that failed because of another rank into one line that names this rank and its stage.
+    """Turn a collective that failed because of another rank into one line that names that rank and its stage.
 
     Raises:
         MoseError: a collective failed.
@@ -109,7 +109,7 @@ def named_failures(watchdog: Watchdog) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Run:
-    """What the loop works with."""
+    """The objects that the training loop uses."""
 
     config: PretrainConfig
     context: ParallelContext
@@ -124,7 +124,7 @@ class Run:
 def prepare_run_directory(
     config: PretrainConfig, data: RunData, context: ParallelContext, selection: Selection | None = None
 ) -> None:
-    """Write the resolved config, versions, tokenizer, and with what a resumed run goes on otherwise, before any step."""
+    """Write the resolved config, versions, tokenizer, and the changes of a resumed run, before any step."""
     run = RunDirectory(Path(config.output))
     if context.is_main:
         run.create(resume=True)
@@ -145,19 +145,19 @@ def build_engine(config: PretrainConfig, context: ParallelContext, selection: Se
 
 
 def identity_of(config: PretrainConfig, data: RunData, context: ParallelContext) -> dict[str, object]:
-    """What must be the same for a run to continue."""
+    """The values that must be equal for a run to resume."""
     return config_values(config, data.fingerprint, context.layout.world_size)
 
 
 def resume(store: CheckpointStore, engine: Engine, selection: Selection | None) -> Progress:
-    """Continue from the selected checkpoint, or start at step 0."""
+    """Load the selected checkpoint, or start at step 0."""
     return Progress(0, 0, 0) if selection is None else store.load(engine, selection)
 
 
 def batch_plan(
     config: PretrainConfig, special: SpecialTokens, ordinary_ids: TOKENS, data_rank: int, data_ranks: int
 ) -> BatchPlan:
-    """Which rows make a global batch, how they are masked, and which of them are one data rank's."""
+    """Which rows make a global batch, how they are masked, and which of them one data rank computes."""
     shape = ModularStarEncoderConfig(**config.model.hugging_face())
     return BatchPlan(
         seed=config.seed,
@@ -172,15 +172,15 @@ def batch_plan(
         window_rows=config.data.window_rows,
         micro_batch_tokens=config.micro_batch_tokens,
         row_cost=RowCost.of_model(shape, config.data.masking_share),
-        # From stage 2 on, ranks meet in the backward pass of every micro-batch.
+        # From stage 2 on, gradients are reduced in the backward pass of every micro-batch, so ranks need equally many.
         equal_micro_batches=config.parallel.zero_stage >= 2,
     )
 
 
 def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
-    """Steps from `progress` to `max_steps`; validates, saves and reports at their intervals. False if a signal ended it.
+    """Run the steps from `progress` to `max_steps`; validate, save and report at their intervals.
 
-    `after_step` is called at the end of each step.
+    `after_step` is called at the end of each step. Returns False if a signal ended the run.
     """
     config, context, watchdog = run.config, run.context, run.watchdog
     tokenizer, begun = run.data.tokenizer, progress.step
@@ -221,16 +221,16 @@ def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
 
 
 def leave_early(run: Run, progress: Progress, begun: int) -> None:
-    """Save where the run stands, unless that is saved already; every rank calls it after the same step."""
+    """Save a checkpoint after a stop signal, unless this step is saved already; every rank calls it after the same step."""
     if progress.step > begun and not due(progress.step, run.config.intervals.checkpoint_every_steps, run.config.max_steps):
         save(run, progress)
     run.watchdog.enter(STOPPED, step=progress.step)
     if run.context.is_main:
-        print(f"stopped by a signal after step {progress.step}; the same command goes on", file=sys.stderr, flush=True)
+        print(f"stopped by a signal after step {progress.step}; the same command resumes it", file=sys.stderr, flush=True)
 
 
 def look_after(run: Run, before: Progress, after: Progress, result: StepResult, batches: Sequence[MicroBatch]) -> None:
-    """Tell and log a step that went wrong, with its rows; every rank calls it.
+    """Report and log a step that went wrong, with its rows; every rank calls it.
 
     Raises:
         DivergedError: too many steps in a row were skipped.
@@ -253,33 +253,33 @@ def look_after(run: Run, before: Progress, after: Progress, result: StepResult, 
 
 
 def due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every so many steps (0: never but at the end) happens after `step` steps."""
+    """Whether an action with interval `every` (0: only after the last step) is due after `step` steps."""
     return step == last or (every > 0 and step % every == 0)
 
 
 def advance(progress: Progress, result: StepResult, config: PretrainConfig) -> Progress:
-    """Where the run stands after one more step; a skipped one counts, so schedule and position go on as planned."""
+    """The progress after one more step; a skipped step counts, so that schedule and data position stay as planned."""
     rows = progress.consumed_rows + config.batch.global_rows
     health = progress.health.after(result.loss, result.gradient_norm, config.stability)
     return Progress(progress.step + 1, rows, progress.consumed_tokens + result.counts.real_tokens, health)
 
 
 def step_values(result: StepResult, rate: float, config: PretrainConfig, progress: Progress) -> dict[str, float]:
-    """The scalars of one step that do not depend on how fast the machine was; `progress` is where the run stands after it."""
+    """The scalars of one step that do not depend on the machine's speed; `progress` is that after the step."""
     values = {LOSS_TOTAL: result.loss, LEARNING_RATE: rate, GRADIENT_NORM: result.gradient_norm}
     values |= {SKIPPED_STEPS: progress.health.skipped_steps, NORM_OUTLIERS: progress.health.norm_outliers}
     return values | result.exit_metrics(config.model.exit_layers, config.objective)
 
 
 def open_writer(run: Run, progress: Progress) -> contextlib.AbstractContextManager[MetricWriter | None]:
-    """The metric writer of rank 0, nothing elsewhere; later values that a killed run left behind are dropped."""
+    """The metric writer on rank 0, None elsewhere; it drops values of later steps that a killed run left behind."""
     if not run.context.is_main:
         return contextlib.nullcontext()
     return MetricWriter(run.directory, run.config.max_steps, progress.step, progress.consumed_tokens)
 
 
 def stopwatch_of(run: Run) -> Stopwatch:
-    """A stopwatch for this run that compares its ranks; rank 0 says so if the device's peak is not known."""
+    """A stopwatch for this run that compares its ranks; rank 0 reports a device whose peak is not known."""
     context = run.context
     if context.is_main:
         say_unknown_peak(context.device)
@@ -303,7 +303,7 @@ def report_validation(run: Run, writer: MetricWriter | None, progress: Progress,
 
 
 def save(run: Run, progress: Progress) -> None:
-    """Write a checkpoint with its probe, say how long training stood still for it, and remove those that are not kept."""
+    """Write a checkpoint with its probe, report how long training paused for it, and delete old checkpoints."""
     run.watchdog.enter(CHECKPOINT)
     intervals = run.config.intervals
     saved = run.store.save(run.engine, progress, run_probe(run.engine, run.config, run.context))

@@ -77,7 +77,7 @@ def test_run_on_512_gpus_divides_its_rows_and_fits_their_memory(name: str) -> No
     assert estimate_memory(config, layout).total / GIB < 0.8 * 80
     numbers = dict(derived_numbers(config, layout, ()))
     assert numbers["ranks"] == f"512 = {layout.data_ranks} data x {layout.tensor_ranks} tensor, ZeRO 1"
-    total = round(float(numbers["memory a device: total"].split()[0]))
+    total = round(float(numbers["memory per device: total"].split()[0]))
     assert f"{total} GiB a device (estimate)" in CONFIG.with_name(f"mose_1b_512gpu_{name}.yaml").read_text("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a data set holds, so that a reader can check every shard against it before it trusts a token."""
+"""`manifest.json`: the contents of a data set, against which readers check every shard."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole data set; `statistics` carries counts that no reader needs to read a row (drop reasons, fill, languages)."""
+    """A data set; `statistics` holds counts that are not needed to read rows (drop reasons, fill, languages)."""
 
     tokenizer_fingerprint: str
     config_fingerprint: str

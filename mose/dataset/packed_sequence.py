@@ -16,7 +16,7 @@ TOKENS = NDArray[np.unsignedinteger]
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The ids that a packed row is built with; the same five names for every tokenizer."""
+    """The special-token ids of a packed row; the same five names for every tokenizer."""
 
     pad: int
     unk: int
@@ -30,10 +30,10 @@ class SpecialTokens:
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger]:
-    """The narrowest of uint16 and uint32 that holds every id of the vocabulary.
+    """The narrower of uint16 and uint32 that holds every id of the vocabulary.
 
     Raises:
-        MoseError: the vocabulary is larger than either.
+        MoseError: the vocabulary is too large for both.
     """
     if vocabulary_size > 1 << 32:
         raise MoseError(

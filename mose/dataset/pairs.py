@@ -1,4 +1,4 @@
-"""The pairs file: what a text asks for and the code that answers it, as `mose-data pairs` writes and fine-tuning reads it."""
+"""The pairs file of texts and the code that matches them, written by `mose-data pairs` and read by fine-tuning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +18,7 @@ NEVER_EMPTY = ("nl", "code_a")
 
 @dataclass(frozen=True)
 class Pair:
-    """A text, code that does what it says, and maybe the same in a second language."""
+    """A text, code that implements it, and optionally the same code in a second language."""
 
     nl: str
     code_a: str
@@ -75,7 +75,7 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
 
 
 def _is_text(column_type: pa.DataType) -> bool:
-    # A column of nothing but nulls has the type null: an empty code_b written by another tool.
+    # A column of nulls only has the type null: an empty code_b written by another tool.
     return bool(
         pa.types.is_string(column_type)
         or pa.types.is_large_string(column_type)

@@ -1,6 +1,6 @@
-"""The index beside a shard: labels and a checksum of each row, so that rows are dealt without touching their tokens.
+"""The index beside a shard: labels and a checksum per row, so that rows are balanced over ranks without reading their tokens.
 
-An ordinary `.npy` file of `INDEX_DTYPE`, 16 bytes a row.
+An ordinary `.npy` file of `INDEX_DTYPE`, 16 bytes per row.
 
 Letters: R rows, T slots of a row.
 """
@@ -18,19 +18,19 @@ from mose.dataset.shard_format import RowLabels
 from mose.errors import MoseError
 
 INDEX_DTYPE = np.dtype([("num_tokens", "<u4"), ("num_snippets", "<u4"), ("mixed", "<u4"), ("crc32", "<u4")])
-# Where entry 0 lies: numpy leaves room for a row count of any length, so the header of every index is as long as this.
+# Offset of entry 0. numpy leaves room for a row count of any length, so the header of every index has this size.
 INDEX_OFFSET = 192
 
 
 def index_bytes(index_R: NDArray[np.void]) -> bytes:
-    """The file that holds these entries [R] of `INDEX_DTYPE`."""
+    """The bytes of an index file with these entries [R] of `INDEX_DTYPE`."""
     buffer = io.BytesIO()
     np.save(buffer, index_R, allow_pickle=False)
     return buffer.getvalue()
 
 
 def index_header(rows: int) -> bytes:
-    """What stands before the entries in the file of an index of so many rows, `INDEX_OFFSET` bytes."""
+    """The header of an index file of `rows` rows, `INDEX_OFFSET` bytes."""
     buffer = io.BytesIO()
     description = {"descr": np.lib.format.dtype_to_descr(INDEX_DTYPE), "fortran_order": False, "shape": (rows,)}
     np.lib.format.write_array_header_1_0(buffer, description)
@@ -51,13 +51,13 @@ def token_checksums(rows_RT: TOKENS) -> NDArray[np.uint32]:
 
 
 class RowIndex:
-    """The labels and checksums of one shard's rows, mapped into memory."""
+    """The labels and checksums of one shard's rows, as a memory map."""
 
     def __init__(self, path: Path, rows: int):
-        """Map `path`, which should describe `rows` rows.
+        """Map `path`, an index of `rows` rows.
 
         Raises:
-            MoseError: the file is missing, is no index, or describes another number of rows.
+            MoseError: the file is missing, is no index, or has another number of rows.
         """
         self.path = path
         try:
@@ -67,7 +67,7 @@ class RowIndex:
             raise MoseError(f"{path}: no such index, but the manifest lists it") from None
         except (ValueError, OSError) as error:
             raise MoseError(f"{path}: not a readable index of rows: {str(error).splitlines()[0]}") from None
-        # numpy's own reading of the header takes 20 times as long, and a data set has thousands of these files.
+        # Comparing bytes: numpy's parser of the header takes 20 times as long, and a data set has thousands of these files.
         if mapped[:INDEX_OFFSET] != index_header(rows) or len(mapped) != INDEX_OFFSET + rows * INDEX_DTYPE.itemsize:
             raise MoseError(f"{path}: {_difference(path, rows)}")
         self._entries: NDArray[np.void] = np.frombuffer(mapped, INDEX_DTYPE, rows, INDEX_OFFSET)
@@ -88,7 +88,7 @@ class RowIndex:
 
 
 def _difference(path: Path, rows: int) -> str:
-    """What a file is that is not the index of so many rows."""
+    """How a file differs from an index of `rows` rows, in words."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:

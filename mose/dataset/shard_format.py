@@ -1,4 +1,4 @@
-"""Shards: plain webdataset tars in which every record has the same stride, so that row i lies at a computable offset.
+"""Shards: plain webdataset tars in which every record has the same size, so that the offset of row i is computed.
 
 A record is two USTAR members, `<key>.npy` (tokens) and `<key>.json` (mixed, num_tokens, num_snippets), each a 512-byte
 header and its content padded to 512. Any webdataset reader takes the file; `ShardReader` maps it into memory.
@@ -25,14 +25,14 @@ _NUMBER_WIDTH = 6
 _EMPTY_CHECKSUM = b" " * 8
 _CHECKSUM_OFFSET, _CHECKSUM_DIGITS = 148, 6
 _ROW_DIGITS = 9
-# Records made and written at a time: .8 MB of rows of 2,048 tokens, which stay in a processor's cache. Writes of 6 MB took
-# 1.2 to 2.6 ms of the kernel's time a megabyte (ext4, Linux 6.18), writes of 1 MB .24.
+# Records built and written together: .8 MB of rows of 2,048 tokens, which stay in a core's cache. Writes of 6 MB took 1.2 to
+# 2.6 ms of kernel time per megabyte (ext4, Linux 6.18), writes of 1 MB .24.
 _ROWS_A_WRITE = 128
 
 
 @dataclass(frozen=True)
 class RowLabels:
-    """What the `.json` member says of rows [R]: the ICC label, real tokens, snippets."""
+    """The fields of the `.json` members of rows [R]: the ICC label, real tokens, snippets."""
 
     mixed: NDArray[np.int64]
     num_tokens: NDArray[np.int64]
@@ -58,13 +58,13 @@ def _json_member(mixed: int, num_tokens: int, num_snippets: int) -> bytes:
 
 
 def row_key(shard: int, row: int) -> str:
-    """The webdataset key of one row: shard number and row number, of fixed width."""
+    """The webdataset key of one row: shard number and row number, each of fixed width."""
     return f"{shard:06d}-{row:0{_ROW_DIGITS}d}"
 
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """Where things lie in a record of T = `sequence_length` slots of type `dtype`; all sizes in bytes."""
+    """Offsets and sizes, in bytes, of a record of T = `sequence_length` slots of type `dtype`."""
 
     sequence_length: int
     dtype: np.dtype[np.unsignedinteger]
@@ -97,14 +97,14 @@ class RecordLayout:
         return self.json_offset + _padded(len(_json_member(0, 0, 0)))
 
     def file_size(self, rows: int) -> int:
-        """Bytes of a shard of `rows` records: the records and tar's two closing blocks."""
+        """Bytes of a shard of `rows` records: the records and the two zero blocks that end a tar."""
         return rows * self.stride + 2 * BLOCK
 
     def record(self, key: str, row: TOKENS, mixed: int, num_tokens: int, num_snippets: int) -> bytes:
         """The bytes of one record for a row [T].
 
         Raises:
-            MoseError: a token id does not fit the type that the data set's vocabulary asked for.
+            MoseError: a token id does not fit the token type of the data set's vocabulary.
         """
         largest = int(row.max(initial=0))
         if largest > np.iinfo(self.dtype).max:
@@ -119,17 +119,17 @@ class RecordLayout:
 
 
 class Sink(Protocol):
-    """As much of an open file as a writer needs."""
+    """The part of the file interface that a writer needs."""
 
     def write(self, data: Any, /) -> object:
         """Append bytes."""
 
 
 class ShardWriter:
-    """Writes records to an open file; `close()` adds tar's end. The caller owns the file and its atomic publishing."""
+    """Writes records to an open file; `close()` ends the tar. The caller opens, closes and publishes the file."""
 
     def __init__(self, file: Sink, layout: RecordLayout, shard: int, observe: Callable[[Any], object] | None = None):
-        """`observe` sees every byte written, in order (a running checksum)."""
+        """`observe` is called with all bytes written, in order (for a running checksum)."""
         self._file = file
         self._layout = layout
         self._shard = shard
@@ -143,10 +143,10 @@ class ShardWriter:
         self.write_rows(row[None], RowLabels(*(np.array([value]) for value in (mixed, num_tokens, num_snippets))))
 
     def write_rows(self, rows_RT: TOKENS, labels: RowLabels) -> None:
-        """Append rows [R, T] with their labels [R]: the bytes that `RecordLayout.record` gives, made for many rows at a time.
+        """Append rows [R, T] with their labels [R]: the same bytes as `RecordLayout.record`, built for many rows at once.
 
         Raises:
-            MoseError: a token id does not fit the type that the data set's vocabulary asked for.
+            MoseError: a token id does not fit the token type of the data set's vocabulary.
         """
         self._check(rows_RT)
         for start in range(0, len(rows_RT), _ROWS_A_WRITE):
@@ -169,14 +169,14 @@ class ShardWriter:
             self._layout.record(row_key(self._shard, self.rows + place), rows_RT[place], 0, 0, 0)
 
     def _records(self, rows_RT: TOKENS, labels: RowLabels) -> memoryview:
-        """Records as bytes: a block of templates in which tokens, row number, header checksums and labels are filled in."""
+        """Records as bytes: copies of a template in which tokens, row numbers, header checksums and labels are filled in."""
         layout, rows = self._layout, len(rows_RT)
         if len(self._block_RB) < rows:
             self._block_RB = np.tile(np.frombuffer(self._template, dtype=np.uint8), (rows, 1))
         block_RB = self._block_RB[:rows]
         tokens_RT = np.ascontiguousarray(rows_RT, dtype=layout.dtype)
         row_bytes = layout.sequence_length * layout.dtype.itemsize
-        # A row as one element: numpy then copies whole rows.
+        # One element per row, so that numpy copies whole rows.
         stored_R = np.ndarray((rows,), f"V{row_bytes}", block_RB.data, layout.token_offset, (layout.stride,))
         stored_R[:] = tokens_RT.view(f"V{row_bytes}")[:, 0]
         self._number(block_RB)
@@ -191,7 +191,7 @@ class ShardWriter:
         for header in (0, self._layout.json_offset - BLOCK):
             key_end = header + len(row_key(self._shard, 0))
             checksum = header + _CHECKSUM_OFFSET
-            # The template's own checksum is of row 0: nine digits 0.
+            # A header's checksum is the sum of its bytes: take the template's, of row 0, without its nine digits "0".
             base = int(self._template[checksum : checksum + _CHECKSUM_DIGITS], 8) - _ROW_DIGITS * ord("0")
             block_RB[:, key_end - _ROW_DIGITS : key_end] = numbers_RC
             sums_R = base + numbers_RC.sum(axis=1, dtype=np.int64)
@@ -208,7 +208,7 @@ def _columns(labels: RowLabels) -> tuple[NDArray[np.int64], ...]:
 
 
 def _label_fields() -> list[slice]:
-    """Where the three numbers stand in a `.json` member."""
+    """The places of the three numbers in a `.json` member."""
     ends = [place + 1 for place, character in enumerate(_json_member(0, 0, 0)) if character == ord("0")]
     return [slice(end - width, end) for end, width in zip(ends, (1, _NUMBER_WIDTH, _NUMBER_WIDTH), strict=True)]
 
@@ -226,10 +226,10 @@ class ShardReader:
     """Random access to the rows of one shard through a memory map; opening reads one header, not the file."""
 
     def __init__(self, path: Path, layout: RecordLayout, rows: int):
-        """Map `path`, which should hold `rows` records.
+        """Map `path`, a shard of `rows` records.
 
         Raises:
-            MoseError: the file is missing, has another size than its manifest says, or is not one of our shards.
+            MoseError: the file is missing, differs in size from the manifest, or is not one of our shards.
         """
         self.path = path
         self.rows = rows
@@ -250,15 +250,15 @@ class ShardReader:
         """A copy of the tokens of these rows, [R, T]."""
         layout = self._layout
         row_bytes = layout.sequence_length * layout.dtype.itemsize
-        # A row as one element: numpy then copies whole rows, where it would go through a row's tokens one by one.
+        # One element per row, so that numpy copies whole rows instead of single tokens.
         view = np.ndarray((self.rows,), f"V{row_bytes}", self._map, layout.token_offset, (layout.stride,))
         return view[rows].view(layout.dtype).reshape(len(rows), layout.sequence_length)
 
     def labels(self, rows: NDArray[np.int64]) -> RowLabels:
-        """The labels of these rows from their `.json` members; `mose.dataset.row_index` has the same and is faster to read.
+        """The labels of these rows from their `.json` members; `mose.dataset.row_index` holds the same and is faster to read.
 
         Raises:
-            MoseError: a member is not of the fixed form that `RecordLayout.record` writes.
+            MoseError: a member differs from the fixed form that `RecordLayout.record` writes.
         """
         if not len(rows):
             nothing = np.zeros(0, dtype=np.int64)
@@ -268,7 +268,7 @@ class ShardReader:
         return _parse_labels(view[rows], self.path)
 
     def expect_random_access(self) -> None:
-        """Tell the kernel not to read ahead: rows are wanted in shuffled order, and a cold file would be read many times over."""
+        """Tell the kernel not to read ahead: rows are read in shuffled order, and each read ahead would mostly be wasted."""
         if hasattr(mmap, "MADV_RANDOM"):
             self._map.madvise(mmap.MADV_RANDOM)
 
@@ -278,7 +278,7 @@ class ShardReader:
 
 
 def _parse_labels(members_R: NDArray[np.bytes_], path: Path) -> RowLabels:
-    """Read fixed-width members as columns of digits; `json.loads` on each took most of the loader's time."""
+    """Parse fixed-width members as columns of digits; `json.loads` per member took most of the loader's time."""
     form = np.frombuffer(_json_member(0, 0, 0), dtype=np.uint8)
     characters_RC = np.frombuffer(members_R.tobytes(), dtype=np.uint8).reshape(len(members_R), len(form))
     fields = _label_fields()

@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, on disks and object stores."""
+"""Files that appear complete or not at all, on disks and object stores."""

@@ -1,4 +1,8 @@
-"""Files and folders that appear whole or not at all: temporary name, fsync, rename."""
+"""Files and folders that appear complete or not at all: temporary name, fsync, rename.
+
+fsync comes before the rename: otherwise a power cut can leave the new name with no content. The folder is synced after it, since
+the rename itself is an entry of the folder.
+"""
 
 import contextlib
 import hashlib
@@ -19,15 +23,15 @@ _BUFFER_BYTES = 1 << 16
 
 
 def temporary_path(path: Path) -> Path:
-    """The name `path` is written under until it is complete; same folder, so that rename is atomic.
+    """The temporary name of `path` until it is complete; in the same folder, since only there a rename is atomic.
 
-    Two machines that share the folder never share a name.
+    It holds host name and process number, so that machines that share the folder never share a name.
     """
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{TEMPORARY_MARK}")
 
 
 class _NamedFile(io.FileIO):
-    """A file whose errors of writing name the file that it is to become; the system's say only that the disk is full."""
+    """A file whose write errors name the final path; the system's own say only that the disk is full."""
 
     def __init__(self, path: Path, temporary: Path):
         super().__init__(temporary, "wb")
@@ -43,7 +47,7 @@ class _NamedFile(io.FileIO):
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open `path` for writing; it replaces any old file only when the block ends without an error.
+    """Open `path` for writing; the new file replaces an old one only when the block ends without an error.
 
     A path on an object store is written to a local temporary file (in TMPDIR) and uploaded whole.
 
@@ -122,7 +126,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
     sync_file(path)
 
 

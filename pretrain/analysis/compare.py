@@ -19,7 +19,7 @@ from pretrain.parallel.zero import STATE_TAG
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one tensor of two checkpoints is apart; `relative` is of the larger checkpoint's largest value."""
+    """The largest difference of one tensor in two checkpoints; `relative` divides it by the larger of their largest values."""
 
     name: str
     largest: float
@@ -38,7 +38,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether nothing differs."""
+        """Whether no tensor differs or is missing."""
         return not (self.differing or self.only_first or self.only_second)
 
 
@@ -99,7 +99,7 @@ def _difference(name: str, a: Tensor, b: Tensor) -> Difference | None:
     a, b = a.flatten().double(), b.flatten().double()
     if torch.equal(a, b):
         return None
-    # NaN compares unequal to everything: where both have one they agree, where one has it the difference is infinite.
+    # NaN compares unequal to everything. Where both values are NaN they count as equal, where one is, the difference is infinite.
     both = torch.isnan(a) & torch.isnan(b)
     apart = torch.where(both, 0.0, (a - b).abs()).nan_to_num(nan=float("inf"), posinf=float("inf"))
     largest = float(apart.max())

@@ -1,4 +1,4 @@
-"""Numbers that follow from a config alone: parameters, tokens a step, epochs, memory a device; allocates nothing."""
+"""Numbers that follow from a config alone: parameters, tokens per step, epochs, memory per device; allocates nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pretrain.config.run import Layout, PretrainConfig
 from pretrain.storage.run_data import Source
 
 GIB = 1 << 30
-# AdamW's two moments and a master copy, each float32; ZeRO cuts all three over data ranks from stage 1 on.
+# AdamW's two moments and a master copy, each float32; ZeRO partitions all three over data ranks from stage 1 on.
 OPTIMIZER_BYTES = 12
 
 
@@ -35,10 +35,10 @@ def shape_of(config: PretrainConfig) -> ModularStarEncoderConfig:
 
 
 def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
-    """Bytes a device needs.
+    """Bytes that a device needs.
 
     Logits: masked tokens x vocabulary of one exit at a time, with their gradients, both also in float32, and with distillation
-    the teacher's in float32. Fragmentation and communication buffers come on top: allow 10-20 %.
+    the teacher's in float32. Fragmentation and communication buffers are not included: allow 10-20 % more.
     """
     shape, stage, tensor, data = shape_of(config), config.parallel.zero_stage, layout.tensor_ranks, layout.data_ranks
     size = 2 if config.parallel.precision == "bf16" else 4
@@ -56,12 +56,12 @@ def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
 
 
 def activation_numbers(config: PretrainConfig, tensor_ranks: int) -> float:
-    """Numbers that a device keeps for the backward pass of each token of a micro-batch, in all layers.
+    """Values that a device keeps for the backward pass per token of a micro-batch, in all layers.
 
     One layer keeps about 8 D + 4 KV + 2 F: inputs and outputs of both norms and what the second half adds to (5 D, which
     tensor parallelism does not divide); queries, keys and values before and after rotation, the attention output and both
-    feed-forward states, which it does. Sequence parallelism divides the rest, too, but the two norm outputs, which are
-    gathered. Selective checkpointing keeps one feed-forward state; full keeps a layer's input, and one layer at a time.
+    feed-forward states, which it does. Sequence parallelism divides the rest, except the two norm outputs, which are gathered.
+    Selective checkpointing keeps one feed-forward state; full keeps each layer's input, and all values of one layer at a time.
     """
     shape, parallel = shape_of(config), config.parallel
     width, feed_forward = shape.hidden_size, shape.intermediate_size
@@ -76,7 +76,7 @@ def activation_numbers(config: PretrainConfig, tensor_ranks: int) -> float:
 
 
 def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[Source]) -> list[tuple[str, str]]:
-    """Label and value of everything `--dry-run` prints; data-set lines only where data sets are at hand."""
+    """Label and value of every line of `--dry-run`; lines about data only where `sources` are given."""
     shape, batch, memory = shape_of(config), config.batch, estimate_memory(config, layout)
     deepest, length = config.model.exit_layers[-1], config.model.max_length
     encoder, heads = encoder_parameters(shape, deepest), head_parameters(shape)
@@ -95,33 +95,33 @@ def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[So
             "ranks",
             f"{layout.world_size} = {layout.data_ranks} data x {layout.tensor_ranks} tensor, ZeRO {config.parallel.zero_stage}",
         ),
-        ("token slots a step", f"{slots:,} ({batch.global_rows:,} rows x {length:,})"),
+        ("token slots per step", f"{slots:,} ({batch.global_rows:,} rows x {length:,})"),
         (
             "accumulation steps",
-            f"{layout.micro_batches} micro-batches of {config.micro_batch_tokens:,} tokens a data rank, fewer of short rows",
+            f"{layout.micro_batches} micro-batches of {config.micro_batch_tokens:,} tokens per data rank, fewer of short rows",
         ),
         (
             "exit weights",
             ", ".join(f"{layer}: {weight:.3f}" for layer, weight in zip(config.model.exit_layers, weights, strict=True)),
         ),
         ("steps", f"{config.max_steps:,} = {config.max_steps * slots / 1e12:.3f}T slots"),
-        ("forward and backward", f"{3 * flops_per_row(shape, deepest, length) / length / 1e9:.2f} GFLOP a token in the encoder"),
+        ("forward and backward", f"{3 * flops_per_row(shape, deepest, length) / length / 1e9:.2f} GFLOP per token in the encoder"),
     ]
     lines += _data_numbers(config, sources)
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "total")
-    return lines + [(f"memory a device: {name}", f"{getattr(memory, name) / GIB:.2f} GiB (estimate)") for name in parts]
+    return lines + [(f"memory per device: {name}", f"{getattr(memory, name) / GIB:.2f} GiB (estimate)") for name in parts]
 
 
 def _data_numbers(config: PretrainConfig, sources: Sequence[Source]) -> list[tuple[str, str]]:
-    """Rows of each data set, and how often the run goes through it."""
+    """Rows of each data set, and the number of epochs over it."""
     split, total, lines = config.data.split, sum(source.weight for source in sources), []
     for source in sources:
         share = source.weight / total
-        name, told = (f" {source.name}", f", {share:.1%} of the run's rows") if config.data.mixture else ("", "")
+        name, note = (f" {source.name}", f", {share:.1%} of the run's rows") if config.data.mixture else ("", "")
         rows, step_rows = source.manifest.rows(split), config.batch.global_rows * share
         epochs = config.max_steps * step_rows / max(rows, 1)
         lines += [
-            (f"data set{name}", f"{rows:,} rows, {source.manifest.tokens(split):,} real tokens{told}"),
-            (f"steps an epoch{name}", f"{rows / step_rows:,.1f} ({epochs:.2f} epochs in all)"),
+            (f"data set{name}", f"{rows:,} rows, {source.manifest.tokens(split):,} real tokens{note}"),
+            (f"steps per epoch{name}", f"{rows / step_rows:,.1f} ({epochs:.2f} epochs in all)"),
         ]
     return lines

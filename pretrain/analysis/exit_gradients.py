@@ -1,4 +1,4 @@
-"""What each exit's loss asks of the shared trunk: its gradient's norm on every block, and how far exits agree.
+"""The gradient of each exit's loss on the shared trunk: its norm per block, and the cosines between exits.
 
 The gradients of all exits on the whole trunk never exist at once: from the last block to the first, a block's forward pass is
 repeated and each exit's gradient sent through it alone, so that one block's gradients are in memory.
@@ -37,7 +37,7 @@ class ExitGradients:
 
     @property
     def norms_EP(self) -> FLOATS:
-        """Norm of each exit's gradient on each block; 0 where the exit lies below it."""
+        """Norm of each exit's gradient on each block; 0 for blocks above the exit."""
         norms: FLOATS = np.sqrt(np.einsum("pee->ep", self.products_PEE))
         return norms
 
@@ -49,7 +49,7 @@ class ExitGradients:
 
     @property
     def cosines_EE(self) -> FLOATS:
-        """Cosine of each pair of exits on the blocks that both reach, which are those below the shallower one."""
+        """Cosine of each pair of exits on the blocks that both use, which are those below the shallower one."""
         reached_PE = np.einsum("pee->pe", self.products_PEE) > 0
         shared_PEE = reached_PE[:, :, None] & reached_PE[:, None, :]
         squares_PE = np.einsum("pee->pe", self.products_PEE)
@@ -58,7 +58,7 @@ class ExitGradients:
 
     @property
     def cosines_PEE(self) -> FLOATS:
-        """Cosine of each pair of exits on each block; NaN where one of them lies below it."""
+        """Cosine of each pair of exits on each block; NaN for blocks above one of them."""
         norms_PE = self.norms_EP.T
         return _divided(self.products_PEE, norms_PE[:, :, None] * norms_PE[:, None, :])
 
@@ -68,7 +68,7 @@ def _divided(values: FLOATS, by: FLOATS) -> FLOATS:
 
 
 class _GivenStates(nn.Module):
-    """Stands in for the trunk, so that the model's own loss is taken of states that are leaves of the graph."""
+    """Stands in for the trunk, so that the model's own loss is computed from states that are leaves of the graph."""
 
     def __init__(self, states: list[Tensor]):
         super().__init__()
@@ -80,12 +80,12 @@ class _GivenStates(nn.Module):
 
 @dataclass(frozen=True)
 class _Block:
-    """A part of the trunk that can be run again by itself."""
+    """A part of the trunk that can be recomputed alone."""
 
     name: str
     module: nn.Module
     inputs: tuple[Any, ...]
-    """What the trunk called it with; the first is the state [N, D] (of the embedding: the token ids)."""
+    """The arguments of its call in the trunk; the first is the state [N, D] (for the embedding: the token ids)."""
 
 
 def exit_gradients(model: TrainingModel, batch: MicroBatch, exit_layers: Sequence[int]) -> ExitGradients:
@@ -110,7 +110,7 @@ def exit_gradients(model: TrainingModel, batch: MicroBatch, exit_layers: Sequenc
 
 
 def _top_blocks(blocks: Sequence[_Block], exit_layers: Sequence[int]) -> list[int]:
-    """Number of the last block below each exit: its layer, of the deepest exit the norm where there is one."""
+    """Index of the last block below each exit: its layer, or for the deepest exit the norm, where there is one."""
     tops = list(exit_layers)  # the embedding is block 0, so a layer's number is its block's
     tops[-1] = len(blocks) - 1
     return tops
@@ -118,7 +118,7 @@ def _top_blocks(blocks: Sequence[_Block], exit_layers: Sequence[int]) -> list[in
 
 @torch.no_grad()
 def _recorded_trunk(model: TrainingModel, batch: MicroBatch) -> tuple[list[_Block], list[Tensor]]:
-    """Run the trunk once; its blocks with what each was called with, and the exits' states."""
+    """Run the trunk once; returns its blocks with the arguments of each call, and the exits' states."""
     trunk: Any = model.starEncoder2
     named = [(EMBEDDING, trunk.embed_tokens), *((str(number), layer) for number, layer in enumerate(trunk.layers, start=1))]
     if any(True for _ in trunk.norm.parameters()):
@@ -136,7 +136,7 @@ def _recorded_trunk(model: TrainingModel, batch: MicroBatch) -> tuple[list[_Bloc
 
 
 def _gradients_of_states(model: TrainingModel, batch: MicroBatch, states: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """The gradient of the loss on each exit's state [N, D], and the sums [E, 4]: a state enters its own exit's loss only."""
+    """The gradient of the loss on each exit's state [N, D], and the sums [E, 4]; a state enters only its own exit's loss."""
     leaves = [state.detach().requires_grad_() for state in states]
     trunk = model.starEncoder2
     model.starEncoder2 = _GivenStates(leaves)  # type: ignore[assignment]
@@ -148,7 +148,7 @@ def _gradients_of_states(model: TrainingModel, batch: MicroBatch, states: Sequen
 
 
 def _through(block: _Block, flowing: dict[int, Tensor], num_exits: int) -> tuple[FLOATS, dict[int, Tensor]]:
-    """Send each exit's gradient through a block: products [E, E] on its parameters, and the gradients on its input."""
+    """Back-propagate each exit's gradient through a block: products [E, E] on its parameters, and the gradients on its input."""
     parameters = list(block.module.parameters())
     first, *others = block.inputs
     leaves = parameters

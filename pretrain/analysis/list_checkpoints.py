@@ -1,4 +1,4 @@
-"""What a run directory holds: each checkpoint with its layout, its bytes, its loss, and whether it is whole."""
+"""The checkpoints of a run directory, each with its layout, size and loss, and whether it is damaged."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ LOSS_TOTAL = "loss/total"
 
 @dataclass(frozen=True)
 class Listed:
-    """One line about one checkpoint; `fault` is None where nothing was found, `loss` where the step was not logged."""
+    """One checkpoint of the list; `fault` is None if it is complete, `loss` is None if the step was not logged."""
 
     name: str
     step: int

@@ -1,4 +1,4 @@
-"""Which rows a step of a run is made of: computed from seed and position, so that any step can be asked for, also a future one.
+"""The rows of a step of a run: computed from seed and position, hence for any step, a future one included.
 
 Letters: G rows of the global batch.
 """
@@ -20,13 +20,13 @@ from pretrain.config.run import PretrainConfig
 from pretrain.data.mixture import Mixture
 from pretrain.storage.run_data import Source, sources_of
 
-# A change of one of these in the middle of a run gives earlier steps other rows than the config that stands there now.
+# If one of these was changed in the middle of a run, the present config gives wrong rows for earlier steps.
 _ORDER_FIELDS = ("seed", "batch.global_rows", "data.block_rows", "data.window_rows", "data.fingerprint", "data.split")
 
 
 @dataclass(frozen=True)
 class SourceRows:
-    """The rows that a step takes from one data set, in the order of the run; `epochs_G` tells which pass over it that is."""
+    """The rows that a step takes from one data set, in the order of the run, with the epoch of each."""
 
     source: Source
     split: str
@@ -35,11 +35,11 @@ class SourceRows:
 
 
 def rows_of_step(run_folder: Path, step: int) -> tuple[SourceRows, ...]:
-    """The rows of the step after which `step` steps are done (the number in metrics and skipped.jsonl), by source.
+    """The rows of step number `step` (counted from 1, as in metrics and skipped.jsonl), by source.
 
     Raises:
-        MoseError: `run_folder` is no run directory, there is no such step, its data set is gone, or the run's order of rows
-            was changed on the way.
+        MoseError: `run_folder` is no run directory, there is no such step, its data set is missing, or the run's order of rows
+            was changed during the run.
     """
     run = RunDirectory(run_folder)
     if not run.config.is_file():
@@ -65,12 +65,12 @@ def _check_order_is_one(changes: Path) -> None:
     for change in map(json.loads, lines):
         name = change["field"]
         if name in _ORDER_FIELDS or name.startswith("data.mixture"):
-            told = f"{changes}: {name} was {change['was']} until step {change['step']} and is {change['now']} since"
-            raise MoseError(f"{told}; expected a run whose order of rows was never changed")
+            change_line = f"{changes}: {name} was {change['was']} until step {change['step']} and is {change['now']} since"
+            raise MoseError(f"{change_line}; expected a run whose order of rows was never changed")
 
 
 def row_list(part: SourceRows, step: int) -> list[str]:
-    """Lines that `mose-data lineage DATASET --rows FILE` reads: a row number each, and as a comment where that row lies."""
+    """Lines for `mose-data lineage DATASET --rows FILE`: one row number each, with the row's place as a comment."""
     dataset = shlex.quote(str(part.source.dataset))
     head = f"# step {step}: {len(part.rows_G)} rows of {part.source.dataset}, split {part.split}, in the order of the run"
     command = f"# mose-data lineage {dataset} --split {part.split} --rows THIS_FILE"
@@ -80,7 +80,7 @@ def row_list(part: SourceRows, step: int) -> list[str]:
 
 
 def _shards(manifest: Manifest, split: str, rows_G: INT64_ARRAY) -> list[tuple[str, int]]:
-    """The shard's path and the place in it of each row."""
+    """The shard's path and the place in the shard of each row."""
     shards = manifest.shards(split)
     firsts = np.cumsum([0, *(shard.rows for shard in shards)])
     numbers = np.searchsorted(firsts, rows_G, side="right") - 1

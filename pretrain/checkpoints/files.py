@@ -1,4 +1,4 @@
-"""The files of a training checkpoint: names, manifest, and whether every byte is as it was written. No engine is needed."""
+"""The files of a training checkpoint: names, manifest, and verification by size and checksum; needs no engine."""
 
 import json
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ ABANDONED_MARK = "abandoned-"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's folder name, `step-000100` or one that was set aside, `damaged-step-000100`."""
+    """The step in a checkpoint's folder name: `step-000100`, or `damaged-step-000100` of one that was set aside."""
     return int(checkpoint.name.rpartition("step-")[2])
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first, whole or not; temporary ones and those set aside are left out."""
+    """The checkpoints of a run, oldest first, damaged ones included; without temporary ones and those set aside."""
     found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal() and path.is_dir()]
     return sorted(found, key=step_of)
 
@@ -43,7 +43,7 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
     """Read a checkpoint's manifest: `progress`, `identity`, `files` (SHA-256 by name) and `sizes` (bytes by name).
 
     Raises:
-        MoseError: there is none, so the folder is no complete checkpoint, or it is not whole.
+        MoseError: there is none, so the checkpoint is incomplete, or the manifest is damaged.
     """
     path = checkpoint / MANIFEST_NAME
     try:
@@ -61,7 +61,7 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def first_fault(checkpoint: Path, manifest: dict[str, Any], names: Iterable[str], checksums: bool = True) -> str | None:
-    """What is wrong with the first bad file among `names`, or None; without `checksums` only sizes are compared."""
+    """The fault of the first bad file among `names`, or None; without `checksums` only sizes are compared."""
     for name in names:
         path, size = checkpoint / name, manifest["sizes"].get(name)
         if not path.is_file():

@@ -1,8 +1,11 @@
 """The float32 master weights of a DeepSpeed checkpoint of any layout, one whole parameter at a time.
 
-DeepSpeed's own conversion rewrites Adam's moments, too (three times the bytes) and holds whole partitions in memory. Here
-the optimiser files are only indexed; a parameter's pieces are then read from their places in them. Nothing is unpickled but
-tensors and three plain classes of DeepSpeed's, for which stand-ins are used.
+Why not DeepSpeed's universal conversion: it also rewrites Adam's moments (three times the bytes) and holds whole partitions in
+memory. ZeRO flattens the parameters of a tensor rank and cuts the flat vector
+into one partition per data rank, so a parameter is a few consecutive ranges in a few files. Here these files are only indexed:
+each is loaded without its values, which gives shapes, offsets and the place of every tensor in the file; a parameter is then
+read from its ranges, and one parameter is in memory at a time. Nothing is unpickled but tensors and three plain classes of
+DeepSpeed, for which stand-ins are used.
 """
 
 import enum
@@ -22,7 +25,7 @@ from mose.checkpoint.safetensors_file import read_into
 from mose.errors import MoseError
 from mose.model.sharding import sharding_of
 
-# DeepSpeed's names (runtime/engine.py, 0.19): data rank, then tensor rank; stage 3 has a model file for each data rank.
+# DeepSpeed's file names (runtime/engine.py, 0.19): data rank, then tensor rank; stage 3 has a model file per data rank.
 ShapeGroups = list[dict[str, tuple[int, ...]]]
 OPTIMIZER_FILE = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 
@@ -35,7 +38,7 @@ class FragmentAddress:
 
 
 class LossScaler:
-    """Stands in for DeepSpeed's loss scaler, which is not used."""
+    """Stands in for DeepSpeed's loss scaler, which is ignored."""
 
 
 class ZeroStage(enum.IntEnum):
@@ -48,10 +51,10 @@ class ZeroStage(enum.IntEnum):
 
 
 def stage_named(kind: type, name: str) -> ZeroStage:
-    """Stands in for `getattr`, by which Python 3.11.2 pickles a member of an enumeration; gives nothing but members of ours.
+    """Stands in for `getattr`, by which Python 3.11.2 pickles an enumeration member; returns members of `ZeroStage` only.
 
     Raises:
-        UnpicklingError: something else is asked of it.
+        UnpicklingError: any other object or name is requested.
     """
     if kind is not ZeroStage or name not in ZeroStage.__members__:
         raise pickle.UnpicklingError(f"getattr of {name!r}, expected a ZeRO stage")
@@ -82,10 +85,10 @@ class MergedWeights:
         """Index the optimiser files of all ranks; no weights are read.
 
         Raises:
-            MoseError: a rank's file is missing or broken, or the files are of a layout that is not known.
+            MoseError: a rank's file is missing or damaged, or the files have an unknown layout.
         """
         self._folder = folder
-        # Of each parameter and tensor rank: its pieces in order of the data ranks, and the shape of its slice.
+        # Per parameter and tensor rank: its pieces in the order of the data ranks, and the shape of its slice.
         self._pieces: dict[str, dict[int, list[Piece]]] = defaultdict(lambda: defaultdict(list))
         self._shapes: dict[str, dict[int, tuple[int, ...]]] = defaultdict(dict)
         files = self._files()
@@ -137,7 +140,7 @@ class MergedWeights:
         return values.reshape(shape)
 
     def _files(self) -> dict[tuple[int, int], Path]:
-        """Optimiser files by (tensor rank, data rank); the grid has no holes."""
+        """Optimiser files by (tensor rank, data rank); the grid is checked to be complete."""
         found = {}
         for path in self._folder.glob("*_optim_states.pt"):
             if match := OPTIMIZER_FILE.fullmatch(path.name):
@@ -152,7 +155,7 @@ class MergedWeights:
         return found
 
     def _shape_groups(self, tensor_rank: int) -> ShapeGroups:
-        """Shapes of a tensor rank's slices by name, in the optimiser's groups; stage 3 writes them once a data rank."""
+        """Shapes of a tensor rank's slices by name, per optimiser group; stage 3 writes them once per data rank."""
         names = (f"mp_rank_{tensor_rank:02d}_model_states.pt", f"zero_pp_rank_0_mp_rank_{tensor_rank:02d}_model_states.pt")
         path = next((self._folder / name for name in names if (self._folder / name).is_file()), self._folder / names[0])
         groups = _load_without_values(path).get("param_shapes")
@@ -168,7 +171,7 @@ def _pieces_of(path: Path, groups: ShapeGroups, data_rank: int, data_ranks: int)
             for name, fragment in fragments.items():
                 yield name, _piece(path, flat, fragment.start, fragment.numel)
     elif "fp32_flat_groups" in state:
-        # Stage 3 cuts each parameter into equal parts, the last ones padded, and lines them up in the order of the shapes.
+        # Stage 3 cuts each parameter into equal parts, the last ones padded, and concatenates them in the order of the shapes.
         for flat, group in zip(state["fp32_flat_groups"], groups, strict=True):
             start = 0
             for name, shape in group.items():
@@ -187,7 +190,7 @@ def _piece(path: Path, flat: Tensor, start: int, num_values: int) -> Piece:
 
 
 def _load_without_values(path: Path) -> dict[str, Any]:
-    """The structure of a torch file: its tensors have no values, but know where in the file these lie."""
+    """The contents of a torch file with tensors on the meta device: without values, but with their offsets in the file."""
     try:
         with torch.serialization.safe_globals(STAND_INS):
             values = torch.load(path, map_location="meta", weights_only=True)

@@ -13,7 +13,7 @@ PROBE_LENGTHS = (48, 17)
 
 
 def probe_batch(vocabulary_size: int, max_length: int) -> MicroBatch:
-    """Two rows of made-up tokens, unpadded, nothing masked; the same for every run with this vocabulary."""
+    """Two rows of random tokens, unpadded, nothing masked; the same for every run with this vocabulary."""
     lengths = [min(length, max_length) for length in PROBE_LENGTHS]
     ids = generator("probe", vocabulary_size).integers(0, vocabulary_size, sum(lengths))
     positions = torch.cat([torch.arange(length) for length in lengths])

@@ -1,4 +1,4 @@
-"""The state of a run that is not in the engine: its position, and how its steps went; saved with checkpoints."""
+"""The state of a run outside the engine: its position, and statistics of its steps; saved with checkpoints."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -11,30 +11,33 @@ LOSS_OUTLIER = "loss outlier"
 LOSS_NOT_FINITE = "loss not finite"
 GRADIENT_NOT_FINITE = "gradient not finite"
 NORM_OUTLIER = "norm outlier"
-# A run whose loss hardly moves has a deviation near 0, and rounding would then be an outlier: the deviation counts as at
-# least this share of the mean.
+# Lower bound of the deviation, as a share of the mean: where the loss hardly changes, the deviation is near 0 and rounding would
+# count as an outlier.
 LEAST_DEVIATION = 1e-3
 
 
 class DivergedError(MoseError):
-    """Too many steps in a row were skipped; the last checkpoint stays."""
+    """Too many steps in a row were skipped; the last checkpoint is kept."""
 
 
 @dataclass(frozen=True)
 class Trend:
-    """Mean and variance of the values seen: of all alike while they are fewer than the horizon, then exponentially weighted."""
+    """Running mean and variance: of all values equally while they are fewer than the horizon, then exponentially weighted.
+
+    Equal weights at first, since exponential ones would let the first value dominate most of the first horizon.
+    """
 
     count: int = 0
     mean: float = 0.0
     variance: float = 0.0
 
     def after(self, value: float, horizon: int) -> "Trend":
-        """The trend with one more value, which weighs 1 / `horizon` in the long run; one that is not finite changes nothing."""
+        """The trend after one more value, of weight 1 / `horizon` in the long run; a value that is not finite is ignored."""
         if not math.isfinite(value):
             return self
         weight = 1.0 / min(self.count + 1, horizon)
-        apart = value - self.mean
-        return Trend(self.count + 1, self.mean + weight * apart, (1.0 - weight) * (self.variance + weight * apart * apart))
+        offset = value - self.mean
+        return Trend(self.count + 1, self.mean + weight * offset, (1.0 - weight) * (self.variance + weight * offset * offset))
 
     @property
     def deviation(self) -> float:
@@ -44,7 +47,7 @@ class Trend:
     def limit(self, sigmas: float, warmup: int) -> float:
         """The largest value that is not an outlier: `sigmas` deviations above the mean.
 
-        Infinite before `warmup` values were seen, and where `sigmas` is 0, which switches the test off.
+        Infinite before `warmup` values, and where `sigmas` is 0, which switches the test off.
         """
         if sigmas == 0 or self.count < warmup:
             return math.inf
@@ -53,7 +56,7 @@ class Trend:
 
 @dataclass(frozen=True)
 class Health:
-    """State after some steps; skipped steps are counted and change no trend."""
+    """Statistics of the steps so far; skipped steps are counted, and their values enter no trend."""
 
     loss: Trend = field(default_factory=Trend)
     norm: Trend = field(default_factory=Trend)
@@ -67,11 +70,11 @@ class Health:
         return cls(**{**values, "loss": Trend(**values["loss"]), "norm": Trend(**values["norm"])})
 
     def loss_limit(self, config: StabilityConfig) -> float:
-        """The largest total loss with which the next step is done."""
+        """The largest total loss with which the next step is applied; above it, the step is skipped."""
         return self.loss.limit(config.loss_outlier_sigmas, config.warmup_steps)
 
     def after(self, loss: float, norm: float, config: StabilityConfig) -> "Health":
-        """The state after one more step; a step was skipped where `norm` is not finite."""
+        """The statistics after one more step; a `norm` that is not finite marks a skipped step."""
         if not math.isfinite(norm):
             return replace(self, skipped_steps=self.skipped_steps + 1, skipped_in_a_row=self.skipped_in_a_row + 1)
         return replace(
@@ -87,7 +90,7 @@ class Health:
         return self.norm.limit(config.norm_outlier_sigmas, config.warmup_steps)
 
     def reason(self, loss: float, norm: float, config: StabilityConfig) -> str:
-        """What was wrong with a step that came after this state; empty where nothing was. All but a norm outlier are skipped."""
+        """The fault of the step after this state, or an empty string; all faults but a norm outlier mean that it was skipped."""
         if math.isfinite(norm):
             return NORM_OUTLIER if norm > self.norm_limit(config) else ""
         if not math.isfinite(loss):
@@ -97,7 +100,7 @@ class Health:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands."""
+    """The position of a run: finished steps, consumed rows and tokens, and the statistics of its steps."""
 
     step: int
     consumed_rows: int
@@ -106,6 +109,6 @@ class Progress:
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "Progress":
-        """What a manifest holds; one that was written before steps were watched has no `health`."""
+        """The progress in a manifest; manifests of early versions have no `health`."""
         health = values.get("health")
         return cls(**{**values, "health": Health() if health is None else Health.from_plain(health)})

@@ -1,4 +1,8 @@
-"""Writes and resumes a run's checkpoints: temporary name, checksums, rename; `latest` points only at whole ones."""
+"""Writes and resumes a run's checkpoints: temporary name, checksums, rename; `latest` points only at complete ones.
+
+The rename makes a checkpoint appear complete or not at all, so that a run killed at any moment can resume; checksums detect
+what a disk or a copy has damaged since.
+"""
 
 import contextlib
 import json
@@ -42,7 +46,7 @@ AUTO, NEVER = "auto", "never"
 
 @dataclass(frozen=True)
 class ResumeRequest:
-    """What the user asked for: the newest whole checkpoint, none, or that of one step; and which fields may differ."""
+    """The request of the user: the newest complete checkpoint, none, or that of a step; and which fields may differ."""
 
     mode: str = AUTO
     allowed: tuple[str, ...] = ()
@@ -53,7 +57,7 @@ class ResumeRequest:
 
     @property
     def step(self) -> int | None:
-        """The step that was asked for, if one was."""
+        """The requested step, if any."""
         return int(self.mode) if self.mode.isdecimal() else None
 
 
@@ -75,7 +79,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint as it was written: how much, and how long training stood still for it."""
+    """A written checkpoint: its size, and how long training paused for it."""
 
     path: Path
     num_bytes: int
@@ -95,13 +99,13 @@ class CheckpointStore:
         self._identity = identity
 
     def save(self, engine: "Engine", progress: Progress, probe: dict[str, torch.Tensor] | None = None) -> Saved:
-        """Write one checkpoint; every rank calls it, and it is complete on every rank's disk view when this returns.
+        """Write one checkpoint; every rank calls it, and every rank sees it complete when this returns.
 
         `probe` (rank 0's) holds inputs and states of the live model, against which an export is compared.
 
         Raises:
-            MoseError: it could not be written (disk full, no permission); the last one stands, and the next start removes
-                what is left of this one.
+            MoseError: it could not be written (disk full, no permission); the previous one is kept, and the next start removes
+                the incomplete one.
         """
         began = time.perf_counter()
         final = self._folder / checkpoint_name(progress.step)
@@ -128,8 +132,8 @@ class CheckpointStore:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            # torch raises RuntimeError where Python raises OSError. Only rank 0 removes what there is: ranks that still write
-            # would else fail for another reason and say that one first.
+            # torch raises RuntimeError where Python raises OSError. Only rank 0 removes the folder: if each rank did, ranks that
+            # still write would fail because it is gone, and report that instead of the cause.
             if self._context.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
             reason = _first_reason(error)
@@ -139,7 +143,7 @@ class CheckpointStore:
             raise MoseError(f"{final}: could not be written: {reason} ({free:.2f} GB of disk are free); {kept}") from error
 
     def _described(self, folder: Path) -> tuple[dict[str, str], dict[str, int]]:
-        """SHA-256 and bytes of every file below `folder`, which is flushed to disk first; the ranks share the work."""
+        """SHA-256 and size of every file below `folder`, each flushed to disk first; the ranks divide the files among them."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         parts = sum(path.name.endswith("_optim_states.pt") for path in paths)
         ranks = self._context.layout.world_size
@@ -167,7 +171,7 @@ class CheckpointStore:
         write_text(self._folder / LATEST_NAME, checkpoint.name + "\n")
 
     def prune(self, keep_last: int, permanent_every: int) -> None:
-        """Remove all but the newest `keep_last` checkpoints and those at multiples of `permanent_every` (0: none)."""
+        """Delete all but the newest `keep_last` checkpoints and those at multiples of `permanent_every` (0: none)."""
         if not self._context.is_main:
             return
         for checkpoint in checkpoint_folders(self._folder)[:-keep_last]:
@@ -177,11 +181,11 @@ class CheckpointStore:
     def select(self, request: ResumeRequest) -> Selection | None:
         """The checkpoint to resume from, with every byte checked; None where the run has none yet. Every rank calls it.
 
-        A damaged newest one is told and the one before is taken, unless the user named the step.
+        If the newest one is damaged, a warning is printed and the one before is taken, unless the user named the step.
 
         Raises:
-            MoseError: the step asked for is not there or damaged, no checkpoint is whole, or the whole one belongs to another
-                config, data set or layout that cannot be changed to this run's.
+            MoseError: the requested step is missing or damaged, every checkpoint is damaged, or the checkpoint belongs to
+                another config, data set or layout that cannot be converted to this run's.
         """
         names = self._candidates(request)
         damaged: list[str] = []
@@ -203,7 +207,7 @@ class CheckpointStore:
 
     def _candidates(self, request: ResumeRequest) -> list[str]:
         names = [path.name for path in reversed(checkpoint_folders(self._folder))]
-        # One view for all: a shared disk may show a folder to one rank and not yet to another.
+        # Rank 0's list for all: a shared file system may show a new folder to one rank and not yet to another.
         names = list(self._gather(names)[0])
         if request.step is None:
             return names
@@ -214,7 +218,7 @@ class CheckpointStore:
         return [wanted]
 
     def _checked(self, checkpoint: Path) -> tuple[dict[str, Any], str | None]:
-        """The manifest and the first fault that any rank found in its share of the files."""
+        """The manifest, and the first fault that any rank found in its share of the files."""
         manifest: dict[str, Any] = {}
         try:
             manifest = read_checkpoint_manifest(checkpoint)
@@ -224,13 +228,14 @@ class CheckpointStore:
         return manifest, next((found for found in self._gather(fault) if found), None)
 
     def load(self, engine: "Engine", selection: Selection) -> Progress:
-        """Read a selected checkpoint into an engine; every rank calls it. Newer checkpoints are set aside under another name.
+        """Load a selected checkpoint into an engine; every rank calls it. Newer checkpoints are renamed out of the way.
 
-        Where the layout differs, rank 0 first merges the parts by DeepSpeed's universal format into a temporary folder
-        beside the checkpoint; one that a killed run left is made anew.
+        A checkpoint of the same layout is loaded as it is, which is fast. For another layout, rank 0 first converts it to
+        DeepSpeed's universal format (whole parameters, from which any layout can be cut) in a temporary folder beside it; a
+        folder that a killed run left there is replaced.
 
         Raises:
-            MoseError: DeepSpeed could not merge the parts.
+            MoseError: DeepSpeed failed to convert it.
         """
         if not selection.converts:
             engine.load(selection.checkpoint)
@@ -248,7 +253,7 @@ class CheckpointStore:
         return selection.progress
 
     def _take_over(self, selection: Selection) -> None:
-        """Make the selected checkpoint the newest: what is newer is damaged or belongs to a course that this run leaves."""
+        """Make the selected checkpoint the newest: rename newer ones, which are damaged or belong to an abandoned course."""
         for checkpoint in checkpoint_folders(self._folder):
             if step_of(checkpoint) > selection.progress.step:
                 mark = DAMAGED_MARK if checkpoint.name in selection.damaged else ABANDONED_MARK
@@ -276,7 +281,7 @@ class CheckpointStore:
             self._context.barrier()
 
     def _on_main(self, work: Callable[[], None]) -> None:
-        """Do something on rank 0 while the others wait; what went wrong there is raised on every rank."""
+        """Call `work` on rank 0 while the others wait; its error is raised on every rank."""
         fault = None
         if self._context.is_main:
             try:
@@ -292,7 +297,7 @@ class CheckpointStore:
 
 
 def _first_reason(error: BaseException) -> str:
-    """What went wrong first, as one line: torch's own clean-up fails, too, and hides it."""
+    """The root cause as one line: torch's clean-up fails as well, and its error hides the first one."""
     while error.__context__ is not None:
         error = error.__context__
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -307,7 +312,7 @@ def _merge(checkpoint: Path, target: Path) -> None:
 
 
 def record_changes(path: Path, selection: Selection) -> None:
-    """Append one line of JSON for each value with which a run went on otherwise than before."""
+    """Append one line of JSON per value that differs from the run that saved."""
     lines = [
         json.dumps({"step": selection.progress.step, "unix_seconds": time.time()} | change.plain())
         for change in selection.changes

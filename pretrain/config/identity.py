@@ -1,4 +1,4 @@
-"""A run's identity: every value that decides its numbers, and which of them may differ when a checkpoint is resumed."""
+"""The identity of a run: every value that its numbers depend on, and which of them may differ when a checkpoint is resumed."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +18,8 @@ ZERO_STAGE = "parallel.zero_stage"
 PRECISION = "parallel.precision"
 MICRO_BATCH_ROWS = "batch.micro_batch_rows"
 MICRO_BATCH_TOKENS = "batch.micro_batch_tokens"
-# What may differ between the run that saved and the run that resumes without changing a number. The data set counts by its
-# fingerprint, not by where it lies or whether it is staged; the sources of a mixture by fingerprint and weight, too.
+# Fields that may differ between the run that saved and the run that resumes, since no number depends on them. A data set
+# counts by its fingerprint, not by its path or staging; so do the sources of a mixture, together with their weights.
 FREE_FIELDS = (
     "output",
     "max_steps",
@@ -33,27 +33,27 @@ FREE_FIELDS = (
     "data.mixture.name",
     *(f"{DEEPSPEED}.{name}" for name in WITHOUT_EFFECT_ON_NUMBERS),
 )
-# How the same sums are spread over devices: these change the last bits of a loss and nothing else. So do all raw DeepSpeed
-# options that are let through and not free: buckets decide in which order gradients are added.
+# Fields that distribute the same sums over devices: they change the last bits of a loss and nothing else. So do the raw
+# DeepSpeed options that are passed through and not free: bucket sizes decide in which order gradients are added.
 _LAYER_LAYOUT = ("parallel.sequence_parallel", "parallel.compile", "parallel.threads_per_rank")
 LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, *_LAYER_LAYOUT)
-# Where one of these differs, the saved parts are not the parts that a rank of this run needs.
+# If one of these differs, the ranks of this run need other parts than those saved, and the checkpoint has to be converted.
 RESHAPING_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, PRECISION)
 _SHAPES = ("vocabulary_size", "width", "feed_forward_width", "num_layers", "num_heads", "num_key_value_heads", "exit_layers")
-# The stored tensors have these shapes, and the optimiser's states these groups: no flag can change that.
+# The stored tensors have these shapes, and the optimiser's states these groups: not even --allow-change can change them.
 _PARTS = ("layer_index_width", "norm_after_last_layer")
 FIXED_FIELDS = (*(f"model.{name}" for name in (*_SHAPES, *_PARTS)), "optimizer.decay_biases_and_norms")
 
 
 def config_values(config: PretrainConfig, data_fingerprint: str, world_size: int) -> dict[str, Any]:
-    """Every value that decides the numbers of a run, by dotted name: the identity a checkpoint carries."""
+    """Every value that the numbers of a run depend on, by dotted name: the identity stored with a checkpoint."""
     flat = _flatten(to_plain(config))
     kept = {name: value for name, value in flat.items() if not _is_free(name)}
     return kept | {DATA_FINGERPRINT: data_fingerprint, WORLD_SIZE: world_size}
 
 
 def _is_free(name: str) -> bool:
-    """Whether a field changes no number; `data.mixture.0.dataset` is looked for without its place in the list."""
+    """Whether no number depends on a field; `data.mixture.0.dataset` is looked up without its index."""
     bare = ".".join(part for part in name.split(".") if not part.isdecimal())
     return any(f"{bare}.".startswith(f"{free}.") for free in FREE_FIELDS)
 
@@ -77,7 +77,7 @@ class Change:
 
     @property
     def is_layout(self) -> bool:
-        """Whether it only spreads the same sums over devices in another way."""
+        """Whether it only distributes the same sums over devices in another way."""
         return self.field in LAYOUT_FIELDS or self.field.startswith(f"{DEEPSPEED}.")
 
     def plain(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def changes_between(saved: dict[str, Any], now: dict[str, Any]) -> tuple[Change,
 
 
 def check_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], allowed: Sequence[str]) -> tuple[Change, ...]:
-    """The changes with which a run resumes: those of the layout, and those that `allowed` names.
+    """The changes with which a run may resume: those of the layout, and those that `allowed` names.
 
     Raises:
         MoseError: a value differs that is not allowed or cannot change, or ZeRO 3 meets another layout.
@@ -102,21 +102,21 @@ def check_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], 
         raise MoseError(
             f"--allow-change {unknown[0]}: no such field; expected a dotted name as in config.yaml, or {DATA_FINGERPRINT}"
         )
-    # A checkpoint knows nothing of fields that are younger than it is: it was made as their defaults are.
+    # A checkpoint does not name fields that were added after it was made; it was made as their defaults say.
     saved = {name: value for name, value in _flatten(to_plain(PretrainConfig())).items() if name in now} | saved
     changes = changes_between(saved, now)
     for change in changes:
-        told = f"{checkpoint}: made with {change.field} = {change.was}, this run has {change.now}"
+        difference = f"{checkpoint}: made with {change.field} = {change.was}, this run has {change.now}"
         if change.field in FIXED_FIELDS:
-            raise MoseError(f"{told}; the stored tensors cannot be resumed so: expected {change.was}")
+            raise MoseError(f"{difference}; the stored tensors cannot be resumed so: expected {change.was}")
         if not change.is_layout and change.field not in allowed:
-            raise MoseError(f"{told}; a run resumes with the config it began with, or with --allow-change {change.field}")
+            raise MoseError(f"{difference}; a run resumes with the config it began with, or with --allow-change {change.field}")
     _check_zero_3(checkpoint, saved, now, changes)
     return changes
 
 
 def needs_conversion(changes: Sequence[Change]) -> bool:
-    """Whether the saved parts have to be merged and cut anew."""
+    """Whether the saved parts have to be merged and split again for another layout."""
     return any(change.field in RESHAPING_FIELDS for change in changes)
 
 
@@ -130,8 +130,8 @@ def _check_zero_3(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], 
 
 
 def describe_layout(identity: dict[str, Any]) -> str:
-    """One phrase for people, e.g. `data 2 x tensor 1, ZeRO 1, bf16, 4 rows a micro-batch`."""
+    """A layout in words, e.g. `data 2 x tensor 1, ZeRO 1, bf16, 4 rows per micro-batch`."""
     tensor = identity.get(TENSOR_RANKS) or 1
     data = (identity.get(WORLD_SIZE) or 0) // tensor
     kind = f"ZeRO {identity.get(ZERO_STAGE)}, {identity.get(PRECISION)}"
-    return f"data {data} x tensor {tensor}, {kind}, {identity.get(MICRO_BATCH_ROWS)} rows a micro-batch"
+    return f"data {data} x tensor {tensor}, {kind}, {identity.get(MICRO_BATCH_ROWS)} rows per micro-batch"

@@ -1,4 +1,4 @@
-"""The configuration of one pre-training run; each section checks itself, `resolve()` fills in what depends on the data."""
+"""The configuration of one pre-training run; each section validates itself, `resolve()` fills in what depends on the data."""
 
 import dataclasses
 import math
@@ -41,20 +41,20 @@ class MixtureSource:
 
 @dataclass(frozen=True)
 class StagingConfig:
-    """Copies of what is read next, on the node's own disk: for a data set on an object store or a slow file system."""
+    """Staging of the next rows on the node's own disk: for a data set on an object store or a slow file system."""
 
     folder: str = ""
     """Local folder that the ranks of a node share; empty reads the shards where they are, which must then be local."""
     max_bytes: int = 32 << 30
     """Most bytes in the folder on each node; at least two windows (data.window_rows) of each data set must fit."""
     read_ahead_windows: int = 1
-    """Windows that are fetched before the run gets to them, as far as max_bytes allows."""
+    """Shuffle windows that are staged before the run reaches them, as far as max_bytes allows."""
     concurrency: int = 8
-    """Reads at a time on each rank."""
+    """Concurrent reads per rank."""
     attempts: int = 5
-    """How often a read that fails or gives damaged rows is tried before the run ends."""
+    """Attempts at a read that fails or returns damaged rows, before the run ends."""
     retry_seconds: float = 0.5
-    """Wait before the second attempt, with jitter; doubled for each one after it."""
+    """Wait before the second attempt, with jitter; doubled for each further one."""
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "concurrency", "attempts"):
@@ -77,9 +77,9 @@ class DataConfig:
     validation_split: str = "held_out"
     """Split to validate on; of a mixture, each source's first rows, as many as its weight says."""
     block_rows: int = BLOCK_ROWS
-    """Neighbouring rows that are read together; blocks are permuted over the whole data set."""
+    """Neighbouring rows of a read block; blocks are permuted over the whole data set."""
     window_rows: int = WINDOW_ROWS
-    """Rows among which the permuted blocks are shuffled row by row."""
+    """Rows of a shuffle window, in which the rows of the permuted blocks are shuffled."""
     masking_share: float = MASKED_SHARE
     """Share of real, ordinary tokens that are predicted (paper section 2.1)."""
     staging: StagingConfig = field(default_factory=StagingConfig)
@@ -96,12 +96,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """How many rows make a step."""
+    """Batch sizes."""
 
     global_rows: int = 2048
     """Rows of one optimiser step over all devices: 2,048 x 2,048 slots are the paper's 4M tokens (section 3.1)."""
     micro_batch_rows: int = 4
-    """Full rows of one forward and backward pass on one device; more rows where they are shorter (see micro_batch_tokens)."""
+    """Full rows per forward and backward pass on one device; more rows where they are shorter (see micro_batch_tokens)."""
     micro_batch_tokens: int = 0
     """Most real tokens of one forward and backward pass, for which memory is planned; 0: micro_batch_rows x model.max_length."""
 
@@ -113,26 +113,26 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the run is laid out over devices; the data-parallel size is what remains of the world."""
+    """The layout of the run over devices; the data-parallel size is the world size divided by the tensor-parallel size."""
 
     tensor_parallel_size: int = 1
-    """Ranks that share each layer; 1 is right for the 1B model, more is for what does not fit."""
+    """Ranks that share each layer; 1 suits the 1B model, more is for models that do not fit."""
     sequence_parallel: bool = False
     """Also divide norms, dropout and residuals over the ranks that share a layer, by tokens; saves activation memory."""
     zero_stage: int = 1
-    """DeepSpeed ZeRO stage 0-3; 0 exists for fp32 comparisons and is run as 1."""
+    """DeepSpeed ZeRO stage 0-3; 0 exists for fp32 comparisons and runs as 1."""
     precision: str = "bf16"
     """bf16 (GPUs) or fp32 (CPU, comparisons)."""
     gradient_communication: str = "fp32"
     """Type in which data ranks sum gradients: fp32, or in a bf16 run bf16, half the traffic and eight bits of each sum."""
     activation_checkpointing: str = "none"
-    """none; selective: attention's insides and the feed-forward activation are computed again; full: whole layers are."""
+    """none; selective: recompute attention's intermediates and the feed-forward activation; full: recompute whole layers."""
     compile: bool = False
-    """Run each layer through torch.compile; masks of dropout then differ from those of an uncompiled run."""
+    """Run each layer through torch.compile; dropout masks then differ from those of an uncompiled run."""
     threads_per_rank: int = 1
-    """CPU threads of each rank; part of the layout, since it changes the order of sums."""
+    """CPU threads per rank; part of the layout, since it changes the order of sums."""
     collective_timeout_seconds: int = 1800
-    """A collective that waits longer than this ends the run."""
+    """Timeout of a collective; the run ends when one waits longer."""
 
     def __post_init__(self) -> None:
         size = self.tensor_parallel_size
@@ -185,7 +185,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class IntervalConfig:
-    """How often things happen, in optimiser steps."""
+    """Intervals of logging, validation and checkpoints, in optimiser steps."""
 
     log_every_steps: int = 10
     """Steps between two lines of metrics."""
@@ -196,11 +196,11 @@ class IntervalConfig:
     checkpoint_every_steps: int = 500
     """Steps between two checkpoints; the last step is always saved."""
     keep_last_checkpoints: int = 3
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     permanent_every_steps: int = 10000
     """Checkpoints at multiples of this are never removed; 0 keeps none."""
     heartbeat_seconds: float = 30.0
-    """Seconds between two writings of heartbeat.json."""
+    """Seconds between two updates of heartbeat.json."""
 
     def __post_init__(self) -> None:
         for name in ("log_every_steps", "checkpoint_every_steps", "keep_last_checkpoints", "heartbeat_seconds"):
@@ -209,18 +209,18 @@ class IntervalConfig:
 
 @dataclass(frozen=True)
 class StabilityConfig:
-    """Which steps are skipped, and when a run gives up. A step whose loss or gradient is not finite is always skipped."""
+    """Which steps are skipped, and when a run gives up. A step with a loss or gradient that is not finite is always skipped."""
 
     loss_outlier_sigmas: float = 6.0
-    """A step whose total loss lies so many standard deviations above the running mean is skipped; 0 skips none."""
+    """Skip a step whose total loss lies this many standard deviations above the running mean; 0 skips none."""
     norm_outlier_sigmas: float = 6.0
-    """A gradient norm so many standard deviations above the running mean is logged and counted, not skipped; 0: none."""
+    """Log and count, but do not skip, a gradient norm this many standard deviations above the running mean; 0: none."""
     warmup_steps: int = 100
-    """Steps before either may be an outlier."""
+    """Steps before a loss or norm can be an outlier."""
     horizon_steps: int = 100
-    """Steps over which mean and variance run."""
+    """Steps over which mean and variance are averaged."""
     max_skipped_in_a_row: int = 10
-    """So many skipped steps in a row end the run with exit code 3; 0 never does."""
+    """End the run with exit code 3 after this many skipped steps in a row; 0: never."""
 
     def __post_init__(self) -> None:
         for name in ("loss_outlier_sigmas", "norm_outlier_sigmas", "max_skipped_in_a_row"):
@@ -234,7 +234,7 @@ class PretrainConfig:
     """One pre-training run."""
 
     output: str = "run"
-    """Run directory; a run that is there already continues from its newest whole checkpoint (see --resume)."""
+    """Run directory; an existing run continues from its newest complete checkpoint (see --resume)."""
     seed: int = 0
     """Seed of initial weights, order, masks and dropout."""
     max_steps: int = 245000
@@ -272,7 +272,7 @@ class PretrainConfig:
         return self.batch.micro_batch_tokens or self.batch.micro_batch_rows * self.model.max_length
 
     def resolve(self, vocabulary_size: int) -> "PretrainConfig":
-        """The config that is run and written down: vocabulary filled in from the data set, ZeRO 0 run as 1."""
+        """The config that is run and saved: vocabulary size filled in from the data set, ZeRO 0 run as 1."""
         model = self.model
         if model.vocabulary_size == 0:
             model = dataclasses.replace(model, vocabulary_size=vocabulary_size)
@@ -284,13 +284,13 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a run's ranks stand: how the global batch divides over them."""
+    """The numbers of ranks of a run, and how the global batch divides over them."""
 
     world_size: int
     tensor_ranks: int
     data_ranks: int
     micro_batches: int
-    """Micro-batches of a data rank in a step whose rows are all full; fewer where rows are short."""
+    """Micro-batches per data rank in a step whose rows are all full; fewer where rows are short."""
 
     @classmethod
     def of(cls, config: PretrainConfig, world_size: int) -> "Layout":
@@ -303,7 +303,7 @@ class Layout:
         ranks = f"parallel.tensor_parallel_size: {tensor_ranks} does not divide the {world_size} ranks that were launched"
         require(world_size % tensor_ranks == 0, ranks)
         data_ranks = world_size // tensor_ranks
-        few = f"batch.global_rows: {batch.global_rows} rows for {data_ranks} data ranks, expected a row each or more"
+        few = f"batch.global_rows: {batch.global_rows} rows for {data_ranks} data ranks, expected at least one row each"
         require(batch.global_rows >= data_ranks, few)
         full_rows = max(1, config.micro_batch_tokens // config.model.max_length)
         rows = math.ceil(batch.global_rows / data_ranks)

@@ -1,4 +1,4 @@
-"""From rows to a rank's share of a global batch; the only state is how many rows were consumed before it.
+"""From rows to a rank's share of a global batch; the only state is the number of rows consumed before it.
 
 Letters: G rows of the global batch, R rows, K micro-batches, B rows of a micro-batch.
 """
@@ -14,7 +14,7 @@ from mose.array_types import INT64_ARRAY
 from mose.dataset.packed_sequence import TOKENS, SpecialTokens
 from mose.dataset.shard_format import RowLabels
 from mose.errors import MoseError
-from pretrain.data.balancing import share_of
+from pretrain.data.balancing import micro_batches_of_rank
 from pretrain.data.masking import MASKED_SHARE, mask_rows
 from pretrain.data.micro_batch import MicroBatch, placeholder, unpadded
 from pretrain.data.mixture import Mixture
@@ -22,7 +22,7 @@ from pretrain.data.order import BLOCK_ROWS, WINDOW_ROWS
 from pretrain.data.row_cost import RowCost
 from pretrain.data.rows import Rows
 
-# Reading and masking rows one at a time costs five times as much a row; more than these fall out of a core's cache.
+# Reading and masking rows one by one takes five times as long per row; more rows than this no longer fit a core's cache.
 _ROWS_READ_TOGETHER = 32
 
 
@@ -64,7 +64,7 @@ class BatchPlan:
 class GlobalBatchLoader:
     """Gives a data rank its share of any global batch; ranks of one tensor-parallel group share a data rank, hence rows.
 
-    `mixture` says which positions of the run are whose, where `rows` are those of several data sets.
+    Where `rows` are those of several data sets, `mixture` says which data set each position of the run reads from.
     """
 
     rows: Rows
@@ -84,34 +84,35 @@ class GlobalBatchLoader:
         return Mixture.of_one(len(self.rows)) if self.mixture is None else self.mixture
 
     def share(self, consumed_rows: int) -> list[MicroBatch]:
-        """This rank's micro-batches, one at least, of the global batch that begins after `consumed_rows` rows.
+        """This rank's micro-batches, at least one, of the global batch that begins after `consumed_rows` rows.
 
         A pure function of `consumed_rows`: the batch is positions consumed_rows .. consumed_rows + global_batch_rows - 1 of
-        the order, over the end of an epoch if need be.
+        the order, across the end of an epoch where it falls inside.
 
         Raises:
-            MoseError: a row of it cannot be read, or is damaged.
+            MoseError: a row of the batch cannot be read, or is damaged.
         """
         plan = self.plan
         self.rows.reach(consumed_rows, plan.global_batch_rows)
+        # Each rank computes the order and the balance of the whole batch: milliseconds, and no rank has to send it to the others.
         rows_G, epochs_G = self._order.rows_of_run(
             plan.seed, consumed_rows, plan.global_batch_rows, plan.block_rows, plan.window_rows
         )
         labels_G = self.rows.labels(rows_G)
         costs_G, budget = plan.row_cost.of(labels_G.num_tokens), plan.micro_batch_tokens or self._full_rows
-        shares = share_of(
+        shares = micro_batches_of_rank(
             labels_G.num_tokens, costs_G, plan.data_rank, plan.data_ranks, budget, equal_numbers=plan.equal_micro_batches
         )
-        dealt, sizes = np.concatenate(shares), [len(share) for share in shares]
-        batches = list(micro_batches(self.rows, rows_G[dealt], epochs_G[dealt], _picked(labels_G, dealt), sizes, plan))
+        chosen, sizes = np.concatenate(shares), [len(share) for share in shares]
+        batches = list(micro_batches(self.rows, rows_G[chosen], epochs_G[chosen], _picked(labels_G, chosen), sizes, plan))
         return [batch.pinned() for batch in batches] if self._pin else batches
 
 
 def validation_batches(rows: Rows, plan: BatchPlan, max_rows: int | None = None) -> Iterator[MicroBatch]:
     """This rank's micro-batches of the first `max_rows` rows (default: all), in row order, masked as in epoch 0 every time.
 
-    Micro-batch j goes to data rank j mod data_ranks. Every rank gets the same number, since ranks meet in collectives: a
-    rank that has none left gets the placeholder of `MicroBatch`, which adds nothing to any sum.
+    Micro-batch j goes to data rank j mod data_ranks. Every rank gets the same number, since each forward pass may hold
+    collectives: a rank without rows gets the placeholder of `MicroBatch`, which adds nothing to any sum.
     """
     count = len(rows) if max_rows is None else min(max_rows, len(rows))
     starts = range(0, count, plan.micro_batch_rows)
@@ -127,9 +128,9 @@ def validation_batches(rows: Rows, plan: BatchPlan, max_rows: int | None = None)
 def micro_batches(
     rows: Rows, rows_R: INT64_ARRAY, epochs_R: INT64_ARRAY, labels_R: RowLabels, sizes: Sequence[int], plan: BatchPlan
 ) -> Iterator[MicroBatch]:
-    """Read, mask and unpad rows [R] as micro-batches of so many rows each; small ones are read together.
+    """Read, mask and unpad rows [R] as micro-batches of `sizes` rows each; small micro-batches are read together.
 
-    Emptied rows (`num_tokens` 0) drop out, and the placeholder of `MicroBatch` stands for no row at all.
+    Rows that `mose-data remove` emptied (`num_tokens` 0) are left out; a micro-batch without rows is the placeholder.
     """
     first = 0
     for together in _read_together(sizes):
@@ -147,7 +148,7 @@ def micro_batches(
 
 
 def _read_together(sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Neighbouring micro-batches in groups of few rows; a large one is a group of its own."""
+    """Sizes of consecutive micro-batches in groups of at most `_ROWS_READ_TOGETHER` rows; a larger one is a group of its own."""
     group: list[int] = []
     for size in sizes:
         if group and sum(group) + size > _ROWS_READ_TOGETHER:

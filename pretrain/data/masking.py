@@ -1,5 +1,9 @@
 """Which tokens the model must predict: a pure function of (seed, epoch, row), whatever rank or micro-batch the row is in.
 
+Counter-based random numbers: the draw of a slot is a hash of (seed, epoch, row, slot), with no generator state. A stateful
+generator would give a row other masks at another number of ranks, in another order, or after a resume; with counters the
+masks of any row can be computed anywhere, alone, and are the same.
+
 Letters: R rows, T slots, M masked tokens, V ordinary ids.
 """
 
@@ -18,18 +22,18 @@ UINT32_ARRAY = NDArray[np.uint32]
 MASKED_SHARE = 0.15
 MASK_TOKEN_SHARE = 0.8
 RANDOM_TOKEN_SHARE = 0.1
-# Odd, and its multiples are far apart: the golden ratio in 32 bits.
+# The golden ratio in 32 bits. Odd, so that its multiples are all different, and they lie far apart.
 _SLOT_STEP = np.uint32(0x9E3779B9)
-# "lowbias32" (Wellons 2018): of the two-round integer hashes that were searched for, the one with the least bias.
+# "lowbias32" (Wellons 2018): the least biased two-round integer hash that a search found.
 _MULTIPLIER_1 = np.uint32(0x7FEB352D)
 _MULTIPLIER_2 = np.uint32(0x846CA68B)
-# The draws of 16 x 2,048 slots stay in a core's cache; 64 rows at a time took 1.7 times as long a row.
+# The draws of 16 x 2,048 slots stay in a core's cache; 64 rows at a time took 1.7 times as long per row.
 _ROWS_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Masked tokens of rows [R, T]: places in the rows laid end to end [M], ascending, and what the model sees there [M]."""
+    """Masked tokens of rows [R, T]: indices into the flattened rows [M], ascending, and what the model sees there [M]."""
 
     places_M: INT64_ARRAY
     seen_M: TOKENS
@@ -48,9 +52,9 @@ def mask_rows(
     """Draw the masked tokens of left-padded rows.
 
     Each real token that is not one of the five special tokens is selected with probability `share`; 80 % of the selected
-    become `<mask>`, 10 % any one of `ordinary_ids_V`, 10 % stay as they are. One draw of 32 bits decides all of it. It is
-    keyed by (seed, epoch, row) and counts slots from the right end (`<cls>` is 0), so that it depends neither on padding nor
-    on the batch.
+    become `<mask>`, 10 % a uniform one of `ordinary_ids_V`, 10 % stay as they are. One 32-bit draw per slot decides all of it:
+    whether the token is selected, and for a selected token, which is uniform below the threshold, what replaces it. Slots are
+    counted from the right end (`<cls>` is 0), so that the result depends neither on padding nor on the batch.
     """
     T = tokens_RT.shape[1]
     threshold = round(share * 2.0**32)
@@ -73,7 +77,10 @@ def row_keys(seed: int, epochs_R: INT64_ARRAY, row_numbers_R: INT64_ARRAY) -> ND
 
 
 def _draws(keys_R: NDArray[np.uint64], T: int) -> UINT32_ARRAY:
-    """32 random bits for each slot [R, T]: half of a row's key goes in before the first round, half before the second."""
+    """32 random bits per slot [R, T]: half of a row's key enters before the first round of the hash, half before the second.
+
+    Both halves are needed: with 32 bits of key, two of some 100,000 rows would share all their masks.
+    """
     steps_T = np.arange(T - 1, -1, -1, dtype=np.uint32) * _SLOT_STEP
     low_R1, high_R1 = keys_R.astype(np.uint32)[:, None], (keys_R >> np.uint64(32)).astype(np.uint32)[:, None]
     draws_RT = np.empty((len(keys_R), T), dtype=np.uint32)
@@ -94,7 +101,7 @@ def _draws(keys_R: NDArray[np.uint64], T: int) -> UINT32_ARRAY:
 def _replacements(
     tokens_M: TOKENS, draws_M: UINT32_ARRAY, threshold: int, special: SpecialTokens, ordinary_ids_V: TOKENS
 ) -> TOKENS:
-    """What the model sees in place of selected tokens [M], whose draws are even over 0..threshold-1."""
+    """What the model sees in place of selected tokens [M], whose draws are uniform over 0..threshold-1."""
     mask_end = round(threshold * MASK_TOKEN_SHARE)
     random_end = round(threshold * (MASK_TOKEN_SHARE + RANDOM_TOKEN_SHARE))
     seen_M: TOKENS = np.where(draws_M < mask_end, tokens_M.dtype.type(special.mask), tokens_M)

@@ -1,4 +1,4 @@
-"""What one forward pass takes: rows without their padding, laid end to end, and the tokens to predict.
+"""The input of one forward pass: rows concatenated without their padding, and the tokens to predict.
 
 Letters: R rows as stored, T slots of a stored row, B rows of a micro-batch, N real tokens, M masked tokens.
 """
@@ -20,34 +20,34 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one forward pass without their padding: rows laid end to end, row b at [cu_seqlens[b], cu_seqlens[b + 1]).
+    """Rows of one forward pass, concatenated without padding; row b is tokens cu_seqlens[b] .. cu_seqlens[b + 1] - 1.
 
     `<cls>` is the last token of a row. A micro-batch without any row holds one placeholder `<sep><cls>` with nothing masked,
-    label `IGNORED_LABEL` and row number -1, so that every rank has a forward pass to take part in: it adds nothing to a sum.
+    label `IGNORED_LABEL` and row number -1. It adds nothing to any sum, and lets a rank without rows take part in collectives.
     """
 
     input_ids_N: torch.Tensor
     """What the model sees, int64."""
     positions_N: torch.Tensor
-    """Place of each token in its row, from 0, int64."""
+    """Position of each token in its row, from 0, int64."""
     cu_seqlens: torch.Tensor
     """First token of each row and, last, N; int32 [B + 1]."""
     max_length: int
     """Tokens of the longest row."""
     masked_N_indices: torch.Tensor
-    """Places in 0..N-1 of the tokens to predict, ascending, int64 [M]."""
+    """Indices in 0..N-1 of the tokens to predict, ascending, int64 [M]."""
     labels_M: torch.Tensor
-    """The tokens that stood there, int64."""
+    """The original tokens at these indices, int64."""
     mixed_B: torch.Tensor
     """1 where two repositories alternate, 0 where all is of one, `IGNORED_LABEL` for the placeholder; int64."""
     row_numbers_B: torch.Tensor
-    """Row of the split (of a mixture: of its sources' splits laid end to end), int64."""
+    """Row of the split (of a mixture: of its sources' concatenated splits), int64."""
     padded_slots: int
     """Slots of the stored rows that held padding, emptied rows included."""
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens; 0 for the placeholder, which nobody trains on."""
+        """Real tokens; 0 for the placeholder, which is not trained on."""
         return self.input_ids_N.numel() if self.num_rows else 0
 
     @property
@@ -84,10 +84,10 @@ class MicroBatch:
 def unpadded(
     tokens_RT: TOKENS, masked: Masked, labels: RowLabels, row_numbers_R: INT64_ARRAY, sizes: Sequence[int], special: SpecialTokens
 ) -> Iterator[MicroBatch]:
-    """Micro-batches of so many rows each, in turn, of left-padded, masked rows; R is their number in all.
+    """Micro-batches of `sizes` consecutive rows each, from left-padded, masked rows; R is the sum of `sizes`.
 
-    Emptied rows (`num_tokens` 0) drop out, and the placeholder of `MicroBatch` stands for no row at all. The tensors are
-    parts of arrays that hold all R rows: making those at once costs a fraction of making them by micro-batch.
+    Emptied rows (`num_tokens` 0) are left out; a micro-batch without rows is the placeholder. The tensors are slices of arrays
+    of all R rows: to make these once takes a fraction of the time of making them per micro-batch.
     """
     flat = _laid_end_to_end(tokens_RT, masked, labels.num_tokens)
     bounds_M = np.searchsorted(flat.places_M, flat.starts_R)
@@ -116,7 +116,7 @@ def unpadded(
 
 @dataclass(frozen=True)
 class _Flat:
-    """All rows without padding; `starts_R` has one more entry, N."""
+    """All rows, concatenated without padding; `starts_R` has one more entry, N."""
 
     input_ids_N: INT64_ARRAY
     positions_N: INT64_ARRAY
@@ -140,7 +140,7 @@ def _laid_end_to_end(tokens_RT: TOKENS, masked: Masked, num_tokens_R: INT64_ARRA
 
 
 def placeholder(special: SpecialTokens, padded_slots: int) -> MicroBatch:
-    """The micro-batch without any row; `padded_slots` are those of the emptied rows that it stands for."""
+    """The micro-batch without any row; `padded_slots` counts the slots of the emptied rows that it replaces."""
     nothing = torch.zeros(0, dtype=torch.int64)
     return MicroBatch(
         input_ids_N=torch.tensor([special.sep, special.cls]),

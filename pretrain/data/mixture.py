@@ -1,7 +1,10 @@
 """Which data set a position of the run takes its row from: exact shares, computed for any position from the seed alone.
 
-The run's positions are cut into blocks. A block holds a fixed number of rows of each source, up to rounding that never adds
-up, in seeded random order. Each source is gone through in its own order, epoch after epoch, whatever the others do.
+The run's positions are divided into blocks. Each block holds a fixed number of rows of each source, in seeded random order;
+rounding errors do not accumulate. Drawing the source of each position at random instead would give shares that drift by
+sqrt(n) rows, and the number of rows that a source has given, hence its next row, could only be known by counting all draws
+before; with quotas per block it is a product and one block. Each source is read in its own order, epoch after epoch,
+independently of the others.
 
 Letters: P positions, S sources, K blocks, Q positions of a block.
 """
@@ -18,9 +21,9 @@ from mose.seeding import counter_random, derive_key
 from pretrain.data.order import permute, rows_of_run_at
 
 BLOCK_POSITIONS = 1024
-# A source needs more than one row of each block: with less, rounding could owe it a negative number.
+# A source needs more than one row per block: with less, rounding could give it a negative number.
 LEAST_SHARE = 0.001
-# Weights are fractions of this, so that sums are of whole numbers: products stay below 2^64 up to 2^34 positions.
+# Weights are fractions of 2^30, so that sums are of whole numbers: products stay below 2^64 up to 2^34 positions.
 _UNIT_BITS = 30
 
 
@@ -57,7 +60,11 @@ def rows_by_source(seed: int, consumed: int, weights_S: Sequence[float]) -> INT6
 
 
 def _bounds(blocks_K: INT64_ARRAY, weights_S: Sequence[float]) -> INT64_ARRAY:
-    """Rows of the sources before source s in the first k blocks, [K, S + 1]: shares added up first, rounded down last."""
+    """Rows of the sources before source s in the first k blocks, [K, S + 1].
+
+    Cumulative shares are rounded, not those of single sources or blocks: differences of two of these numbers then always add
+    up to whole blocks, and no error accumulates over blocks.
+    """
     ends_S = np.cumsum(weights_S)
     fractions = np.round(np.concatenate([[0.0], ends_S / ends_S[-1]]) * (1 << _UNIT_BITS)).astype(np.uint64)
     positions_K = (blocks_K * BLOCK_POSITIONS).astype(np.uint64)

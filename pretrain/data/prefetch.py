@@ -1,4 +1,4 @@
-"""Prepares the next share of a global batch in the background while the current step runs."""
+"""Prepares the next share of a global batch in a background thread while the current step runs."""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +9,10 @@ from pretrain.data.micro_batch import MicroBatch
 
 
 class Prefetcher:
-    """Hands out shares in order, one ahead. The thread decides when a share is read, never what it holds."""
+    """Gives shares in order and reads one ahead. The thread decides when a share is read, never what it holds.
+
+    A thread suffices, since reading and masking are mostly numpy calls, which release the interpreter lock.
+    """
 
     def __init__(self, loader: GlobalBatchLoader, consumed_rows: int):
         """Start reading the share that follows `consumed_rows` rows."""
@@ -18,16 +21,16 @@ class Prefetcher:
         self._consumed_rows = consumed_rows
         self._next = self._submit()
         self.last_wait_seconds = 0.0
-        """How long the last `take` waited for its share."""
+        """How long the last `take` waited for its share, in seconds."""
 
     def _submit(self) -> Future[list[MicroBatch]]:
         return self._executor.submit(self._loader.share, self._consumed_rows)
 
     def take(self) -> list[MicroBatch]:
-        """The next share; reading the one after it begins at once.
+        """The next share; reading of the one after it starts at once.
 
         Raises:
-            MoseError: what the loader raised in the thread is raised here, at the share that it concerns.
+            MoseError: the loader failed on this share; its error in the thread is raised here.
         """
         began = time.perf_counter()
         share = self._next.result()
@@ -37,7 +40,7 @@ class Prefetcher:
         return share
 
     def close(self) -> None:
-        """Wait for the share being read, then end the thread; the memory maps may be closed after this."""
+        """Wait for the share that is being read, then end the thread; afterwards the memory maps may be closed."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> "Prefetcher":

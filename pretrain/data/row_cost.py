@@ -1,4 +1,4 @@
-"""What training on a row costs, by its real tokens: by this, not by tokens alone, rows are dealt to ranks."""
+"""What training on a row costs, from its number of real tokens: the quantity by which rows are balanced over ranks."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,10 @@ class RowCost:
 
     @classmethod
     def of_model(cls, shape: ModularStarEncoderConfig, masked_share: float) -> "RowCost":
-        """FLOPs of the forward pass: layers and attention, and the heads' share of a token of which so many are masked.
+        """FLOPs of the forward pass: layers, attention, and the heads, which run on masked tokens (`masked_share` of all).
 
-        Leaving the square out would call 2,048 tokens in two rows as dear as in one: at 1B a full row's attention is an
-        eighth of it.
+        Without the square, two rows of 1,024 tokens would count as costly as one of 2,048; at 1B parameters the attention of a
+        full row is an eighth of its cost.
         """
         layers = shape.num_hidden_layers
         attention = 4 * layers * shape.hidden_size
@@ -27,6 +27,6 @@ class RowCost:
         return cls(flops_per_row(shape, layers, 1) - attention + heads, attention)
 
     def of(self, num_tokens_R: INT64_ARRAY) -> INT64_ARRAY:
-        """Costs [R] of rows of these lengths; whole numbers, so that every rank comes to the same."""
+        """Costs [R] of rows of these lengths; whole numbers, so that every rank computes the same."""
         costs_R: INT64_ARRAY = num_tokens_R * (self.per_token + num_tokens_R * self.per_squared_token)
         return costs_R

@@ -1,4 +1,4 @@
-"""What a loader needs of the rows of a data set, wherever they lie."""
+"""The interface between the loader and the storage of rows, wherever they lie."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ from mose.dataset.shard_format import RowLabels
 
 
 class Rows(Protocol):
-    """Rows by number: those of a data set, of several, or made-up ones. For one thread at a time."""
+    """Rows by number: of one data set, of several, or generated ones. Not thread-safe."""
 
     def __len__(self) -> int: ...
 
@@ -17,13 +17,13 @@ class Rows(Protocol):
         """Slots T of a row."""
 
     def reach(self, start: int, count: int) -> None:
-        """Say that positions start..start+count-1 of the run are read next: whoever fetches ahead goes on from there."""
+        """Announce that positions start..start+count-1 of the run are read next, so that storage can read ahead from there."""
 
     def labels(self, rows_R: INT64_ARRAY) -> RowLabels:
         """Labels [R] of these rows, without touching their tokens."""
 
     def tokens(self, rows_R: INT64_ARRAY) -> TOKENS:
-        """Tokens [R, T] of these rows, in the order asked for; the caller's own copy."""
+        """Tokens [R, T] of these rows, in the requested order; a copy that the caller may change."""
 
     def close(self) -> None:
-        """Give back maps, files and threads."""
+        """Release memory maps, files and threads."""

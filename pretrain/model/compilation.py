@@ -1,4 +1,4 @@
-"""`torch.compile` of each layer, with the attention core left out of the compiled code."""
+"""`torch.compile` of each layer, without the attention core."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from mose.model.modeling_mose import StarEncoder2
 
 
 class UncompiledCore(nn.Module):
-    """An attention core that runs as it is: its kernels are fused already, and the loop over rows would compile at each batch."""
+    """An attention core that stays uncompiled: its kernels are fused, and its loop over rows would recompile per batch."""
 
     def __init__(self, core: nn.Module):
         super().__init__()
@@ -22,7 +22,7 @@ class UncompiledCore(nn.Module):
 
 
 def compile_layers(trunk: StarEncoder2) -> None:
-    """Compile the layers of `trunk` for any number of tokens: they share one piece of code, built at the first forward."""
+    """Compile the layers of `trunk` for any number of tokens; all layers share the code that the first forward pass compiles."""
     layer: Any
     for layer in trunk.layers:
         layer.self_attn.core = UncompiledCore(layer.self_attn.core)

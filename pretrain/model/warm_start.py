@@ -1,4 +1,4 @@
-"""Begin a run, in any layout, with the weights of a converted checkpoint; and write one with seeded initial weights."""
+"""Start a run, in any layout, from the weights of a converted checkpoint; and write one with seeded initial weights."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from pretrain.model.training_model import cut
 from pretrain.parallel.context import ParallelContext
 from pretrain.storage.run_data import named_sources
 
-# Field of the run's model section -> field of config.json. The others (dropout, longest row, initial deviation) change no
-# shape and not what the weights mean.
+# Field of the run's model section -> field of config.json. The others (dropout, row length, initial deviation) change neither a
+# shape nor the meaning of the weights.
 MEANT_FIELDS = {
     "vocabulary_size": "vocab_size",
     "width": "hidden_size",
@@ -37,11 +37,11 @@ MEANT_FIELDS = {
 
 @torch.no_grad()
 def fill_from_converted(model: nn.Module, folder: Path, config: PretrainConfig, context: ParallelContext) -> None:
-    """Put this rank's slices of a converted checkpoint's weights into `model`; one whole tensor is in memory at a time.
+    """Copy this rank's slices of a converted checkpoint's weights into `model`; one whole tensor is in memory at a time.
 
     Raises:
-        MoseError: the checkpoint has another shape, vocabulary, tokenizer or other exits, or a tensor is missing or not
-            expected; each named.
+        MoseError: the checkpoint differs in shape, vocabulary, tokenizer or exits, or a tensor is missing or not expected; the
+            message names the first one.
     """
     check_fits(folder, config.model)
     check_tokenizer(folder, first_dataset(config.data))
@@ -74,7 +74,7 @@ def check_fits(folder: Path, model: ModelConfig) -> None:
     """Compare a converted checkpoint's config.json with a run's model section.
 
     Raises:
-        MoseError: a field differs that decides a shape or what the weights mean, or it is no pre-training checkpoint.
+        MoseError: a field differs that decides a shape or the meaning of the weights, or it is no pre-training checkpoint.
     """
     saved, wanted = read_model_config(folder), model.hugging_face()
     path = folder / "config.json"
@@ -91,7 +91,7 @@ def check_tokenizer(folder: Path, dataset: Path) -> None:
     """Compare the tokenizers of a converted checkpoint and of the data set.
 
     Raises:
-        MoseError: they differ, so that the weights' vocabulary rows would mean other tokens.
+        MoseError: they differ, so that the weights' vocabulary rows would stand for other tokens.
     """
     saved, wanted = load_tokenizer(folder).fingerprint(), load_tokenizer(dataset).fingerprint()
     if saved != wanted:
@@ -99,12 +99,12 @@ def check_tokenizer(folder: Path, dataset: Path) -> None:
 
 
 def first_dataset(data: DataConfig) -> Path:
-    """The data set of a run whose tokenizer stands for all: those of a mixture share one."""
+    """The first data set of a run; its tokenizer is that of all, since the data sets of a mixture share one."""
     return named_sources(data)[0][1]
 
 
 def write_initial_weights(config: PretrainConfig, output: Path) -> ModularStarEncoder:
-    """Write the weights with which `config` would begin as a converted checkpoint, and return the model.
+    """Write the initial weights of `config` as a converted checkpoint, and return the model.
 
     Raises:
         MoseError: `output` exists, or the config names no data set, whose tokenizer goes into the folder.

@@ -1,4 +1,4 @@
-"""torch's profiler over a few steps of a run, on request: a trace for chrome://tracing or Perfetto, and the slowest work."""
+"""torch's profiler over a few steps of a run: a trace for chrome://tracing or Perfetto, and a table of the slowest operations."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ from mose.errors import MoseError
 from mose.files.atomic_file import temporary_path
 from pretrain.parallel.context import ParallelContext
 
-# The first steps allocate memory, build communicators and fill the file cache; the profiler itself wants one step to start.
+# The first steps allocate memory, build communicators and fill the file cache; the profiler itself needs one step to warm up.
 WARMUP_STEPS = 5
 _TABLE_ROWS = 15
 PROFILE_FOLDER = "profile"
@@ -39,8 +39,8 @@ NO_PROFILE = ProfileRequest()
 
 @contextlib.contextmanager
 def profiled_steps(request: ProfileRequest, folder: Path, context: ParallelContext) -> Iterator[Callable[[], None]]:
-    """Gives what is to be called after each step. On the ranks asked for, writes `folder/rank-00000.json` after the last step
-    recorded, or at the end of a run that is shorter, and prints the slowest operations; where nothing is asked, does nothing.
+    """Yield a function to be called after each step. On the requested ranks, write `folder/rank-00000.json` after the last
+    recorded step, or at the end of a shorter run, and print the slowest operations; on other ranks do nothing.
     """
     if not request.steps or context.rank not in request.ranks:
         yield lambda: None

@@ -1,4 +1,4 @@
-"""skipped.jsonl: one line for each step that went wrong, with what every data rank had of it."""
+"""skipped.jsonl: one line per step that went wrong, with the rows and the loss of each data rank."""
 
 from collections.abc import Sequence
 
@@ -18,10 +18,10 @@ def log_step(
     before: Health,
     context: ParallelContext,
 ) -> None:
-    """Append one line about the step after which `step` steps are done; every rank calls it, rank 0 writes.
+    """Append one line about step number `step` (counted from 1); every rank calls it, rank 0 writes.
 
-    `rows_by_data_rank` are row numbers of the training split (of a mixture: of its sources laid end to end); a data rank's
-    part of the loss tells where a value that is not finite came from. `mose-pretrain rows` gives the same rows as a list that
+    `rows_by_data_rank` are row numbers of the training split (of a mixture: of its concatenated sources); the loss of each data
+    rank shows where a value that is not finite came from. `mose-pretrain rows` gives the same rows as a list that
     `mose-data lineage` reads.
     """
     own = (context.data_rank, context.tensor_rank, row_numbers(batches), result.own_loss)
@@ -44,5 +44,5 @@ def log_step(
 
 
 def row_numbers(batches: Sequence[MicroBatch]) -> list[int]:
-    """The rows in some micro-batches, placeholders left out."""
+    """The row numbers of micro-batches, without placeholders."""
     return [row for batch in batches for row in batch.row_numbers_B.tolist() if row >= 0]

@@ -1,7 +1,7 @@
-"""How long each rank works by itself in a step, compared over ranks: percentiles, and the straggler by name.
+"""The time that each rank spends on its own work in a step, compared over ranks: percentiles, and the straggler by name.
 
-On the clock every rank's step takes equally long, since ranks wait for each other in the reduction of gradients, which hides
-inside the backward pass. What tells a slow rank is the time before that: waiting for its rows, and its forward passes.
+By the wall clock every rank's step takes equally long, since ranks wait for each other when they reduce gradients, inside the
+backward pass. A slow rank shows in the time before that: waiting for its rows, and its forward passes.
 
 Letters: R ranks.
 """
@@ -21,16 +21,16 @@ from torch import distributed as dist
 from pretrain.monitoring.metrics import STEP_SECONDS, STRAGGLER_RATIO
 from pretrain.parallel.context import ParallelContext
 
-# A rank that needs more than this many times the median is named.
+# A rank above this multiple of the median is reported as a straggler.
 STRAGGLER_LIMIT = 1.2
 _HOST_BYTES = 64
 
 
 class ForwardTimer:
-    """Adds up how long a module's training passes take: on the device's own clock with CUDA, whose kernels run behind."""
+    """Sums the time of a module's training passes: by CUDA events on a GPU, whose kernels run asynchronously."""
 
     def __init__(self, module: nn.Module, device: torch.device, clock: Callable[[], float] = time.perf_counter):
-        """Watch `module` from now on; passes in evaluation mode do not count. `clock` gives seconds."""
+        """Time `module` from now on; passes in evaluation mode do not count. `clock` returns seconds."""
         self._on_gpu, self._clock = device.type == "cuda", clock
         self._passes: list[tuple[Any, Any]] = []
         self._began: Any = None
@@ -53,7 +53,7 @@ class ForwardTimer:
         return event
 
     def take(self) -> float:
-        """Seconds of the passes since the last `take`; call it after a step, when nothing is left to wait for."""
+        """Seconds of the passes since the last `take`; call it after a step, when its kernels have finished."""
         passes, self._passes = self._passes, []
         if not self._on_gpu:
             return float(sum(end - began for began, end in passes))
@@ -64,7 +64,7 @@ class ForwardTimer:
 
 @dataclass(frozen=True)
 class RankTimes:
-    """Mean seconds a step of every rank's own work in one interval."""
+    """Mean seconds per step of each rank's own work in one interval."""
 
     seconds_R: NDArray[np.float64]
     hosts_R: tuple[str, ...]
@@ -84,27 +84,27 @@ class RankTimes:
 
 
 class StepTimes:
-    """Collects a rank's own seconds and gathers everybody's once an interval; every rank makes one and calls it alike.
+    """Collects a rank's own seconds and gathers those of all ranks once per interval; every rank makes the same calls.
 
     Own seconds are those of waiting for rows and of all forward passes. Backward passes are left out at every ZeRO stage:
-    ranks may have different numbers of them, and the last holds the reduction. Forward passes under tensor parallelism and
-    ZeRO 3 wait for the other ranks of a group, so there a slow rank slows its group, and the ratio tells less.
+    ranks may have different numbers of them, and the last one includes the reduction. Forward passes under tensor parallelism
+    and ZeRO 3 contain collectives, so there a slow rank slows its group, and the ratio shows less.
     """
 
     def __init__(self, module: nn.Module, context: ParallelContext, clock: Callable[[], float] = time.perf_counter):
-        """Watch the passes of `module`, the training model; ranks tell each other where they run."""
+        """Time the passes of `module`, the training model, and gather the host names of all ranks."""
         self._context = context
         self._timer = ForwardTimer(module, context.device, clock)
         self._hosts_R = _hosts(context)
         self._seconds, self._steps = 0.0, 0
 
     def add(self, wait_seconds: float) -> None:
-        """Count one step, in which the rank waited so long for its rows."""
+        """Count one step, in which the rank waited `wait_seconds` for its rows."""
         self._seconds += wait_seconds + self._timer.take()
         self._steps += 1
 
     def gather(self) -> RankTimes:
-        """Means over the steps since the last call, of all ranks: one small all-reduce."""
+        """Means of all ranks over the steps since the last call; one small all-reduce."""
         mine = torch.tensor(self._seconds / max(self._steps, 1), dtype=torch.float64)
         seconds_R = _of_all_ranks(mine, self._context)
         self._seconds, self._steps = 0.0, 0
@@ -118,7 +118,7 @@ def _hosts(context: ParallelContext) -> tuple[str, ...]:
 
 
 def _of_all_ranks(mine: Tensor, context: ParallelContext) -> Tensor:
-    """Every rank's tensor, stacked [R, ...], on the CPU; one all-reduce of rows that are zero on all ranks but one."""
+    """Every rank's tensor, stacked [R, ...], on the CPU: an all-gather as a sum of rows that are zero on all ranks but one."""
     table_R = torch.zeros(context.layout.world_size, *mine.shape, dtype=mine.dtype, device=context.device)
     table_R[context.rank] = mine
     dist.all_reduce(table_R)

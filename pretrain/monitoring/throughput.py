@@ -1,4 +1,4 @@
-"""How fast a run is: real tokens a second, the share of the machine's peak that they use, waiting and memory."""
+"""The speed of a run: real tokens per second, utilization of the device's peak, time spent waiting for data, and memory."""
 
 import re
 import resource
@@ -14,8 +14,8 @@ from pretrain.monitoring.metrics import DATA_WAIT, FLOPS_UTILIZATION, PADDING, P
 from pretrain.monitoring.step_times import StepTimes
 from pretrain.step import BatchCounts, StepResult
 
-# Dense bf16 peaks in FLOP/s from the vendors' data sheets (half of the figures that they print "with sparsity"), by the word
-# of the device's name that tells the model. Cards with another form factor than SXM have lower clocks.
+# Dense bf16 peaks in FLOP/s from the vendors' data sheets (half of the numbers given "with sparsity"), by the word of the
+# device's name that identifies the model. Cards of other form factors than SXM have lower clocks.
 DEVICE_PEAKS = {
     "A10": 125e12,
     "A10G": 70e12,
@@ -41,9 +41,9 @@ GIB = 1 << 30
 
 
 def peak_of(device_name: str) -> float | None:
-    """Peak FLOP/s in bf16 of a device by the name that its driver gives, e.g. `NVIDIA H100 80GB HBM3`; None if not known.
+    """Peak FLOP/s in bf16 of a device by its driver's name, e.g. `NVIDIA H100 80GB HBM3`; None if unknown.
 
-    A slice of a device (MIG) is not known: its share of the peak is not in its name.
+    The peak of a MIG slice is unknown, since its name does not give its share of the device.
     """
     words = re.split(r"[\s-]+", device_name)
     model = next((word for word in words if word in DEVICE_PEAKS), None)
@@ -59,7 +59,7 @@ def device_peak(device: torch.device) -> float | None:
 
 
 def say_unknown_peak(device: torch.device) -> None:
-    """Say once why a run on a GPU that is not in the table reports no utilization; nothing for any other."""
+    """Report once that the utilization of a GPU outside the table is left out."""
     if device.type == "cuda" and device_peak(device) is None:
         name = torch.cuda.get_device_name(device)
         print(f"{FLOPS_UTILIZATION}: left out: {name} is not in the table of peaks", file=sys.stderr, flush=True)
@@ -69,7 +69,7 @@ def step_flops(shape: ModularStarEncoderConfig, denominators: Denominators, coun
     """Model operations of one training step: 3 x forward (the backward pass costs twice the forward pass).
 
     forward = 2 x weights of the layers x real tokens + 4 x L x D x sum of squared row lengths (attention's two products)
-    + heads (`mose.model.size.head_flops`). Padding is not computed, hence not counted; nor is what is computed twice.
+    + heads (`mose.model.size.head_flops`). Padding is not computed, hence not counted; recomputation is not counted either.
     Equal to torch's FlopCounterMode on matrix products (tests/pretrain/monitoring/test_throughput.py).
     """
     layers = shape.num_hidden_layers
@@ -80,17 +80,17 @@ def step_flops(shape: ModularStarEncoderConfig, denominators: Denominators, coun
 
 
 class Stopwatch:
-    """Adds up an interval's tokens and waits; `read()` gives the scalars and starts the next interval."""
+    """Sums the tokens and waits of an interval; `read()` returns the scalars and starts the next interval."""
 
     def __init__(
         self, shape: ModularStarEncoderConfig, device: torch.device, world_size: int, step_times: StepTimes | None = None
     ):
-        """Start timing now; with `step_times`, ranks are compared, too, and `read` must be called on all of them."""
+        """Start timing now; with `step_times`, ranks are also compared, and `read` must be called on all of them."""
         self._shape, self._device, self._world_size = shape, device, world_size
         self._step_times = step_times
         self._peak = device_peak(device)
         self.straggler = ""
-        """Which rank was far slower than the others in the interval last read; empty if none."""
+        """The straggler of the interval last read; empty if there was none."""
         self._restart()
 
     def _restart(self) -> None:

@@ -1,4 +1,4 @@
-"""Where a process of a run stands among the ranks, and the groups it talks in."""
+"""The place of a process among the ranks of a run, and its process groups."""
 
 import os
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZ
 
 @dataclass(frozen=True)
 class ParallelContext:
-    """Where this process stands, and the groups it talks in; `mpu` is None without tensor parallelism."""
+    """The ranks of this process and its process groups; `mpu` is None without tensor parallelism."""
 
     rank: int
     data_rank: int
@@ -22,26 +22,25 @@ class ParallelContext:
     layout: Layout
     device: torch.device
     data_group: Any
-    tensor_group: Any
     mpu: Any
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes."""
+        """Whether this is rank 0, which writes files and console lines."""
         return self.rank == 0
 
     def sum_over_data(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over data ranks, in place; the same on every rank afterwards."""
+        """All-reduce: sum a tensor over data ranks, in place."""
         dist.all_reduce(tensor, group=self.data_group)
         return tensor
 
     def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over all ranks, in place; the same on every rank afterwards."""
+        """All-reduce: sum a tensor over all ranks, in place."""
         dist.all_reduce(tensor)
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, by rank; any picklable object, so for rare and small things."""
+        """All-gather: every rank's value, by rank. Any picklable object; pickling is slow, so for rare and small values."""
         values: list[Any] = [None] * self.layout.world_size
         dist.all_gather_object(values, value)
         return values
@@ -52,7 +51,7 @@ class ParallelContext:
 
 
 def started_by_srun() -> bool:
-    """Whether this process is a task of a job step; the batch script itself has SLURM's variables, too, but no step's rank."""
+    """Whether srun started this process; a batch script has SLURM's variables too, but no rank of a job step."""
     return "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ
 
 
@@ -64,6 +63,6 @@ def launched_world_size() -> int:
 
 
 def choose_accelerator() -> None:
-    """Say which accelerator deepspeed shall use, which it reads when it is imported: call this before `pretrain.train` is."""
+    """Set the accelerator that deepspeed reads when it is imported: call this before `pretrain.train` is imported."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

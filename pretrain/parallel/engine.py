@@ -1,4 +1,4 @@
-"""DeepSpeed: the process group, and the engine that owns gradients, ZeRO and the optimiser; the only file importing it."""
+"""DeepSpeed: the process group, and the engine that owns gradients, ZeRO and the optimiser; the only file that imports it."""
 
 import argparse
 import contextlib
@@ -23,7 +23,7 @@ from pretrain.parallel.zero import STATE_TAG, deepspeed_config
 def join_process_group(timeout_seconds: int) -> None:
     """Join the group that the launcher's variables describe: NCCL with CUDA, gloo without."""
     deepspeed_logger.setLevel(logging.WARNING)
-    # A CPU-only op that nothing here calls; building it takes minutes and a killed build blocks every later run.
+    # A CPU-only op that is not used here: its build takes minutes, and a killed build leaves a lock that blocks later runs.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, timeout=datetime.timedelta(seconds=timeout_seconds), verbose=False)
@@ -41,10 +41,10 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
 
 class Engine:
-    """A thin face of DeepSpeed's engine: exactly what `step.py` and `checkpoint.py` use."""
+    """A thin wrapper of DeepSpeed's engine: exactly what `step.py` and `checkpoints/store.py` use."""
 
     def __init__(self, model: nn.Module, config: PretrainConfig, context: ParallelContext, merged: bool = False):
-        """Hand `model` (this rank's slice) to DeepSpeed with torch's AdamW; fused on CUDA.
+        """Wrap `model` (this rank's slice) with DeepSpeed and torch's AdamW; fused on CUDA.
 
         With `merged`, `load` expects a state that `merge_parts` wrote.
         """
@@ -68,43 +68,44 @@ class Engine:
     def backward(self, share: Tensor, last: bool) -> None:
         """Accumulate the gradient of this micro-batch's share of the global loss; `last` says that `step` follows.
 
-        Only we know which micro-batch is the last: at ZeRO 0 and 1 ranks may have different numbers of them, and meet in the
-        backward pass of the last one, overlapped with it if `overlap_comm` is set. (DeepSpeed's switch for callers who know,
-        `managed_gradient_accumulation: false`, refuses that overlap at stage 1.) From stage 2 on they meet in every one.
+        DeepSpeed is told which micro-batch is the last one, since it cannot know: at ZeRO 0 and 1 ranks may have different
+        numbers of them. There gradients are reduced in the backward pass of the last one, overlapped with it if `overlap_comm`
+        is set (DeepSpeed's own option for this, `managed_gradient_accumulation: false`, forbids the overlap at stage 1). From
+        stage 2 on they are reduced in every backward pass.
 
-        DeepSpeed averages over data ranks, so the share is multiplied by their number; it must not divide by the number of
-        micro-batches, since the share is already divided by global counts. The product makes a new tensor also for one
-        rank: with the engine's own output, stage 0 would divide all the same (seen: norm .667 for 5.335).
+        DeepSpeed averages over data ranks, so the share is multiplied by their number. It must not divide by the number of
+        micro-batches, since the share is already divided by global counts. The product makes a new tensor even for one
+        rank: on the engine's own output, stage 0 would divide all the same (measured: norm .667 instead of 5.335).
         """
         self.deepspeed.set_gradient_accumulation_boundary(last)
         self.deepspeed.backward(share * float(self._data_ranks), scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
-        """Clip and update, once after the last micro-batch. Returns the norm before clipping.
+        """Clip gradients and update weights, once after the last micro-batch. Returns the gradient norm before clipping.
 
-        Infinity where DeepSpeed skipped the update on all ranks, since a gradient was not finite on one of them. At stage 0
-        it knows no norm and 0.0 is returned.
+        Returns infinity where DeepSpeed skipped the update on all ranks because a gradient was not finite on one of them, and
+        0.0 at stage 0, where DeepSpeed computes no norm.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self.deepspeed.step()
         if not self.deepspeed.was_step_applied():
-            # ZeRO 3 would still tell the norm of the step before.
+            # ZeRO 3 would still return the norm of the previous step.
             return math.inf
         return float(self.deepspeed.get_global_grad_norm() or 0.0)
 
     def train(self, mode: bool = True) -> None:
-        """Switch dropout on or off."""
+        """Switch to training (dropout on) or evaluation mode."""
         self.deepspeed.train(mode)
 
     @property
     def module(self) -> nn.Module:
-        """The model that was handed in."""
+        """The wrapped model."""
         return self.deepspeed.module  # type: ignore[no-any-return]
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that DeepSpeed skipped since the start because a gradient was not finite."""
+        """Steps that DeepSpeed skipped in this process because a gradient was not finite."""
         return int(self.deepspeed.skipped_steps)
 
     def save(self, folder: Path) -> None:
@@ -112,15 +113,15 @@ class Engine:
         self.deepspeed.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Read this rank's part of a state that `save` wrote in the same layout; the caller has checked its checksums.
+        """Read this rank's part of a state that `save` wrote in the same layout; the caller has verified its checksums.
 
-        DeepSpeed also brings back the decay, betas and clipping of the run that saved, which would silently undo a change
-        of the config: this run's own are put in their place.
+        DeepSpeed also restores the decay, betas and clipping of the run that saved, which would silently undo a change of the
+        config; they are set back to this run's own.
         """
         optimizer = self.deepspeed.optimizer
         wanted = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         clipping = optimizer.clip_grad
-        # It warns on every rank that no `mpu` was given, as is right without tensor parallelism.
+        # Without tensor parallelism there is no `mpu`, of which DeepSpeed would warn on every rank.
         deepspeed_logger.setLevel(logging.ERROR)
         self.deepspeed.load_checkpoint(str(folder), tag=STATE_TAG)
         deepspeed_logger.setLevel(logging.WARNING)
@@ -132,10 +133,12 @@ class Engine:
 def merge_parts(checkpoint: Path, target: Path) -> None:
     """Merge the ranks' parts of a checkpoint into whole tensors by DeepSpeed's universal conversion, in this process.
 
+    A ZeRO checkpoint holds each rank's slice of flattened parameters, which only a run of the same layout can load. The universal
+    format holds whole parameters and optimiser states, from which each rank of any layout cuts its own slice when it loads.
     `target` then holds `zero/PARAMETER/fp32.pt`, `exp_avg.pt`, `exp_avg_sq.pt` and `step.pt`.
 
     Raises:
-        MoseError: DeepSpeed could not.
+        MoseError: DeepSpeed failed; the message is the first line of its own.
     """
     from deepspeed.checkpoint import ds_to_universal
 

@@ -1,4 +1,4 @@
-"""Start and end of a run's process groups: `initialize_parallel()` owns everything that is global to the process."""
+"""Start and end of a run's process groups: `initialize_parallel()` sets everything that is global to the process."""
 
 import os
 import socket
@@ -17,10 +17,10 @@ ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.
 
 
 def _complete_environment() -> None:
-    """Set the variables torch wants from SLURM's, or to a process of its own.
+    """Set torch's environment variables from SLURM's, or for a single process.
 
     Raises:
-        MoseError: several ranks were launched, but nothing says where they meet.
+        MoseError: several ranks were launched without a rendezvous address.
     """
     if "RANK" not in os.environ and started_by_srun():
         os.environ.update({name: os.environ[slurm] for name, slurm in SLURM_NAMES.items() if slurm in os.environ})
@@ -34,17 +34,17 @@ def _complete_environment() -> None:
 
 
 def _free_port() -> int:
-    """A port nobody listens on: two runs on one machine must not meet."""
+    """A port that nobody listens on, so that two runs on one machine do not join each other's group."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def initialize_parallel(config: PretrainConfig) -> ParallelContext:
-    """Join the process group, build megatron's groups if layers are shared, and fix threads and device.
+    """Join the process group, build megatron's groups for tensor parallelism, and set threads and device.
 
     Raises:
-        MoseError: the launched ranks do not fit the config, or bf16 tensor parallelism is asked of an unfit machine.
+        MoseError: the launched ranks do not fit the config.
     """
     layout = Layout.of(config, launched_world_size())
     _complete_environment()
@@ -59,10 +59,10 @@ def build_context(layout: Layout, device: torch.device) -> ParallelContext:
     """The context of this process in `layout`; the process group must be up."""
     place = place_of(dist.get_rank(), layout.tensor_ranks)
     if layout.tensor_ranks == 1:
-        return ParallelContext(place.rank, place.data_rank, 0, layout, device, dist.group.WORLD, None, None)
+        return ParallelContext(place.rank, place.data_rank, 0, layout, device, dist.group.WORLD, None)
     mpu = initialize_tensor_groups(layout.tensor_ranks)
-    groups = (mpu.get_data_parallel_group(), mpu.get_tensor_model_parallel_group())
-    return ParallelContext(place.rank, place.data_rank, place.tensor_rank, layout, device, *groups, mpu)
+    data_group = mpu.get_data_parallel_group()
+    return ParallelContext(place.rank, place.data_rank, place.tensor_rank, layout, device, data_group, mpu)
 
 
 def _device() -> torch.device:
@@ -74,6 +74,6 @@ def _device() -> torch.device:
 
 
 def leave_parallel() -> None:
-    """Close the process group, so that the last rank does not warn of a leak."""
+    """Destroy the process group, which torch otherwise reports as leaked."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,7 +1,8 @@
-"""Sequence parallelism: between the cut layers, each tensor rank holds and computes its shard of the tokens only.
+"""Sequence parallelism: between the tensor-parallel layers, each tensor rank holds and computes its shard of the tokens only.
 
 Norms, dropout and residual sums run on [S, D]. A layer norm's output is gathered once for all column-parallel layers that
-read it, so these keep [N, D] for their weights' gradients: one collective in place of three, for memory that is not divided.
+read it. These keep the gathered [N, D] for their weights' gradients: one all-gather instead of three, in exchange for memory
+that is not divided over ranks.
 
 Letters: N real tokens, padded to a multiple of the tensor ranks; S = N / tensor ranks; D width.
 """
@@ -18,7 +19,7 @@ from pretrain.parallel.tensor import gather_tokens, with_summed_gradients
 
 
 class ShardedLayerNorm(nn.LayerNorm):
-    """LayerNorm of this rank's shard [S, D], whose weight and bias get the gradient of all shards."""
+    """LayerNorm of this rank's shard [S, D]; the gradients of its weight and bias are summed over all shards."""
 
     def forward(self, x_SD: Tensor) -> Tensor:
         weight_D, bias_D = with_summed_gradients(self.weight, self.bias)
@@ -26,21 +27,21 @@ class ShardedLayerNorm(nn.LayerNorm):
 
 
 class GatheringLayerNorm(ShardedLayerNorm):
-    """The same, with the normalised shards of all ranks put together for column-parallel layers: [S, D] to [N, D]."""
+    """The same, followed by an all-gather of the normalised shards for column-parallel layers: [S, D] to [N, D]."""
 
     def forward(self, x_SD: Tensor) -> Tensor:
         return gather_tokens(super().forward(x_SD), partial_gradients=True)
 
 
 class GatheredExit(nn.Module):
-    """An exit's state of all tokens [N, D]; every rank computes the same heads on it, so gradients are whole already."""
+    """An exit's state gathered to all tokens [N, D]; every rank computes the same heads on it, so gradients are complete."""
 
     def forward(self, x_SD: Tensor) -> Tensor:
         return gather_tokens(x_SD, partial_gradients=False)
 
 
 def apply_sequence_parallelism(trunk: StarEncoder2) -> None:
-    """Put gathering norms and exits into a trunk whose cut layers are parallel already; parameter names stay the same."""
+    """Replace norms and exits of a tensor-parallel trunk by gathering ones; parameter names stay the same."""
     for layer in trunk.layers:
         for name in ("input_layernorm", "post_attention_layernorm"):
             setattr(layer, name, _as_kind(GatheringLayerNorm, getattr(layer, name)))
@@ -51,14 +52,14 @@ def apply_sequence_parallelism(trunk: StarEncoder2) -> None:
 
 
 def _as_kind(kind: type[ShardedLayerNorm], norm: nn.LayerNorm) -> ShardedLayerNorm:
-    """`norm` as another class, with its parameters."""
+    """A norm of class `kind` with the parameters of `norm`."""
     replacement = kind(norm.normalized_shape, eps=norm.eps, device="meta")
     replacement.weight, replacement.bias = norm.weight, norm.bias
     return replacement
 
 
 def padded_tokens(batch: MicroBatch, multiple: int) -> MicroBatch:
-    """The same micro-batch with one more row of dummy tokens where N is no multiple; no loss looks at that row."""
+    """The same micro-batch with one more row of dummy tokens where N is not a multiple of `multiple`; no loss reads that row."""
     missing = -batch.input_ids_N.numel() % multiple
     if not missing:
         return batch

@@ -1,4 +1,4 @@
-"""The stages of a run, in the order in which a step goes through them, and where a process stands among them."""
+"""The stages of a step in order, and the mark of a process among them, by which ranks are compared."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 START, LOAD_ROWS, COUNT = "start", "load rows", "count"
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
 LOG, VALIDATE, CHECKPOINT = "log", "validate", "checkpoint"
-# How a run ended, for whoever reads the heartbeat; the cluster's script looks for the last one.
+# How a run ended, for readers of the heartbeat; the cluster's script looks for the last one.
 FINISHED, STOPPED, DIVERGED = "finished", "stopped", "diverged"
-# Forward and backward take turns, so they stand in one group; inside it, fewer micro-batches left is further.
+# Forward and backward alternate over micro-batches, so they form one group; in it, fewer micro-batches left is further.
 _GROUPS = {START: 0, LOAD_ROWS: 1, COUNT: 2, FORWARD: 3, BACKWARD: 3, UPDATE: 3, LOG: 4, VALIDATE: 5, CHECKPOINT: 6}
 _GROUPS |= dict.fromkeys((FINISHED, STOPPED, DIVERGED), 7)
 _ORDER = {stage: place for place, stage in enumerate(_GROUPS)}
@@ -16,7 +16,7 @@ _ORDER = {stage: place for place, stage in enumerate(_GROUPS)}
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a process is: in a stage of the step after `step` steps, with so many micro-batches left after this one."""
+    """Where a process is: in `stage` of the step that follows `step` finished steps, with `micro_batches_left` after this one."""
 
     step: int = 0
     stage: str = START
@@ -28,13 +28,13 @@ class Mark:
 
     @property
     def place(self) -> tuple[int, int, int, int]:
-        """Greater is further: ranks that wait for one another differ by it, whatever their numbers of micro-batches.
+        """A key that orders marks; the rank with the smallest one is behind, whatever the ranks' numbers of micro-batches.
 
-        The last micro-batch counts, since ranks meet there; before it, ranks with more micro-batches are not behind for that.
+        It counts micro-batches left, not done, since ranks meet in the last one.
         """
         return self.step, _GROUPS[self.stage], -self.micro_batches_left, _ORDER[self.stage]
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "Mark":
-        """A mark that another process wrote down."""
+        """A mark from the fields that another process published."""
         return cls(int(values["step"]), str(values["stage"]), int(values["micro_batches_left"]))

@@ -1,4 +1,9 @@
-"""SIGTERM and SIGUSR1 as a wish to stop: noted where they arrive, acted on where all ranks agree."""
+"""SIGTERM and SIGUSR1 as requests to stop: recorded on arrival, acted on at the next step by all ranks together.
+
+A handler that stopped at once would end this rank inside a collective, while the signal reaches other ranks later or not at
+all, and they would wait until the timeout. So the request of any rank travels with the counts that ranks sum before each step,
+all ranks stop before the same step, and they save a checkpoint together.
+"""
 
 import signal
 import threading
@@ -9,9 +14,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignal:
-    """Inside its `with` block the two signals only set `requested`; launchers repeat them, which changes nothing.
+    """Inside its `with` block the two signals only set `requested`; launchers may send them repeatedly.
 
-    Only the main thread may handle signals: elsewhere nothing is installed, and nothing is ever requested.
+    Python allows signal handlers in the main thread only: in another thread none is installed, and `requested` stays False.
     """
 
     def __init__(self) -> None:

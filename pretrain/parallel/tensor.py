@@ -1,4 +1,4 @@
-"""Tensor parallelism: megatron-core's layers put into the plain model by the sharding table; the only file importing megatron.
+"""Tensor parallelism: megatron-core's layers in the plain model, by the sharding table; the only file that imports megatron.
 
 Letters: N real tokens, S tokens of this rank's shard under sequence parallelism (N / tensor ranks), D width, M masked tokens,
 V vocabulary rows of all ranks, W vocabulary rows of this rank.
@@ -16,7 +16,7 @@ from torch import distributed as dist
 from mose.model.sharding import Sharding, sharding_of
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # four notes that Transformer Engine and Apex are absent, which is as intended
+    warnings.simplefilter("ignore")  # Transformer Engine and Apex are absent on purpose
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.model_parallel_config import ModelParallelConfig
     from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -29,18 +29,13 @@ def initialize_tensor_groups(tensor_ranks: int) -> "ModelParallelUnit":
     """
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
-    # megatron overlaps the all-reduce of input gradients with the weight gradient only if kernels queue in one line.
+    # megatron overlaps the all-reduce of input gradients with the weight gradient only if kernels run in a single queue.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    # megatron calls collectives by names that torch 2.13 renames, and torch says so at each of its call sites.
+    # megatron calls collectives by names that torch 2.13 deprecates, with a warning at each call site.
     warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_ranks)
     return ModelParallelUnit()
-
-
-def destroy_tensor_groups() -> None:
-    """Forget megatron's process groups, so that a test session can build another layout."""
-    parallel_state.destroy_model_parallel()
 
 
 class ModelParallelUnit:
@@ -72,15 +67,15 @@ class _TensorOnly:
 
 
 class ColumnParallelLinear(_TensorOnly, tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
-    """A linear layer whose outputs are cut over ranks."""
+    """A linear layer whose outputs are sharded over ranks."""
 
 
 class RowParallelLinear(_TensorOnly, tensor_parallel.RowParallelLinear):  # type: ignore[misc]
-    """A linear layer whose inputs are cut over ranks; the partial outputs are summed."""
+    """A linear layer whose inputs are sharded over ranks; the partial outputs are all-reduced."""
 
 
 class SequenceRowParallelLinear(_TensorOnly, tensor_parallel.RowParallelLinear):  # type: ignore[misc]
-    """A linear layer whose inputs are cut over ranks; the sum of the partial outputs is left cut over tokens, [S, D]."""
+    """A linear layer whose inputs are sharded over ranks; the partial outputs are reduce-scattered over tokens, [S, D]."""
 
     def forward(self, x: Tensor) -> Tensor:
         (bias,) = with_summed_gradients(self.bias)
@@ -88,17 +83,18 @@ class SequenceRowParallelLinear(_TensorOnly, tensor_parallel.RowParallelLinear):
 
 
 class SequenceVocabularyEmbedding(tensor_parallel.VocabParallelEmbedding):  # type: ignore[misc]
-    """Embeddings of tokens [N], summed over vocabulary slices and left cut over tokens, [S, D]."""
+    """Embeddings of tokens [N], reduce-scattered from vocabulary slices to token shards, [S, D]."""
 
     def forward(self, input_ids_N: Tensor) -> Tensor:
-        # megatron takes [batch, sequence] and gives [sequence, batch, width] when it leaves the sum cut.
+        # megatron takes [batch, sequence] and returns [sequence, batch, width] when it reduce-scatters.
         return super().forward(input_ids_N[None]).squeeze(1)  # type: ignore[no-any-return]
 
 
 class _SummedGradients(torch.autograd.Function):
-    """The same tensors forward; the sum over tensor ranks of their gradients backward, in one float32 all-reduce.
+    """Identity forward; backward the sum of the gradients over tensor ranks, in one float32 all-reduce.
 
-    megatron's own copy is not used: it silently leaves a gradient that is not contiguous unreduced.
+    torch has no such pair: its collectives with gradient (`torch.distributed.nn`, functional collectives) communicate in the
+    forward pass too. megatron's does, but silently leaves a gradient that is not contiguous unreduced.
     """
 
     @staticmethod
@@ -115,24 +111,24 @@ class _SummedGradients(torch.autograd.Function):
 
 
 def with_summed_gradients(*replicated: Tensor) -> tuple[Tensor, ...]:
-    """Replicated parameters as used on a shard of the tokens: their gradients are summed over the tensor ranks."""
+    """Replicated parameters for use on a shard of the tokens: their gradients are summed over the tensor ranks."""
     return _SummedGradients.apply(*replicated)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def gather_tokens(x_SD: Tensor, *, partial_gradients: bool) -> Tensor:
-    """Shards [S, D] of all tensor ranks put together, [N, D].
+    """All-gather the shards [S, D] of all tensor ranks to [N, D].
 
-    `partial_gradients`: each rank's gradient of the result is one part of a sum (it came through cut weights); else every rank
-    has the whole gradient and takes its shard of it.
+    `partial_gradients`: each rank's gradient of the result is one term of a sum (it came through sharded weights), so backward is
+    a reduce-scatter; otherwise every rank has the complete gradient, and backward takes this rank's shard of it.
     """
     return tensor_parallel.gather_from_sequence_parallel_region(x_SD, tensor_parallel_output_grad=partial_gradients)  # type: ignore[no-any-return]
 
 
 def apply_tensor_parallelism(model: nn.Module, dtype: torch.dtype, sequence_parallel: bool = False) -> None:
-    """Replace every layer that the sharding table cuts by megatron's; parameter names stay the same, weights are not filled.
+    """Replace each layer that the sharding table shards by megatron's; parameter names stay the same, weights are uninitialised.
 
-    With `sequence_parallel`, embedding and row-parallel layers leave their sums cut over tokens, and `layers.*` columns take
-    tokens that `pretrain.parallel.sequence` has gathered.
+    With `sequence_parallel`, embedding and row-parallel layers reduce-scatter their outputs over tokens, and column-parallel
+    layers take tokens that `pretrain.parallel.sequence` has gathered.
     """
     config = ModelParallelConfig(
         use_cpu_initialization=True,
@@ -164,7 +160,7 @@ def _parallel_layer(module: nn.Linear | nn.Embedding, kind: Sharding, config: Mo
         return tensor_parallel.VocabParallelEmbedding(*sizes, **common)  # type: ignore[no-any-return]
     sizes, bias = (module.in_features, module.out_features), module.bias is not None
     if kind in (Sharding.COLUMN, Sharding.VOCABULARY):
-        # The decoder takes whole states and reduces its input's gradient; a layer's columns share one gather (sequence.py).
+        # The decoder reads complete states and reduces its input's gradient; a layer's columns share one gather (sequence.py).
         gathered = on_shards and kind is Sharding.COLUMN
         common["config"] = dataclasses.replace(config, sequence_parallel=False)
         return ColumnParallelLinear(*sizes, bias=bias, gather_output=False, disable_grad_reduce=gathered, **common)
@@ -175,23 +171,19 @@ def _parallel_layer(module: nn.Linear | nn.Embedding, kind: Sharding, config: Mo
 
 
 def _cut_bare_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Cut a parameter that is no layer's own weight, such as `cls.predictions.bias`; cut ones are left as they are."""
+    """Shard a parameter that is no layer's own weight, such as `cls.predictions.bias`; those of megatron's layers are left."""
     parent_name, _, child = name.rpartition(".")
     parent = model.get_submodule(parent_name)
     dimension = sharding_of(name).dimension
-    if dimension is None or isinstance(parent, _parallel_classes()):
+    if dimension is None or isinstance(parent, tuple(megatron_layers().values())):
         return
     shape = list(parameter.shape)
     shape[dimension] //= parallel_state.get_tensor_model_parallel_world_size()
     setattr(parent, child, nn.Parameter(torch.empty(shape, dtype=parameter.dtype)))
 
 
-def _parallel_classes() -> tuple[type[nn.Module], ...]:
-    return tuple(megatron_layers().values())
-
-
 def mark_parallel_parameters(model: nn.Module) -> None:
-    """Tell DeepSpeed's gradient norm which parameters are cut: it counts the others once, not once a rank."""
+    """Mark sharded parameters for DeepSpeed's gradient norm, which counts the others once, not once per rank."""
     for name, parameter in model.named_parameters():
         dimension = sharding_of(name).dimension
         for attribute in ("tensor_model_parallel", "partition_dim", "partition_stride"):
@@ -202,13 +194,13 @@ def mark_parallel_parameters(model: nn.Module) -> None:
 
 
 def vocabulary_cross_entropy(logits_MW: Tensor, labels_M: Tensor) -> Tensor:
-    """Cross-entropy [M] of logits whose vocabulary is cut over ranks; megatron overwrites its argument, so it gets a copy."""
+    """Cross-entropy [M] of logits whose vocabulary is sharded over ranks; megatron overwrites its argument, so it gets a copy."""
     copied_MW = logits_MW.float() if logits_MW.dtype != torch.float32 else logits_MW.clone()
     return tensor_parallel.vocab_parallel_cross_entropy(copied_MW, labels_M)  # type: ignore[no-any-return]
 
 
 def vocabulary_correct(logits_MW: Tensor, labels_M: Tensor) -> Tensor:
-    """Whether the largest logit of all ranks is the label's, bool [M]."""
+    """Whether the largest logit over all ranks is that of the label, bool [M]; two maxima in one all-reduce."""
     group = parallel_state.get_tensor_model_parallel_group()
     width = logits_MW.shape[1]
     local_M = labels_M - parallel_state.get_tensor_model_parallel_rank() * width
@@ -220,12 +212,12 @@ def vocabulary_correct(logits_MW: Tensor, labels_M: Tensor) -> Tensor:
 
 
 def maximum_over_ranks(numbers_M: Tensor) -> Tensor:
-    """The largest of the tensor ranks' numbers, [M]; no gradient goes through."""
+    """Maximum over the tensor ranks, [M]; not differentiable."""
     return _over_ranks(numbers_M, dist.ReduceOp.MAX)
 
 
 def sum_over_ranks(numbers_M: Tensor) -> Tensor:
-    """The sum of the tensor ranks' numbers, [M]; no gradient goes through."""
+    """Sum over the tensor ranks, [M]; not differentiable."""
     return _over_ranks(numbers_M, dist.ReduceOp.SUM)
 
 
@@ -241,6 +233,6 @@ def vocabulary_start(rows_per_rank: int) -> int:
 
 
 def megatron_layers() -> dict[str, type[nn.Module]]:
-    """megatron-core's own classes by kind, for tests that assert they are in use."""
+    """megatron-core's own classes by kind."""
     names = ("ColumnParallelLinear", "RowParallelLinear", "VocabParallelEmbedding")
     return {name: getattr(tensor_parallel, name) for name in names}

@@ -1,11 +1,11 @@
-"""Which rank stands where: pure arithmetic, with the tensor-parallel ranks of one group next to each other.
+"""The grid of data and tensor ranks: pure arithmetic; the tensor-parallel ranks of one group are neighbours.
 
 With 8 ranks and tensor_ranks = 2:
 
     rank           0  1  2  3  4  5  6  7
     data rank      0  0  1  1  2  2  3  3     ranks of one tensor group see the same rows
     tensor rank    0  1  0  1  0  1  0  1     ranks of one data group hold the same slice of every weight
-    tensor groups  [0 1] [2 3] [4 5] [6 7]    inside a node, where links are fast
+    tensor groups  [0 1] [2 3] [4 5] [6 7]    inside a node, where links are fastest
     data groups    [0 2 4 6] [1 3 5 7]        ZeRO partitions the optimiser over these
 """
 
@@ -22,15 +22,5 @@ class Place:
 
 
 def place_of(rank: int, tensor_ranks: int) -> Place:
-    """The coordinates of `rank`; megatron-core builds its groups in the same order, which a test asserts."""
+    """The coordinates of `rank`; megatron-core builds its groups in the same order (a test asserts it)."""
     return Place(rank, rank // tensor_ranks, rank % tensor_ranks)
-
-
-def tensor_groups(world_size: int, tensor_ranks: int) -> list[list[int]]:
-    """Every group of ranks that share layers."""
-    return [list(range(first, first + tensor_ranks)) for first in range(0, world_size, tensor_ranks)]
-
-
-def data_groups(world_size: int, tensor_ranks: int) -> list[list[int]]:
-    """Every group of ranks that hold the same slice of the model."""
-    return [list(range(first, world_size, tensor_ranks)) for first in range(tensor_ranks)]

@@ -1,7 +1,10 @@
-"""Who keeps the others waiting: every rank tells the process group's store where it is, so that a hang can be explained.
+"""Which rank keeps the others waiting: each rank publishes its mark in the process group's store, so that a hang is explained.
 
-A thread publishes the rank's mark every few seconds and, on rank 0, writes the heartbeat; a step only assigns an attribute.
-Nothing here joins a collective or touches a device, so it works while either hangs, with gloo and with NCCL.
+A thread publishes the mark every few seconds and, on rank 0, writes the heartbeat; a step only assigns an attribute. Why a
+store and not a collective: the question comes up when a collective hangs, and another one would queue behind it on the same
+stream, or wait for the very rank that is missing. The store is a TCP server beside rank 0 or the launcher: each rank reads and
+writes it alone, from any thread, while the device hangs and whether the back end is gloo or NCCL. What a silent rank
+published last stays readable.
 """
 
 import contextlib
@@ -21,17 +24,17 @@ from pretrain.parallel.stage import Mark
 from pretrain.parallel.topology import place_of
 
 _KEY = "stage-of-rank-"
-# The store answers in microseconds where it lives; where it does not, an explanation is wanted soon.
+# A live store answers in microseconds; if it is gone, report that soon.
 _STORE_SECONDS = 10
 MOST_SECONDS_BETWEEN_REPORTS = 5.0
 _NAMED_RANKS = 8
-# What ended a rank whose collective failed: it is a victim, and whoever still asks must not take it for the cause.
+# How a rank ended whose collective failed: it is a victim, and other ranks must not take it for the cause.
 GAVE_UP = "gave up waiting"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a rank last told: its mark, for how long it had been there, what ended it if something did, and a running number."""
+    """What a rank last published: its mark, seconds since it set the mark, how it ended (empty: it has not), a running number."""
 
     rank: int
     mark: Mark
@@ -41,16 +44,16 @@ class Report:
 
     @classmethod
     def parse(cls, rank: int, text: bytes) -> "Report":
-        """A report as `text` of the store holds it."""
+        """Parse a report as it lies in the store."""
         values = json.loads(text)
         return cls(rank, Mark.from_plain(values), float(values["seconds"]), str(values["ended"]), int(values["number"]))
 
 
 def explain(reports: Sequence[Report], silent: Sequence[int], missing: Sequence[int], tensor_ranks: int) -> str:
-    """One sentence: who keeps the others waiting, where and for how long.
+    """One sentence: which rank keeps the others waiting, in which stage and for how long.
 
-    `silent` ranks have stopped reporting and `missing` ones never did; they are named first, then ranks that ended by
-    themselves, then those that are furthest behind.
+    Ranks that never reported (`missing`) are blamed first, then those that stopped (`silent`), then ranks that ended with an
+    error of their own, then those that are furthest behind: a dead rank explains why others wait, and not the reverse.
     """
     if missing:
         return f"{_named(missing, tensor_ranks)} never reported: not started, or dead before the first step"
@@ -84,7 +87,7 @@ def _listed(ranks: Sequence[int]) -> str:
 
 
 class Watchdog:
-    """This rank's mark, the thread that publishes it, and the explanation when a collective fails; use it in a `with` block."""
+    """This rank's mark, the thread that publishes it, and the explanation when a collective fails; a context manager."""
 
     def __init__(
         self,
@@ -95,20 +98,20 @@ class Watchdog:
         beat: Callable[[Mark, float], None] | None = None,
         beat_seconds: float = 30.0,
     ):
-        """`beat` (rank 0's) is called with the mark and the seconds spent in it, every `beat_seconds` and at both ends."""
+        """`beat` (on rank 0) is called with the mark and the seconds spent in it: every `beat_seconds`, at start and end."""
         self.rank, self.world_size, self.tensor_ranks = rank, world_size, tensor_ranks
         self.timeout_seconds = timeout_seconds
         self._interval = min(MOST_SECONDS_BETWEEN_REPORTS, timeout_seconds / 8)
         self._beat, self._beat_seconds, self._last_beat = beat, beat_seconds, 0.0
         self._now = (Mark(), time.monotonic())
-        self._ended, self._number, self._told = "", 0, False
+        self._ended, self._number, self._warned = "", 0, False
         self._leave = threading.Event()
         self._publishing = threading.Lock()
         self._store = _own_store() if world_size > 1 else None
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def enter(self, stage: str, micro_batches_left: int = 0, step: int | None = None) -> None:
-        """Say that this rank now begins a stage, of the same step unless another is given; costs a microsecond or two."""
+        """Set this rank's mark to a stage, of the same step unless another is given; takes a microsecond or two."""
         self._now = (self._now[0].moved(stage, micro_batches_left, step), time.monotonic())
 
     @property
@@ -135,7 +138,7 @@ class Watchdog:
         self._publish()
 
     def explain_failure(self) -> str:
-        """Ask the store who kept the others waiting; takes a few seconds, in which it is seen who still reports."""
+        """Find in the store which rank kept the others waiting; takes a few seconds, to see which ranks still report."""
         self._ended = GAVE_UP
         self._publish()
         try:
@@ -150,7 +153,7 @@ class Watchdog:
         return explain(reports, silent, missing, self.tensor_ranks)
 
     def _reports(self) -> tuple[list[Report], list[int]]:
-        """What each rank last told, and the ranks that never told anything."""
+        """The last report of each rank, and the ranks that never reported."""
         assert self._store is not None
         reports, missing = [], []
         for rank in range(self.world_size):
@@ -175,23 +178,23 @@ class Watchdog:
         if self._beat is not None:
             mark, since = self._now
             self._last_beat = time.monotonic()
-            # A full disk is told by whatever else is written.
+            # A full disk is reported by the next write that matters.
             with contextlib.suppress(OSError):
                 self._beat(mark, self._last_beat - since)
 
     def _watch(self) -> None:
-        """The thread: NCCL ends the process when a collective times out, so it speaks shortly before that."""
+        """The thread. NCCL ends the process when a collective times out, so the warning comes shortly before that."""
         while not self._leave.wait(self._interval):
             self._publish()
             if time.monotonic() - self._last_beat >= self._beat_seconds:
                 self._write_beat()
             waited = time.monotonic() - self._now[1]
-            if self._store is not None and not self._told and waited > self.timeout_seconds - 5 * self._interval:
-                self._told = True
+            if self._store is not None and not self._warned and waited > self.timeout_seconds - 5 * self._interval:
+                self._warned = True
                 self._warn()
 
     def _warn(self) -> None:
-        """One line on standard error, by the first rank that waits."""
+        """Print one line on standard error, from the first of the waiting ranks only."""
         with contextlib.suppress(RuntimeError, ValueError):
             reports, missing = self._reports()
             last = min((report.mark.place for report in reports), default=self.mark.place)
@@ -202,7 +205,7 @@ class Watchdog:
 
 
 def _own_store() -> Any:
-    """A connection of its own to the process group's store: calls on the group's would wait for one another."""
+    """A separate connection to the process group's store: calls on the group's own connection block one another."""
     group_store: Any = dist.distributed_c10d._get_default_store()
     store = group_store.clone()
     store.set_timeout(datetime.timedelta(seconds=_STORE_SECONDS))
@@ -210,7 +213,7 @@ def _own_store() -> Any:
 
 
 def is_collective_failure(error: BaseException) -> bool:
-    """Whether an exception says that another rank did not come to a collective, and not that this rank did something wrong."""
+    """Whether an exception means that another rank failed to join a collective, rather than a fault of this rank."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed by peer" in str(error))

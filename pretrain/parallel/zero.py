@@ -7,15 +7,15 @@ from pretrain.config.run import Layout, PretrainConfig
 
 
 def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
-    """What `deepspeed.initialize` is given: our settings, and the config's raw ones on top.
+    """The argument of `deepspeed.initialize`: our settings, updated with the config's raw ones.
 
-    Sizes of batches are nominal: ranks may differ in them, and `Engine.backward` says which micro-batch is the last. One
-    accumulation step, so that DeepSpeed divides no gradient by their number: our loss is already divided by global counts.
+    Batch sizes are nominal: ranks may differ in their numbers of micro-batches, and `Engine.backward` says which one is the last.
+    One accumulation step, so that DeepSpeed does not divide gradients by it: our loss is already divided by global counts.
     """
     stage, half = config.parallel.zero_stage, config.parallel.precision == "bf16"
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
-        # Gather a layer's parameters only when it runs: tiny models are otherwise kept whole and stage 3 is not exercised.
+        # Partition every parameter: by default DeepSpeed keeps small ones whole, and a tiny model would not exercise stage 3.
         zero |= {"stage3_param_persistence_threshold": 0}
     settings: dict[str, Any] = {
         "train_batch_size": layout.data_ranks,
@@ -29,7 +29,7 @@ def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
         "wall_clock_breakdown": False,
     }
     if half:
-        # By default float32: a sum of bf16 gradients over 512 ranks keeps eight bits of it.
+        # float32 by default: a sum of bf16 gradients over 512 ranks would keep eight bits.
         settings["communication_data_type"] = config.parallel.gradient_communication
     return merged(settings, config.deepspeed)
 

@@ -1,4 +1,4 @@
-"""The rows of several data sets as one: numbered one source after the other.
+"""The rows of several data sets under one numbering: source after source.
 
 Letters: R rows, T slots of a row, S sources.
 """
@@ -15,10 +15,10 @@ from pretrain.data.rows import Rows
 
 
 class JoinedRows:
-    """Rows of several sources; `mixture` and the run's seed tell where each source stands when the run is at a position."""
+    """Rows of several sources; the position of each source follows from the run's position, `mixture` and the seed."""
 
     def __init__(self, parts: Sequence[Rows], mixture: Mixture, seed: int):
-        """`parts` are in the mixture's order; a part may hold more rows than the mixture counts, which are then left out."""
+        """`parts` are in the mixture's order; rows of a part beyond those that the mixture counts are not used."""
         self._parts = tuple(parts)
         self._mixture = mixture
         self._seed = seed
@@ -32,13 +32,13 @@ class JoinedRows:
         return self._parts[0].sequence_length
 
     def reach(self, start: int, count: int) -> None:
-        """Tell each source which of its own positions are read next."""
+        """Announce to each source which of its own positions are read next."""
         before, after = (self._mixture.rows_by_source(self._seed, consumed).tolist() for consumed in (start, start + count))
         for part, first, end in zip(self._parts, before, after, strict=True):
             part.reach(first, end - first)
 
     def tokens(self, rows_R: INT64_ARRAY) -> TOKENS:
-        """Tokens [R, T] of these rows, in the order asked for."""
+        """Tokens [R, T] of these rows, in the requested order."""
         tokens_RT: TOKENS | None = None
         for part, places, inside in self._by_source(rows_R):
             found = part.tokens(inside)
@@ -55,7 +55,7 @@ class JoinedRows:
         return RowLabels(*columns)
 
     def _by_source(self, rows_R: INT64_ARRAY) -> Iterator[tuple[Rows, INT64_ARRAY, INT64_ARRAY]]:
-        """For each source concerned: its rows, places in the request, row numbers in the source."""
+        """For each source of these rows: the source, the rows' places in the request, their numbers in the source."""
         sources_R = np.searchsorted(self._mixture.first_rows, rows_R, side="right") - 1
         for source in np.unique(sources_R):
             places = np.flatnonzero(sources_R == source)

@@ -1,4 +1,4 @@
-"""The rows of one split of a data set, by number: where each lies, and a reader that maps local shards into memory.
+"""The rows of one split of a data set, by number: the table of its shards, and a reader that maps local shards into memory.
 
 Letters: R rows, T slots of a row.
 """
@@ -21,17 +21,18 @@ from mose.dataset.shard_format import RowLabels, ShardReader
 from mose.errors import MoseError
 from mose.files.storage import is_local
 
-# A shard takes two descriptors, one for itself and one for its index. Half of what the process may have is left to others.
+# An open shard takes two file descriptors, one for itself and one for its index. Half of the process's descriptors are left to
+# other code.
 _DESCRIPTORS_A_SHARD = 4
-# Where the system sets no limit: kernels bound the maps of a process by 65,530.
+# Where the system sets no limit: Linux allows 65,530 memory maps per process by default.
 _MOST_DESCRIPTORS = 1 << 16
 
 
 class SplitTable:
-    """Which shard holds which rows of a split, from the manifest alone: no shard is looked at."""
+    """Which shard holds which rows of a split, from the manifest alone: no shard is opened."""
 
     def __init__(self, dataset: Path, split: str, tokenizer_fingerprint: str | None = None):
-        """Read the manifest, and compare it with the tokenizer and with itself.
+        """Read the manifest; check it for consistency and, if given, against the tokenizer.
 
         Raises:
             MoseError: no manifest, no such split, rows of another tokenizer, a shard whose bytes do not fit its rows.
@@ -59,7 +60,7 @@ class SplitTable:
         return int(self.first_rows[-1])
 
     def by_shard(self, rows_R: INT64_ARRAY) -> Iterator[tuple[int, INT64_ARRAY, INT64_ARRAY]]:
-        """For each shard concerned: its number, places in the request, rows inside the shard."""
+        """For each shard of these rows: its number, the rows' places in the request, their numbers in the shard."""
         shards_R = np.searchsorted(self.first_rows, rows_R, side="right") - 1
         places_R = np.argsort(shards_R, kind="stable")
         sorted_R = shards_R[places_R]
@@ -70,7 +71,7 @@ class SplitTable:
                 yield shard, places, rows_R[places] - self.first_rows[shard]
 
     def check_tokens(self, tokens_RT: TOKENS, rows_R: INT64_ARRAY) -> TOKENS:
-        """The same tokens.
+        """Return the tokens unchanged.
 
         Raises:
             MoseError: one of them is no id of the vocabulary.
@@ -96,7 +97,7 @@ class SplitTable:
 
 
 def raise_descriptor_limit() -> int:
-    """Let this process open as many files as the system allows it at all; returns how many that is."""
+    """Raise this process's soft limit on open files to the hard limit; returns the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -112,14 +113,14 @@ class _OpenShard:
 class PackedRows:
     """The rows of one split on a local file system; shards are mapped when first read, and memory does not grow with the rows.
 
-    For one thread at a time: a `Prefetcher` needs rows that nobody else reads.
+    Not thread-safe: rows that a `Prefetcher` reads must not be read by another thread.
     """
 
     def __init__(self, dataset: Path, split: str, tokenizer_fingerprint: str | None = None, sources: int = 1):
-        """Read the manifest and look at the first shard; `sources` data sets share what the process may open.
+        """Read the manifest and open the first shard; `sources` data sets share the limit on open files.
 
         Raises:
-            MoseError: see `SplitTable`; or the data set is not local, or its first shard is missing, cut or no shard of ours.
+            MoseError: see `SplitTable`; or the data set is not local, or its first shard is missing, truncated or no shard.
         """
         self.table = SplitTable(dataset, split, tokenizer_fingerprint)
         if not is_local(dataset):
@@ -139,13 +140,13 @@ class PackedRows:
         return self.table.layout.sequence_length
 
     def reach(self, start: int, count: int) -> None:
-        """Nothing to fetch ahead."""
+        """Nothing is read ahead."""
 
     def tokens(self, rows_R: INT64_ARRAY) -> TOKENS:
-        """Tokens [R, T] of these rows, in the order asked for.
+        """Tokens [R, T] of these rows, in the requested order.
 
         Raises:
-            MoseError: a shard is missing, cut or no shard of ours, or a token cannot be.
+            MoseError: a shard is missing, truncated or no shard, or a token is out of range.
         """
         layout = self.table.layout
         tokens_RT = np.empty((len(rows_R), layout.sequence_length), dtype=layout.dtype)
@@ -157,7 +158,7 @@ class PackedRows:
         """Labels [R] of these rows, from the indexes beside their shards.
 
         Raises:
-            MoseError: an index or its shard is missing or of another size, or a label cannot be.
+            MoseError: an index or its shard is missing or of another size, or a label is out of range.
         """
         index_R = np.empty(len(rows_R), dtype=INDEX_DTYPE)
         for shard, places, inside in self.table.by_shard(rows_R):

@@ -1,4 +1,4 @@
-"""Rows read by ranges of bytes from wherever a data set lies (object store, slow or local disk), checked, if need be re-read.
+"""Rows read by byte ranges from an object store, a slow file system or a local disk; verified, and read again on failure.
 
 Letters: R rows, T slots of a row.
 """
@@ -33,7 +33,7 @@ def read_range(path: Path, start: int, length: int) -> bytes:
 
 
 def _pieces(file: Any, length: int) -> Iterator[bytes]:
-    """One read may give less than was asked for, above all over a network."""
+    """A single read may return fewer bytes than requested, above all on a network file system."""
     while length and (piece := file.read(length)):
         length -= len(piece)
         yield piece
@@ -41,23 +41,23 @@ def _pieces(file: Any, length: int) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Retry:
-    """How often a read is tried, and how long to wait before the second time; the wait doubles from there on."""
+    """Retries with exponential backoff: attempts in all, and the wait before the second one, doubled for each further one."""
 
     attempts: int = 5
     first_wait_seconds: float = 0.5
 
     def wait_seconds(self, what: str, attempt: int) -> float:
-        """The wait before attempt 1, 2, ...: between half and all of it, so that ranks do not come back all at once."""
+        """The wait before retry 1, 2, ..., with jitter (half to all of it), so that ranks do not retry at the same moment."""
         share = float(counter_random(derive_key("retry", what), np.array([attempt], dtype=np.uint64))[0]) / 2.0**64
         return self.first_wait_seconds * 2.0 ** (attempt - 1) * (1 + share) / 2
 
 
 class _DamagedError(Exception):
-    """What was read is not what the manifest or the index says; read again, it may be."""
+    """The bytes read do not match the manifest or the index; reading them again may help."""
 
 
 class RangeReader:
-    """Reads neighbouring rows with their index entries; any thread may call it."""
+    """Reads consecutive rows with their index entries; thread-safe."""
 
     def __init__(self, table: SplitTable, retry: Retry):
         """Read nothing yet."""
@@ -66,22 +66,22 @@ class RangeReader:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Let reads that wait for another attempt give up."""
+        """Make reads that wait for their next attempt give up."""
         self._stopped.set()
 
     def read(self, first_row: int, count: int) -> tuple[TOKENS, NDArray[np.void]]:
-        """Tokens [R, T] and index entries [R] of rows first_row..first_row+count-1; each row was compared with its CRC-32.
+        """Tokens [R, T] and index entries [R] of rows first_row..first_row+count-1; each row is verified by its CRC-32.
 
         Raises:
-            MoseError: a file is missing or cannot be read, or a row differs from its checksum, however often it is read.
+            MoseError: a file is missing or cannot be read, or a row differs from its checksum, after all attempts.
         """
-        parts = [self._insist(shard, inside, rows) for shard, inside, rows in self._segments(first_row, count)]
+        parts = [self._read_with_retries(shard, inside, rows) for shard, inside, rows in self._segments(first_row, count)]
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([tokens for tokens, _ in parts]), np.concatenate([index for _, index in parts])
 
     def _segments(self, first_row: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """(shard, first row in it, rows) of each shard that a range of rows meets."""
+        """(shard, first row in it, number of rows) for each shard that a range of rows touches."""
         row, end = first_row, first_row + count
         while row < end:
             shard = int(np.searchsorted(self.table.first_rows, row, side="right")) - 1
@@ -89,7 +89,7 @@ class RangeReader:
             yield shard, row - int(self.table.first_rows[shard]), stop - row
             row = stop
 
-    def _insist(self, shard: int, inside: int, count: int) -> tuple[TOKENS, NDArray[np.void]]:
+    def _read_with_retries(self, shard: int, inside: int, count: int) -> tuple[TOKENS, NDArray[np.void]]:
         entry = self.table.shards[shard]
         what = f"{self.table.dataset / entry.path}: rows {inside}..{inside + count - 1}"
         reason = ""
@@ -103,7 +103,7 @@ class RangeReader:
             except _DamagedError as error:
                 reason = str(error)
             except Exception as error:
-                # Each library of an object store raises errors of its own; whatever it was may be gone the next time.
+                # Each object-store library raises its own exceptions; any of them may be transient.
                 reason = f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         raise MoseError(f"{reason}; read {self._retry.attempts} times, expected the rows that the manifest lists")
 
@@ -132,10 +132,10 @@ def _whole(path: Path, start: int, length: int) -> bytes:
 
 
 class RangeRows:
-    """The rows of a split by ranges, a read for each run of neighbours: for rows that are wanted in order, e.g. held-out ones."""
+    """The rows of a split, one range read per run of consecutive rows: for rows read in order, e.g. held-out ones."""
 
     def __init__(self, reader: RangeReader, most_rows: int | None = None):
-        """`most_rows`: the rows it has are the first so many of the split (default: all)."""
+        """Take the first `most_rows` rows of the split (default: all)."""
         self._reader = reader
         self.table = reader.table
         self._count = len(self.table) if most_rows is None else min(most_rows, len(self.table))
@@ -149,13 +149,13 @@ class RangeRows:
         return self.table.layout.sequence_length
 
     def reach(self, start: int, count: int) -> None:
-        """Nothing to fetch ahead."""
+        """Nothing is read ahead."""
 
     def tokens(self, rows_R: INT64_ARRAY) -> TOKENS:
         """Tokens [R, T] of these rows.
 
         Raises:
-            MoseError: see `RangeReader.read`; or a token cannot be.
+            MoseError: see `RangeReader.read`; or a token is out of range.
         """
         return self.table.check_tokens(self._read(rows_R)[0], rows_R)
 
@@ -163,7 +163,7 @@ class RangeRows:
         """Labels [R] of these rows.
 
         Raises:
-            MoseError: see `RangeReader.read`; or a label cannot be.
+            MoseError: see `RangeReader.read`; or a label is out of range.
         """
         return self.table.labels_of(self._read(rows_R)[1])
 
@@ -181,7 +181,7 @@ class RangeRows:
 
 
 class LoadedRows(RangeRows):
-    """The first rows of a split, read once and kept in memory: for validation, which wants the same rows again and again."""
+    """The first rows of a split, read once and kept in memory: for validation, which reads the same rows each time."""
 
     def __init__(self, reader: RangeReader, most_rows: int):
         """Read them.

@@ -1,4 +1,4 @@
-"""Opens what a run reads: one data set or a mixture, local or staged, its training rows and its held-out rows."""
+"""Opens the data of a run: one data set or a mixture, local or staged, its training rows and its held-out rows."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from pretrain.storage.range_rows import LoadedRows, RangeReader, RangeRows, Retr
 from pretrain.storage.staged_rows import StagedRows, StagingPlan, clear_abandoned
 from pretrain.storage.window_file import RunOrder
 
-# What launchers call a process's place on its node and the number of processes there: torchrun and srun, deepspeed, SLURM.
+# Environment variables by which launchers give the local rank and the number of local ranks: torchrun, deepspeed, SLURM.
 _LOCAL_RANK_NAMES = ("LOCAL_RANK", "SLURM_LOCALID")
 _LOCAL_RANKS_NAMES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
 
@@ -38,7 +38,7 @@ class Source:
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run reads; `fingerprint` tells whether another run reads the same rows, wherever they lie."""
+    """The opened data of a run; `fingerprint` is equal for runs that read the same rows, wherever these lie."""
 
     rows: Rows
     held_out: Rows | None
@@ -48,13 +48,13 @@ class RunData:
     fingerprint: str
 
     def close(self) -> None:
-        """Give back maps, files and threads."""
+        """Release memory maps, files and threads."""
         self.rows.close()
         if self.held_out is not None:
             self.held_out.close()
 
     def scalars(self, seed: int, consumed_rows: int) -> dict[str, float]:
-        """How far each source of a mixture has come; nothing for a single data set, whose rows the step count tells."""
+        """Progress of each source of a mixture; empty for a single data set, where it follows from the step."""
         return self.mixture.scalars(seed, consumed_rows) if self.is_mixed else {}
 
 
@@ -74,7 +74,7 @@ def sources_of(data: DataConfig) -> tuple[Source, ...]:
     """The data sets that a config names, with their manifests.
 
     Raises:
-        MoseError: none is named, a manifest cannot be read, or two data sets do not fit together.
+        MoseError: none is named, a manifest cannot be read, or the data sets differ in tokenizer or row length.
     """
     sources = []
     for name, path, weight in named_sources(data):
@@ -86,10 +86,10 @@ def sources_of(data: DataConfig) -> tuple[Source, ...]:
 
 @contextlib.contextmanager
 def one_line_of_a_store(path: Path) -> Iterator[None]:
-    """Turn what an object store's library raises, whatever it is, into one line that names the data set.
+    """Turn any exception of an object-store library into one line that names the data set.
 
     Raises:
-        MoseError: the store refused, did not answer, or has no such thing.
+        MoseError: the store refused access, did not answer, or has no such object.
     """
     try:
         yield
@@ -130,7 +130,7 @@ def open_run_data(config: PretrainConfig) -> RunData:
         MoseError: a data set is missing, damaged, or does not fit the model, the others or the staging folder's limit.
     """
     data = config.data
-    # First of all: its message names the folder, where a mistyped one is plain to see.
+    # First, since its message names the folder, which shows a mistyped path.
     first = named_sources(data)[0][1]
     with one_line_of_a_store(first):
         tokenizer = load_tokenizer(first)
@@ -151,7 +151,7 @@ def open_run_data(config: PretrainConfig) -> RunData:
 
 
 def data_set_identity(table: SplitTable) -> list[object]:
-    """What makes the rows of a split what they are: not the shards' bytes, since `mose-data remove` empties rows in place."""
+    """What identifies the rows of a split: not the shards' bytes, since `mose-data remove` empties rows in place."""
     manifest = table.manifest
     return [manifest.tokenizer_fingerprint, manifest.config_fingerprint, [shard.rows for shard in table.shards]]
 
@@ -174,12 +174,12 @@ def _training_rows(table: SplitTable, config: PretrainConfig, tokenizer: Tokeniz
 
 
 def range_reader(table: SplitTable, data: DataConfig) -> RangeReader:
-    """A reader of ranges that tries again as the config says."""
+    """A range reader with the config's retries."""
     return RangeReader(table, Retry(data.staging.attempts, data.staging.retry_seconds))
 
 
 def place_on_node(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(local rank, local ranks) as the launcher told them; a wrong number costs reads done twice, nothing else."""
+    """(local rank, local ranks) from the launcher's variables; a wrong number costs duplicate reads, nothing else."""
     rank, ranks = (
         next((int(environment[name]) for name in names if environment.get(name, "").isdecimal()), default)
         for names, default in ((_LOCAL_RANK_NAMES, 0), (_LOCAL_RANKS_NAMES, 1))
@@ -188,7 +188,7 @@ def place_on_node(environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def _held_out_rows(sources: tuple[Source, ...], config: PretrainConfig, tokenizer: Tokenizer) -> Rows | None:
-    """The rows to validate on: of a mixture, the first held-out rows of each source, as many as its weight says."""
+    """The rows to validate on: of a mixture, the first held-out rows of each source, in proportion to its weight."""
     split, wanted = config.data.validation_split, config.intervals.validation_rows
     having = [source for source in sources if source.manifest.rows(split)]
     if not wanted or not having:
@@ -198,7 +198,7 @@ def _held_out_rows(sources: tuple[Source, ...], config: PretrainConfig, tokenize
     parts = [_held_out_part(source, limit, config, tokenizer) for source, limit in zip(having, limits, strict=True)]
     if len(parts) == 1:
         return parts[0]
-    # Only the numbering of a mixture is used here: validation goes through the rows in order.
+    # Only the numbering of a mixture is used here: validation reads the rows in order.
     numbering = Mixture(tuple(source.name for source in having), tuple(limits), tuple(1.0 for _ in having))
     return JoinedRows(parts, numbering, config.seed)
 
@@ -211,7 +211,7 @@ def _held_out_part(source: Source, limit: int, config: PretrainConfig, tokenizer
 
 
 def open_split(dataset: Path, split: str, tokenizer_fingerprint: str) -> PackedRows | RangeRows:
-    """One split to read in order, wherever it lies.
+    """One split for reading in order, local or remote.
 
     Raises:
         MoseError: no such data set or split, or rows of another tokenizer.

@@ -1,8 +1,10 @@
 """Rows of a data set on an object store or a slow file system, staged on the node's own disk, window after window.
 
-A window of the order is a set of blocks of neighbouring rows. Each block is one sequential read; it lands in the window's
-file in sequence order, whence single rows are read at random. Background threads read ahead in the order of first use, a
-block that is still missing is read on demand, and windows that lie behind are deleted. The ranks of a node share the folder.
+A batch takes single rows from all over the split, which a remote store serves at milliseconds per row. But all rows of a
+shuffle window lie in the same read blocks. Each block is therefore fetched once, by one sequential read, into the window's
+local file, and rows are read from that file at random. Background threads read ahead in the order of first use; a block that
+is still missing is read on demand; windows that the run has passed are deleted, so disk use is bounded whatever the size of
+the data set. The ranks of a node share the folder and divide the blocks among them.
 
 Letters: R rows, T slots of a row.
 """
@@ -32,16 +34,16 @@ from pretrain.storage.window_file import RunOrder, WindowFile
 _FOLDER_MARK = "staged-"
 _LOCK_NAME = "lock"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-# Positions whose blocks are looked up together when reading ahead.
+# Positions whose blocks are computed together when reading ahead.
 _LOOK_AHEAD = 8192
-# How long blocks that the node's other ranks should bring may fail to come before this rank reads them itself.
+# How long to wait without progress for blocks that the node's other ranks should stage, before this rank reads them itself.
 _PATIENCE_SECONDS = 2.0
 _POLL_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
 class StagingPlan:
-    """Where rows are staged and how hard the store is asked; `local_rank` reads ahead every `local_ranks`-th block."""
+    """Where rows are staged, with how many reads at a time; `local_rank` reads ahead every `local_ranks`-th block."""
 
     folder: Path
     max_bytes: int
@@ -52,13 +54,13 @@ class StagingPlan:
 
 
 class StagedRows:
-    """The rows of one split through a staging folder; `reach` says where the run is, and rows are those of its windows."""
+    """The rows of one split through a staging folder; only rows of the windows that `reach` announced can be read."""
 
     def __init__(self, reader: RangeReader, order: RunOrder, plan: StagingPlan, batch_rows: int):
-        """Take the folder of this data set and order, or go on with what is there; `batch_rows` are those of a global batch.
+        """Open the staging folder of this data set and order, with what is staged there; `batch_rows` is the global batch size.
 
         Raises:
-            MoseError: `max_bytes` is too small for the windows that a batch can meet, or the folder cannot be written.
+            MoseError: `max_bytes` is too small for the windows that a batch can touch, or the folder cannot be written.
         """
         self.table = reader.table
         self._reader = reader
@@ -81,19 +83,19 @@ class StagedRows:
         """Windows that fit into `max_bytes`.
 
         Raises:
-            MoseError: fewer than two, or than a batch can meet.
+            MoseError: fewer than two, or fewer than a batch can touch.
         """
         order, row_bytes = self._order, self._row_dtype.itemsize + INDEX_DTYPE.itemsize
         window_bytes = order.most_blocks * (order.block_rows * row_bytes + 1)
         windows = max(2, order.most_windows(batch_rows))
-        told = f"{windows} windows of {order.most_blocks * order.block_rows:,} rows x {row_bytes:,} bytes"
+        sizes = f"{windows} windows of {order.most_blocks * order.block_rows:,} rows x {row_bytes:,} bytes"
         needed = windows * window_bytes
         where = f"data.staging.max_bytes: leaves {self._plan.max_bytes:,} to {self.table.dataset}"
-        require(self._plan.max_bytes >= needed, f"{where}, expected at least {needed:,}: {told} (see data.window_rows)")
+        require(self._plan.max_bytes >= needed, f"{where}, expected at least {needed:,}: {sizes} (see data.window_rows)")
         return self._plan.max_bytes // window_bytes
 
     def _name(self) -> str:
-        """Another data set, order or boot has another folder: after a power cut a mark may be there without its block."""
+        """A folder per data set, order and boot: after a power cut a flag may be on disk without its block."""
         manifest, order = self.table.manifest, self._order
         shards = [[shard.path, shard.rows, shard.sha256] for shard in self.table.shards]
         boot = _BOOT_ID.read_text("ascii") if _BOOT_ID.is_file() else ""
@@ -109,7 +111,7 @@ class StagedRows:
         return self.table.layout.sequence_length
 
     def reach(self, start: int, count: int) -> None:
-        """Open the windows of positions start..start+count-1 of the run, delete those before, read ahead from here.
+        """Open the windows of positions start..start+count-1 of the run, delete those before, and read ahead from there.
 
         Raises:
             MoseError: a window's file cannot be made.
@@ -130,13 +132,13 @@ class StagedRows:
             self._changed.notify_all()
 
     def _delete_windows(self, wanted: range) -> None:
-        """Delete what an earlier run, or this one at another place, left in the folder; what is wanted is gone on with."""
+        """Delete windows that an earlier run, or this run at another position, left in the folder; wanted ones are reused."""
         for path in self._folder.glob("window-*"):
             if int(path.name.rpartition("-")[2]) not in wanted:
                 path.unlink(missing_ok=True)
 
     def tokens(self, rows_R: INT64_ARRAY) -> TOKENS:
-        """Tokens [R, T] of these rows, in the order asked for; they must be of the windows that `reach` named.
+        """Tokens [R, T] of these rows, in the requested order; they must lie in the windows that `reach` announced.
 
         Raises:
             MoseError: a block cannot be read or is damaged, or a token cannot be.
@@ -151,7 +153,7 @@ class StagedRows:
         """Labels [R] of these rows; see `tokens`.
 
         Raises:
-            MoseError: a block cannot be read or is damaged, or a label cannot be.
+            MoseError: a block cannot be read or is damaged, or a label is out of range.
         """
         index_R = np.empty(len(rows_R), dtype=INDEX_DTYPE)
         for window, places, slots, inside in self._placed(rows_R):
@@ -159,7 +161,7 @@ class StagedRows:
         return self.table.labels_of(index_R)
 
     def _placed(self, rows_R: INT64_ARRAY) -> Iterator[tuple[WindowFile, INT64_ARRAY, INT64_ARRAY, INT64_ARRAY]]:
-        """For each window concerned, with its blocks there: places in the request, slots, places in their blocks."""
+        """For each window of these rows, once its blocks are staged: places in the request, slots, places in their blocks."""
         blocks_R, inside_R = np.divmod(rows_R, self._order.block_rows)
         left = np.arange(len(rows_R))
         for number in sorted(self._windows):
@@ -175,7 +177,7 @@ class StagedRows:
         raise ValueError(f"row {rows_R[left[0]]} is in none of the windows {sorted(self._windows)} that were reached")
 
     def _bring(self, window: WindowFile, slots: INT64_ARRAY) -> None:
-        """Wait until all of these blocks are there: this rank reads its own part, then what the others do not bring."""
+        """Wait until all of these blocks are staged: this rank reads its own part, then what the other ranks fail to stage."""
         missing = window.missing(slots)
         if not len(missing):
             return
@@ -196,7 +198,7 @@ class StagedRows:
             future.result()
 
     def _fetch(self, window: WindowFile, slot: int) -> Future[None]:
-        """The read of one block that is under way, or a new one."""
+        """The read of one block: the one in flight, or a new one."""
         key = (window.window, slot)
         with self._changed:
             if key not in self._in_flight:
@@ -213,7 +215,7 @@ class StagedRows:
                 self._changed.notify_all()
 
     def _read_ahead(self) -> None:
-        """The background thread: keep reads under way, in the order of first use, until every window in reach is whole."""
+        """The background thread: keep reads in flight, in the order of first use, until every open window is complete."""
         done: set[int] = set()
         while True:
             with self._changed:
@@ -231,7 +233,7 @@ class StagedRows:
             done.add(number)
 
     def _await_turn(self, number: int) -> bool:
-        """Wait until fewer reads are under way than are allowed; False when the window is no longer wanted."""
+        """Wait until fewer reads are in flight than `concurrency`; False when the window is no longer wanted."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or number not in self._windows or len(self._in_flight) < self._plan.concurrency
@@ -239,7 +241,7 @@ class StagedRows:
             return not self._closed and number in self._windows
 
     def _slots_ahead(self, window: WindowFile) -> Iterator[int]:
-        """This rank's slots of a window that are not there, in the order in which the run will want them."""
+        """This rank's slots of a window that are not staged yet, in the order in which the run will read them."""
         epoch, first, end = self._order.span(window.window)
         begun = self._next_position - (epoch * self._order.num_rows + first)
         for start in range(max(0, begun), end - first, _LOOK_AHEAD):
@@ -247,13 +249,8 @@ class StagedRows:
             mine = slots[slots % self._plan.local_ranks == self._plan.local_rank]
             yield from window.missing(mine).tolist()
 
-    def slots_left(self) -> int:
-        """Blocks of the windows in reach that are not there yet, those that other ranks bring included."""
-        with self._changed:
-            return sum(len(window.missing(np.arange(len(window.blocks_J)))) for window in self._windows.values())
-
     def close(self) -> None:
-        """End the threads; what is staged stays for a run that goes on, until another run clears the folder."""
+        """End the threads; staged blocks stay for a resumed run, until another run clears the folder."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -265,7 +262,7 @@ class StagedRows:
 
 
 def _take_folder(parent: Path, name: str) -> tuple[Path, int]:
-    """Make the folder and hold its lock together with the node's other ranks; returns it and the lock's descriptor.
+    """Make the folder and take a shared lock on it, as the node's other ranks do; returns it and the lock's descriptor.
 
     Raises:
         MoseError: it cannot be made.
@@ -276,7 +273,7 @@ def _take_folder(parent: Path, name: str) -> tuple[Path, int]:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_SH)
-            # Another process may have found it abandoned just before, and deleted it.
+            # Between `open` and `flock` another process may have deleted the folder as abandoned.
             if (folder / _LOCK_NAME).exists():
                 return folder, lock
             os.close(lock)
@@ -285,7 +282,7 @@ def _take_folder(parent: Path, name: str) -> tuple[Path, int]:
 
 
 def clear_abandoned(parent: Path) -> None:
-    """Delete what runs that have ended left in a staging folder; folders that a live process holds stay."""
+    """Delete the staging folders of runs that have ended: nobody holds their locks, which the kernel releases with a process."""
     for folder in parent.glob(f"{_FOLDER_MARK}*"):
         try:
             lock = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

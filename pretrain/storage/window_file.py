@@ -1,7 +1,8 @@
-"""One window of the order in a node-local file that the ranks of a node share: rows in sequence order, and which are there.
+"""One shuffle window staged in a node-local file that the ranks of a node share, with a flag per read block.
 
-The file holds the token bytes of each row, then each row's index entry, then one byte a block, 1 once the block is whole.
-It is sparse: a block takes room when it comes.
+The file holds the token bytes of each row, then each row's index entry, then one byte per block, 1 once the block is complete.
+The file is sparse: a block takes disk space when it is written. The flags make it safe without locks: a block is written
+before its flag, every process writes the same bytes, and a reader waits for the flag.
 
 Letters: W rows of the window, T slots of a row, J blocks of the window, R rows.
 """
@@ -27,7 +28,7 @@ _PRESENT = b"\1"
 
 @dataclass(frozen=True)
 class RunOrder:
-    """The order of one source's rows over a run, seen as windows: windows of all epochs are numbered on and on."""
+    """The order of one source's rows over a run, as shuffle windows numbered across epochs."""
 
     seed: int
     num_rows: int
@@ -36,28 +37,28 @@ class RunOrder:
 
     @property
     def windows_an_epoch(self) -> int:
-        """The last of them may be shorter."""
+        """Windows per epoch; the last one may be shorter."""
         return -(-self.num_rows // self.window_rows)
 
     @property
     def most_blocks(self) -> int:
-        """Blocks that a window meets at most: its first and last may stick out of it."""
+        """Most blocks that a window touches; its first and last block may extend beyond it."""
         return min(-(-self.window_rows // self.block_rows) + 1, -(-self.num_rows // self.block_rows))
 
     def window_of(self, positions: INT64_ARRAY) -> INT64_ARRAY:
-        """The windows of these positions of the run."""
+        """The window number of each of these positions of the run."""
         epochs, inside = np.divmod(positions, self.num_rows)
         windows: INT64_ARRAY = epochs * self.windows_an_epoch + inside // self.window_rows
         return windows
 
     def span(self, window: int) -> tuple[int, int, int]:
-        """(epoch, first position, end) of a window; positions are those of the epoch."""
+        """(epoch, first position, end) of a window; positions count within the epoch."""
         epoch, inside = divmod(window, self.windows_an_epoch)
         first = inside * self.window_rows
         return epoch, first, min(first + self.window_rows, self.num_rows)
 
     def blocks(self, window: int) -> INT64_ARRAY:
-        """The blocks [J] of a window, in the order in which they stand in the sequence."""
+        """The blocks [J] of a window, in sequence order."""
         epoch, first, end = self.span(window)
         places = np.arange(first // self.block_rows, -(-end // self.block_rows), dtype=np.int64)
         return blocks_at(self.seed, epoch, places, self.num_rows, self.block_rows)
@@ -70,13 +71,13 @@ class RunOrder:
         return sequence // self.block_rows - first // self.block_rows
 
     def most_windows(self, count: int) -> int:
-        """Windows that `count` neighbouring positions of the run meet at most."""
+        """Most windows that `count` consecutive positions of the run touch."""
         ends = np.minimum(np.arange(1, self.windows_an_epoch + 1) * self.window_rows, self.num_rows) - 1
         return int((self.window_of(ends + count - 1) - self.window_of(ends)).max()) + 1
 
 
 class WindowFile:
-    """A window's file, open; many processes may have it open and fill it, and doing a block twice does no harm."""
+    """A window's file, opened; several processes may fill it at the same time, and to write a block twice is harmless."""
 
     def __init__(self, folder: Path, order: RunOrder, window: int, row_dtype: np.dtype[np.void]):
         """Open or create it; `row_dtype` is the tokens of one row as one element.
@@ -111,13 +112,13 @@ class WindowFile:
         return self.blocks_J[slots], slots
 
     def slots_of(self, blocks_R: INT64_ARRAY) -> INT64_ARRAY:
-        """The slots [R] of these blocks, -1 for those of other windows."""
+        """The slots [R] of these blocks, -1 for blocks of other windows."""
         sorted_J, slots_J = self._by_block
         places_R = np.minimum(np.searchsorted(sorted_J, blocks_R), len(sorted_J) - 1)
         return np.where(sorted_J[places_R] == blocks_R, slots_J[places_R], -1)
 
     def missing(self, slots: INT64_ARRAY) -> INT64_ARRAY:
-        """Those of these slots whose blocks are not there yet, each once, in order of first mention."""
+        """The slots whose blocks are not staged yet, each once, in the given order."""
         absent = slots[self._marks_J[slots] == 0]
         _, first = np.unique(absent, return_index=True)
         ordered: INT64_ARRAY = absent[np.sort(first)]
@@ -129,10 +130,10 @@ class WindowFile:
         return first, min(self.block_rows, self.num_rows - first)
 
     def put(self, slot: int, tokens_RT: TOKENS, index_R: NDArray[np.void]) -> None:
-        """Write one block, then its mark.
+        """Write one block, then its flag.
 
         Raises:
-            MoseError: there is no room, or the disk fails.
+            MoseError: the disk is full or fails.
         """
         first = slot * self.block_rows
         try:

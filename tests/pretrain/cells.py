@@ -82,9 +82,9 @@ def context_of(config: PretrainConfig) -> ParallelContext:
     join_process_group(120)
     groups.mpu = None
     if config.parallel.tensor_parallel_size > 1:
-        from pretrain.parallel.tensor import destroy_tensor_groups
+        from megatron.core import parallel_state
 
-        destroy_tensor_groups()
+        parallel_state.destroy_model_parallel()
     return build_context(Layout.of(config, dist.get_world_size()), torch.device("cpu"))
 
 
@@ -114,7 +114,7 @@ def whole(name: str, tensor: torch.Tensor, context: ParallelContext, vocabulary_
     kind = sharding_of(name)
     if kind.dimension is not None and context.layout.tensor_ranks > 1:
         parts = [torch.empty_like(tensor) for _ in range(context.layout.tensor_ranks)]
-        dist.all_gather(parts, tensor.contiguous(), group=context.tensor_group)
+        dist.all_gather(parts, tensor.contiguous(), group=context.mpu.get_tensor_model_parallel_group())
         tensor = torch.cat(parts, dim=kind.dimension)
     return (tensor[:vocabulary_size] if kind is Sharding.VOCABULARY else tensor).float().numpy().copy()
 

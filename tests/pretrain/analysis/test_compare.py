@@ -86,7 +86,7 @@ def test_checkpoints_of_a_run_with_loss_layout_and_damage(finished_run: Path, tm
     assert [one.fault is None for one in every_byte] == [True, False, True]
     assert [one.latest for one in every_byte] == [False, False, True]
     assert all(one.loss is not None and one.loss > 1 and one.num_bytes > 1_000_000 for one in every_byte)
-    assert {one.layout for one in every_byte} == {"data 1 x tensor 1, ZeRO 1, fp32, 2 rows a micro-batch"}
+    assert {one.layout for one in every_byte} == {"data 1 x tensor 1, ZeRO 1, fp32, 2 rows per micro-batch"}
     shown = run_forked("checkpoints", tmp_path / "run", "--check")
     assert shown.code == 1
     assert f"step-000004: state/{part.name} differs from its checksum" in shown.output

@@ -17,7 +17,7 @@ def test_numbers_of_the_papers_run() -> None:
     numbers = dict(derived_numbers(config, Layout.of(config, 512), ()))
     assert psutil.Process().memory_info().rss - before < 64 << 20
     assert numbers["parameters"].startswith("1,104,091,214")
-    assert numbers["token slots a step"].startswith("4,194,304")
+    assert numbers["token slots per step"].startswith("4,194,304")
     assert numbers["accumulation steps"].startswith("1 micro-batches of 8,192 tokens")
     assert "1.028T slots" in numbers["steps"]
     assert "4: 161.6 M" in numbers["parameters at each exit"]

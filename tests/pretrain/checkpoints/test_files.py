@@ -108,7 +108,7 @@ DAMAGES = [corrupt, truncate, empty, lose_a_part, lose_the_manifest, halve_the_m
 
 
 def store_in(folder: Path, ranks: int = 1, **changes: Any) -> CheckpointStore:
-    context = ParallelContext(0, 0, 0, Layout(ranks, 1, ranks, 1), torch.device("cpu"), None, None, None)
+    context = ParallelContext(0, 0, 0, Layout(ranks, 1, ranks, 1), torch.device("cpu"), None, None)
     return CheckpointStore(folder, context, identity(**changes))
 
 

@@ -8,15 +8,51 @@ import pytest
 
 from mose.config import load_config, save_config
 from mose.errors import MoseError
-from pretrain.config.deepspeed_options import KNOWN, REFUSED, WITHOUT_EFFECT_ON_NUMBERS, ZERO_OPTIONS, merged
+from pretrain.config.deepspeed_options import DECIDED_BY, KNOWN, WITHOUT_EFFECT_ON_NUMBERS, ZERO_OPTIONS, merged
 from pretrain.config.identity import changes_between, config_values
 from pretrain.config.run import Layout, PretrainConfig
 from pretrain.parallel.zero import deepspeed_config
 
 OVERLAP = {"zero_optimization": {"overlap_comm": True, "reduce_bucket_size": 1000}, "dump_state": False}
+ZERO_REFUSED = (
+    "offload_optimizer offload_param zenflow compute_grad_norm elastic_checkpoint load_from_fp32_weights round_robin_gradients "
+    "parameter_alignment zero_hpz_partition_size zero_quantized_weights zero_quantized_gradients ignore_unused_parameters"
+)
+# Options that DeepSpeed knows and that would train something else than the config describes.
+REFUSED = (
+    *[
+        "gradient_accumulation_steps",
+        "managed_gradient_accumulation",
+        "data_types",
+        "gradient_allreduce_op",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "checkpoint",
+        "expert_parallel",
+        "pipeline",
+        "elasticity",
+        "data_efficiency",
+        "curriculum_learning",
+        "dataloader_drop_last",
+        "sparse_gradients",
+        "sparse_attention",
+        "compression_training",
+        "weight_quantization",
+        "progressive_layer_drop",
+        "hybrid_engine",
+        "autotuning",
+        "tensorboard",
+        "wandb",
+        "csv_monitor",
+        "comet",
+    ],
+    *(f"zero_optimization.{name}" for name in ZERO_REFUSED.split()),
+)
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", sorted((*DECIDED_BY, *REFUSED)))
 def test_contradicting_option_is_refused_by_its_dotted_name(name: str) -> None:
     options: dict[str, Any] = {}
     *outer, last = name.split(".")
@@ -24,7 +60,13 @@ def test_contradicting_option_is_refused_by_its_dotted_name(name: str) -> None:
     inner[last] = 1
     with pytest.raises(MoseError) as raised:
         PretrainConfig(deepspeed=options)
-    assert str(raised.value) == f"deepspeed.{name}: cannot be given here, because {REFUSED[name]}"
+    if name in DECIDED_BY:
+        assert str(raised.value) == f"deepspeed.{name}: cannot be given here, because the config decides it: {DECIDED_BY[name]}"
+    else:
+        assert str(raised.value).startswith(f"deepspeed.{name}: no option that can be passed through, expected one of: ")
+        assert str(raised.value).endswith(
+            "(only options that change no number, or the order of sums at most, are passed through)"
+        )
 
 
 @pytest.mark.parametrize(

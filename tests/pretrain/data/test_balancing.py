@@ -1,4 +1,4 @@
-"""Dealing: every row once, ranks even within the promised bound, micro-batches within their budget, the same every time."""
+"""Load balancing: every row once, ranks even within the promised bound, micro-batches within their budget, deterministic."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from mose.array_types import INT64_ARRAY
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.model_config import ModelConfig
 from mose.model.size import flops_per_row, head_flops
-from pretrain.data.balancing import deal, pack, share_of
+from pretrain.data.balancing import balance_ranks, fill_micro_batches, micro_batches_of_rank
 from pretrain.data.row_cost import RowCost
 
 SHAPE = ModularStarEncoderConfig(**ModelConfig().hugging_face())
@@ -23,32 +23,32 @@ BUDGETS = st.integers(1, 9000)
 
 @given(LENGTHS, RANKS, BUDGETS, st.booleans())
 def test_every_row_is_in_exactly_one_micro_batch(num_tokens: INT64_ARRAY, ranks: int, budget: int, equal: bool) -> None:
-    shares = [share_of(num_tokens, COST.of(num_tokens), rank, ranks, budget, equal) for rank in range(ranks)]
-    dealt = [int(row) for share in shares for rows in share for row in rows]
-    assert sorted(dealt) == list(range(len(num_tokens)))
+    shares = [micro_batches_of_rank(num_tokens, COST.of(num_tokens), rank, ranks, budget, equal) for rank in range(ranks)]
+    assigned = [int(row) for share in shares for rows in share for row in rows]
+    assert sorted(assigned) == list(range(len(num_tokens)))
     assert all(len(share) >= 1 for share in shares)
 
 
 @given(LENGTHS, RANKS)
 def test_ranks_differ_by_no_more_than_one_row(num_tokens: INT64_ARRAY, ranks: int) -> None:
     costs = COST.of(num_tokens)
-    totals = np.array([costs[rows].sum() for rows in deal(costs, ranks)])
+    totals = np.array([costs[rows].sum() for rows in balance_ranks(costs, ranks)])
     assert np.ptp(totals) <= costs.max()
     assert totals.max() * ranks <= costs.sum() + (ranks - 1) * costs.max()
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=7), st.integers(1, 3))
-def test_dearest_rank_is_within_a_third_of_the_best_dealing(costs: list[int], ranks: int) -> None:
-    """Graham's bound of longest-first dealing, 4/3 - 1/(3 ranks), against every dealing there is."""
+def test_heaviest_rank_is_within_a_third_of_the_best_assignment(costs: list[int], ranks: int) -> None:
+    """Graham's bound of longest-processing-time-first, 4/3 - 1/(3 ranks), against every assignment there is."""
     every = itertools.product(range(ranks), repeat=len(costs))
     best = min(max(sum(c for c, r in zip(costs, way, strict=True) if r == rank) for rank in range(ranks)) for way in every)
     array = np.array(costs, dtype=np.int64)
-    assert max(array[rows].sum() for rows in deal(array, ranks)) <= best * (4 / 3 - 1 / (3 * ranks)) + 1e-9
+    assert max(array[rows].sum() for rows in balance_ranks(array, ranks)) <= best * (4 / 3 - 1 / (3 * ranks)) + 1e-9
 
 
 @given(LENGTHS, BUDGETS, st.integers(1, 40))
 def test_budget_is_kept_unless_one_row_alone_exceeds_it(num_tokens: INT64_ARRAY, budget: int, at_least: int) -> None:
-    packed = pack(num_tokens, budget, at_least)
+    packed = fill_micro_batches(num_tokens, budget, at_least)
     assert sorted(int(row) for rows in packed for row in rows) == list(range(len(num_tokens)))
     assert all(num_tokens[rows].sum() <= budget or len(rows) == 1 for rows in packed)
     assert len(packed) >= at_least
@@ -57,7 +57,7 @@ def test_budget_is_kept_unless_one_row_alone_exceeds_it(num_tokens: INT64_ARRAY,
 @given(LENGTHS, BUDGETS)
 def test_two_micro_batches_would_not_fit_into_one(num_tokens: INT64_ARRAY, budget: int) -> None:
     """So there are fewer than twice as many as the tokens need, wherever rows fit the budget at all."""
-    count = len(pack(num_tokens, budget))
+    count = len(fill_micro_batches(num_tokens, budget))
     assert count <= max(1, 2 * num_tokens.sum() / budget + 1)
     assert count >= num_tokens.sum() / budget or (num_tokens > budget).any()
 
@@ -65,17 +65,18 @@ def test_two_micro_batches_would_not_fit_into_one(num_tokens: INT64_ARRAY, budge
 @given(LENGTHS, RANKS, BUDGETS)
 def test_equal_numbers_are_those_of_the_rank_that_needs_most(num_tokens: INT64_ARRAY, ranks: int, budget: int) -> None:
     needed, equal = (
-        [len(share_of(num_tokens, num_tokens, rank, ranks, budget, same)) for rank in range(ranks)] for same in (False, True)
+        [len(micro_batches_of_rank(num_tokens, num_tokens, rank, ranks, budget, same)) for rank in range(ranks)]
+        for same in (False, True)
     )
     assert equal == [max(needed)] * ranks
 
 
 @given(LENGTHS, RANKS, BUDGETS, st.booleans())
-def test_asked_twice_it_deals_alike_and_leaves_the_lengths_alone(
+def test_same_input_gives_the_same_assignment_and_leaves_the_lengths_alone(
     num_tokens: INT64_ARRAY, ranks: int, budget: int, equal: bool
 ) -> None:
     before = num_tokens.copy()
-    first, second = (share_of(num_tokens, num_tokens, ranks - 1, ranks, budget, equal) for _ in range(2))
+    first, second = (micro_batches_of_rank(num_tokens, num_tokens, ranks - 1, ranks, budget, equal) for _ in range(2))
     assert [rows.tolist() for rows in first] == [rows.tolist() for rows in second]
     assert np.array_equal(num_tokens, before)
 
@@ -83,24 +84,24 @@ def test_asked_twice_it_deals_alike_and_leaves_the_lengths_alone(
 @pytest.mark.parametrize(("ranks", "rows", "share_left"), [(512, 4, 0.1), (64, 32, 0.001)])
 def test_slowest_rank_is_far_closer_to_the_mean_than_in_order(ranks: int, rows: int, share_left: float) -> None:
     rng = np.random.default_rng(0)
-    worst: dict[str, list[float]] = {"dealt": [], "in order": []}
+    worst: dict[str, list[float]] = {"balanced": [], "in order": []}
     for _ in range(5):
         costs = COST.of(np.minimum(2048, rng.gamma(4, 500, size=ranks * rows)).astype(np.int64))
         in_order = list(np.arange(ranks * rows).reshape(ranks, rows))
-        for name, order in (("dealt", deal(costs, ranks)), ("in order", in_order)):
+        for name, order in (("balanced", balance_ranks(costs, ranks)), ("in order", in_order)):
             totals = [costs[some].sum() for some in order]
             worst[name].append(max(totals) / np.mean(totals))
-    assert np.mean(worst["dealt"]) - 1 < share_left * (np.mean(worst["in order"]) - 1)
+    assert np.mean(worst["balanced"]) - 1 < share_left * (np.mean(worst["in order"]) - 1)
 
 
 def test_short_rows_make_fewer_micro_batches() -> None:
-    assert [len(rows) for rows in pack(np.full(32, 2048), 8192)] == [4] * 8
-    assert [len(rows) for rows in pack(np.full(32, 1024), 8192)] == [8] * 4
-    assert [len(rows) for rows in pack(np.full(32, 1400), 8192)] == [5, 5, 5, 5, 4, 4, 4]
+    assert [len(rows) for rows in fill_micro_batches(np.full(32, 2048), 8192)] == [4] * 8
+    assert [len(rows) for rows in fill_micro_batches(np.full(32, 1024), 8192)] == [8] * 4
+    assert [len(rows) for rows in fill_micro_batches(np.full(32, 1400), 8192)] == [5, 5, 5, 5, 4, 4, 4]
 
 
 def test_rank_without_rows_has_an_empty_micro_batch() -> None:
-    assert [len(rows) for rows in share_of(np.array([7]), np.array([7]), 1, 2, 100, False)] == [0]
+    assert [len(rows) for rows in micro_batches_of_rank(np.array([7]), np.array([7]), 1, 2, 100, False)] == [0]
 
 
 def test_cost_is_the_operations_of_the_forward_pass() -> None:

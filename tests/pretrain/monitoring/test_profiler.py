@@ -33,7 +33,7 @@ def test_the_steps_asked_for_are_recorded(config: Path) -> None:
     assert "aten::addmm" in names
     assert "Self CPU time total" in printed
     assert str(trace) in printed
-    assert "attention sdpa, 1 x CPU, 1 thread a rank, torch" in printed
+    assert "attention sdpa, 1 x CPU, 1 thread per rank, torch" in printed
 
 
 def test_a_run_that_is_too_short_says_so(config: Path) -> None:

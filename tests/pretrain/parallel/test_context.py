@@ -5,6 +5,7 @@ import pytest
 from mose.errors import MoseError
 from pretrain.config.run import PretrainConfig
 from pretrain.parallel import context
+from pretrain.parallel.launch import initialize_parallel
 
 NAMES = (
     "RANK",
@@ -49,4 +50,4 @@ def test_ranks_that_do_not_know_where_to_meet_are_refused(environment: pytest.Mo
     for name, value in (("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_LOCALID", "0"), ("SLURM_NTASKS", "2")):
         environment.setenv(name, value)
     with pytest.raises(MoseError, match="MASTER_ADDR: not set, expected where the 2 ranks meet"):
-        context.initialize_parallel(PretrainConfig())
+        initialize_parallel(PretrainConfig())

@@ -39,6 +39,6 @@ def test_an_unknown_back_end_is_refused(config: PretrainConfig, monkeypatch: pyt
 
 def test_the_line_at_the_start(config: PretrainConfig) -> None:
     layout = Layout.of(config, 2)
-    line = machine_line(SDPA, ParallelContext(0, 0, 0, layout, torch.device("cpu"), None, None, None))
+    line = machine_line(SDPA, ParallelContext(0, 0, 0, layout, torch.device("cpu"), None, None))
     assert line.startswith("attention sdpa, 2 x CPU, ")
     assert f"torch {torch.__version__}" in line

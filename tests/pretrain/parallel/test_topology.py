@@ -4,14 +4,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.parallel.topology import data_groups, place_of, tensor_groups
+from pretrain.parallel.topology import place_of
 
 DEGREES = st.tuples(st.integers(1, 64), st.sampled_from([1, 2, 4]))
 
 
 def test_worked_example_of_eight_ranks() -> None:
-    assert tensor_groups(8, 2) == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert data_groups(8, 2) == [[0, 2, 4, 6], [1, 3, 5, 7]]
     assert [(place.data_rank, place.tensor_rank) for place in (place_of(rank, 2) for rank in (0, 1, 6, 7))] == [
         (0, 0),
         (0, 1),
@@ -21,11 +19,9 @@ def test_worked_example_of_eight_ranks() -> None:
 
 
 @given(DEGREES)
-def test_groups_are_rows_and_columns_of_the_rank_grid(degrees: tuple[int, int]) -> None:
+def test_places_are_rows_and_columns_of_the_rank_grid(degrees: tuple[int, int]) -> None:
     data_ranks, tensor_ranks = degrees
     grid = np.arange(data_ranks * tensor_ranks).reshape(data_ranks, tensor_ranks)
-    assert tensor_groups(grid.size, tensor_ranks) == grid.tolist()
-    assert data_groups(grid.size, tensor_ranks) == grid.T.tolist()
     for rank in range(grid.size):
         place = place_of(rank, tensor_ranks)
         assert grid[place.data_rank, place.tensor_rank] == rank

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.pretrain.test_data import as_rows
 
 from mose.errors import MoseError
 from mose.tokenizer import Tokenizer
@@ -24,6 +23,7 @@ from pretrain.storage.local_rows import PackedRows, SplitTable
 from pretrain.storage.range_rows import LoadedRows, RangeReader, RangeRows, Retry
 from pretrain.storage.staged_rows import StagedRows, StagingPlan, clear_abandoned
 from pretrain.storage.window_file import RunOrder
+from tests.pretrain.data.test_loader import as_rows
 from tests.pretrain.stores import Faults, install_faults, upload_folder
 
 SEED, BLOCK, WINDOW, GLOBAL_ROWS = 7, 4, 32, 12
@@ -83,6 +83,12 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.005)
 
 
+def blocks_left(rows: StagedRows) -> int:
+    """Blocks of the open windows that are not staged yet, those that other ranks stage included."""
+    with rows._changed:
+        return sum(len(window.missing(np.arange(len(window.blocks_J)))) for window in rows._windows.values())
+
+
 @pytest.mark.parametrize("place", ["store", "disk"])
 def test_staged_batches_are_those_of_local_shards_over_epochs(
     place: str, dataset: Path, remote: Path, tokenizer: Tokenizer, tmp_path: Path, expected: Callable[..., list[object]]
@@ -115,7 +121,7 @@ def test_each_block_is_read_once_in_one_piece(remote: Path, tokenizer: Tokenizer
     """Sequential block reads: of a shard always whole blocks, and nothing twice while its window is in reach."""
     with staged(remote, tmp_path) as rows:
         shares(rows, tokenizer, range(0, 24, GLOBAL_ROWS))
-        wait_until(lambda: not rows.slots_left())
+        wait_until(lambda: not blocks_left(rows))
         stride = rows.table.layout.stride
     of_shards = [read for read in faults.reads if read[0].startswith("shard")]
     assert len(of_shards) == len(set(of_shards)) == 2 * BLOCKS_OF_WINDOW - 2
@@ -127,7 +133,7 @@ def test_the_next_window_is_fetched_before_the_run_gets_to_it(
 ) -> None:
     with staged(remote, tmp_path) as rows:
         rows.reach(0, GLOBAL_ROWS)
-        wait_until(lambda: not rows.slots_left())
+        wait_until(lambda: not blocks_left(rows))
         before = len(faults.reads)
         shares(rows, tokenizer, range(0, 24, GLOBAL_ROWS))
         assert len(faults.reads) == before
@@ -137,7 +143,7 @@ def test_the_next_window_is_fetched_before_the_run_gets_to_it(
 def test_what_is_wanted_first_is_read_first(remote: Path, tmp_path: Path, faults: Faults) -> None:
     with staged(remote, tmp_path, concurrency=1, read_ahead_windows=0) as rows:
         rows.reach(0, GLOBAL_ROWS)
-        wait_until(lambda: not rows.slots_left())
+        wait_until(lambda: not blocks_left(rows))
         order = RunOrder(SEED, len(rows), BLOCK, WINDOW)
         blocks = order.blocks(0)[list(dict.fromkeys(order.slots_used(0, 0, WINDOW).tolist()))]
         firsts = [read[0:2] for read in faults.reads if read[0].startswith("shard")]
