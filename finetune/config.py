@@ -98,6 +98,10 @@ class EvaluationConfig:
     """Other codes each query is ranked against; all of them where the split holds fewer (paper section 6.1)."""
     max_queries: int = 0
     """Score only this many queries, drawn with the seed; 0 scores all. The corpus stays whole."""
+    max_queries_per_repository: int = 0
+    """Score at most this many queries of each repository, drawn with the seed, so that no large one decides; 0 scores all."""
+    bag_steps: int = 0
+    """Steps that the bag-of-embeddings baseline is trained for on the train split of the same files; 0 leaves it out."""
     max_length: int = 0
     """Longest prompt in tokens, `<cls>` included; 0 takes the model's longest row."""
     flops_tokens: int = 0
@@ -118,7 +122,7 @@ class EvaluationConfig:
         require(self.split in SPLITS, f"split: {self.split!r}, expected one of {', '.join(SPLITS)}")
         for name in ("distractors", "chunk_tokens"):
             require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")
-        for name in ("max_queries", "max_length", "flops_tokens"):
+        for name in ("max_queries", "max_queries_per_repository", "bag_steps", "max_length", "flops_tokens"):
             require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}, expected 0 or more")
         for word in _words(self.compare):
             name, _, path = word.partition("=")
