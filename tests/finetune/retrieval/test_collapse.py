@@ -20,7 +20,9 @@ from mose.run_directory import RunDirectory
 @pytest.fixture
 def config(checkpoint: Path, pairs_file: Path, tmp_path: Path) -> RetrievalConfig:
     places = {"checkpoint": str(checkpoint), "pairs": str(pairs_file), "output": str(tmp_path / "run")}
-    return RetrievalConfig(**places, steps=24, batch_pairs=32, learning_rate=1e-3, log_every_steps=4, device="cpu")
+    return RetrievalConfig(
+        **places, steps=24, batch_pairs=32, learning_rate=3e-4, warmup_steps=8, log_every_steps=4, device="cpu"
+    )
 
 
 def test_mean_cosine_equals_that_of_all_pairs():
@@ -54,7 +56,7 @@ def test_heads_of_zeros_are_told(config: RetrievalConfig, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(finetune.retrieval.train, "build_model", zero_heads)
     with pytest.raises(CollapseError, match=r"^step 8: exit 01 has collapsed: mean cosine of its embeddings 1\.000, loss 3\.4"):
-        train(replace(config, head_start="random"))
+        train(replace(config, head_start="random", warmup_steps=0))
 
 
 def test_warm_up_and_one_bad_interval_are_no_collapse():
