@@ -17,7 +17,7 @@ from finetune.evaluation.ranking import Candidates, rank_embeddings
 from finetune.retrieval.loss import clip_logits, clip_loss
 from mose.dataset.packed_sequence import TOKENS
 
-_WIDTH, _BATCH_PAIRS, _LEARNING_RATE, _LOGIT_SCALE = 128, 256, 5e-3, 20.0
+_WIDTH, _DEVIATION, _BATCH_PAIRS, _LEARNING_RATE, _LOGIT_SCALE = 128, 0.05, 256, 1e-2, 20.0
 
 
 class Bag(nn.Module):
@@ -28,7 +28,7 @@ class Bag(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.table = nn.EmbeddingBag(vocabulary_size, _WIDTH, mode="mean")
         with torch.no_grad():
-            self.table.weight.normal_(0.0, 1.0, generator=generator)
+            self.table.weight.normal_(0.0, _DEVIATION, generator=generator)
 
     def forward(self, rows: Sequence[TOKENS]) -> Tensor:
         """Embeddings [R, D] of token rows."""
