@@ -6,6 +6,9 @@ from pathlib import Path
 from mose.config import require
 from mose.dataset.manifest import SPLITS
 
+DECAYS = (CONSTANT, LINEAR, COSINE) = ("constant", "linear", "cosine")
+HEAD_STARTS = (IDENTITY, RANDOM) = ("identity", "random")
+
 
 @dataclass(frozen=True)
 class RetrievalConfig:
@@ -24,7 +27,20 @@ class RetrievalConfig:
     chunk_pairs: int = 64
     """Pairs a rank runs through the model at once; it bounds memory and does not change the gradient."""
     learning_rate: float = 1e-5
-    """Constant (paper section 4.1)."""
+    """Peak learning rate of the layers (paper section 4.1)."""
+    warmup_steps: int = 0
+    """Steps of the linear warm-up; the paper names none for retrieval."""
+    decay: str = CONSTANT
+    """What follows the warm-up: constant (paper section 4.1), or linear or cosine down to 0 at the last step."""
+    embedding_learning_rate_factor: float = 1.0
+    """The token embedding's learning rate as a multiple of the layers'."""
+    head_learning_rate_factor: float = 1.0
+    """The projection heads' learning rate as a multiple of the layers'."""
+    head_start: str = IDENTITY
+    """First weights of the projection heads: identity (they pass the trunk's states on, centred on the first batch's mean) or
+    random. The paper does not say; a random head takes most of what the states hold (docs/decisions.md)."""
+    gradient_clipping: float = 1.0
+    """Largest norm of the gradient of a step; 0 does not clip. The paper names none for fine-tuning."""
     weight_decay: float = 0.01
     """AdamW's, on matrices only; the paper gives none for fine-tuning, this is torch's default."""
     logit_scale: float = 10.0
@@ -51,7 +67,12 @@ class RetrievalConfig:
         require(self.batch_pairs >= 2, f"batch_pairs: {self.batch_pairs}, expected 2 or more (the others are the negatives)")
         for name in ("learning_rate", "logit_scale"):
             require(getattr(self, name) > 0, f"{name}: {getattr(self, name)}, expected a number above 0")
-        require(self.weight_decay >= 0, f"weight_decay: {self.weight_decay}, expected 0 or more")
+        for name in ("embedding_learning_rate_factor", "head_learning_rate_factor", "gradient_clipping", "weight_decay"):
+            require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}, expected 0 or more")
+        most = self.steps if self.decay == CONSTANT else self.steps - 1
+        require(0 <= self.warmup_steps <= most, f"warmup_steps: {self.warmup_steps}, expected 0 to {most} of {self.steps} steps")
+        for name, choices in (("decay", DECAYS), ("head_start", HEAD_STARTS)):
+            require(getattr(self, name) in choices, f"{name}: {getattr(self, name)!r}, expected one of {', '.join(choices)}")
         require(0 <= self.augment_share <= 1, f"augment_share: {self.augment_share}, expected a share in [0, 1]")
         require(self.max_length >= 0, f"max_length: {self.max_length}, expected 0 or more")
 
@@ -77,6 +98,10 @@ class EvaluationConfig:
     """Other codes each query is ranked against; all of them where the split holds fewer (paper section 6.1)."""
     max_queries: int = 0
     """Score only this many queries, drawn with the seed; 0 scores all. The corpus stays whole."""
+    max_queries_per_repository: int = 0
+    """Score at most this many queries of each repository, drawn with the seed, so that no large one decides; 0 scores all."""
+    bag_steps: int = 0
+    """Steps that the bag-of-embeddings baseline is trained for on the train split of the same files; 0 leaves it out."""
     max_length: int = 0
     """Longest prompt in tokens, `<cls>` included; 0 takes the model's longest row."""
     flops_tokens: int = 0
@@ -97,7 +122,7 @@ class EvaluationConfig:
         require(self.split in SPLITS, f"split: {self.split!r}, expected one of {', '.join(SPLITS)}")
         for name in ("distractors", "chunk_tokens"):
             require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")
-        for name in ("max_queries", "max_length", "flops_tokens"):
+        for name in ("max_queries", "max_queries_per_repository", "bag_steps", "max_length", "flops_tokens"):
             require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}, expected 0 or more")
         for word in _words(self.compare):
             name, _, path = word.partition("=")

@@ -1,8 +1,9 @@
 """Scores of a retrieval run from the rank of each query's own code, with intervals and the level of chance.
 
-Letters: Q queries, C candidates of each query, the own code among them.
+Letters: Q queries, C candidates of each query, the own code among them, G groups of queries.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,9 +45,20 @@ def chance_mrr(num_candidates: int) -> float:
     return float((1.0 / np.arange(1, num_candidates + 1)).mean())
 
 
-def bootstrap(values_Q: NDArray[np.float64], seed: int, resamples: int = 2000) -> Score:
-    """The mean and its percentile bootstrap interval (95 %) over queries; the same seed gives the same interval."""
+def bootstrap(values_Q: NDArray[np.float64], seed: int, groups: Sequence[str] = (), resamples: int = 2000) -> Score:
+    """The mean and its percentile bootstrap interval (95 %); the same seed gives the same interval.
+
+    `groups` names each query's repository: whole repositories are then drawn, because queries of one are alike. Without names,
+    or with a single one, queries are drawn.
+    """
+    _, group_Q = np.unique(np.asarray(groups), return_inverse=True)
+    if len(groups) != len(values_Q) or group_Q.max(initial=0) == 0:
+        group_Q = np.arange(len(values_Q))
+    counts_G, sums_G = np.bincount(group_Q), np.bincount(group_Q, weights=values_Q)
     draw = generator(seed, "bootstrap", len(values_Q))
-    means = [values_Q[draw.integers(len(values_Q), size=len(values_Q))].mean() for _ in range(resamples)]
+    means = []
+    for _ in range(resamples):
+        drawn = draw.integers(len(counts_G), size=len(counts_G))
+        means.append(sums_G[drawn].sum() / counts_G[drawn].sum())
     low, high = np.percentile(means, [2.5, 97.5])
     return Score(float(values_Q.mean()), (float(low), float(high)))

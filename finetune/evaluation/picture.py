@@ -1,5 +1,6 @@
 """The picture of the report: losses of every exit over the steps, and retrieval quality against compute."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mose.files.atomic_file import atomic_write
 # One hue from light to dark: exits are ordered by depth, and so are the lines.
 _SHALLOW, _DEEP = 0.85, 0.15
 _COLOR_MAP = "viridis"
+_BASELINE_COLORS = ("tab:orange", "tab:red", "tab:green")
 
 
 def draw_report(
@@ -62,12 +64,13 @@ def draw_losses(axes: Axes, metrics: list[dict[str, Any]], unigram: float | None
 
 
 def draw_quality(axes: Axes, evaluation: Evaluation, control: Evaluation | None) -> None:
-    """MRR of each exit with its interval against GFLOPs a row; TF-IDF and chance as lines."""
+    """MRR of each exit with its interval against GFLOPs a row; baselines and chance as lines."""
     _draw_exits(axes, evaluation, "pre-trained, then fine-tuned", "tab:blue", "o-")
     if control is not None:
         _draw_exits(axes, control, "random weights, then fine-tuned", "tab:gray", "s--")
-    axes.axhline(evaluation.tfidf_mrr.value, color="tab:orange", linewidth=1.2, label="TF-IDF")
-    axes.axhspan(*evaluation.tfidf_mrr.interval, color="tab:orange", alpha=0.12, linewidth=0)
+    for (name, baseline), color in zip(evaluation.baselines.items(), itertools.cycle(_BASELINE_COLORS)):
+        axes.axhline(baseline.mrr.value, color=color, linewidth=1.2, label=name)
+        axes.axhspan(*baseline.mrr.interval, color=color, alpha=0.08, linewidth=0)
     axes.axhline(evaluation.chance_mrr, color="0.4", linestyle=":", linewidth=1.2, label=f"chance ({evaluation.chance_mrr:.4f})")
     for name, scores in evaluation.exits.items():
         axes.annotate(f"exit {name}", (scores.gflops_per_row, scores.mrr.value), (5, 6), textcoords="offset points", fontsize=8)

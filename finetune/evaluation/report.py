@@ -8,9 +8,10 @@ from typing import Any
 from rich.table import Table
 
 from finetune.config import ReportConfig
+from finetune.evaluation.paired import mrr_difference
 from finetune.evaluation.picture import draw_report, exit_series
 from finetune.evaluation.results import Evaluation, read_evaluation
-from finetune.evaluation.table import MISSING, as_text, gflops_cell, parameters_cell, score_cell
+from finetune.evaluation.table import MISSING, as_text, gflops_cell, parameters_cell, score_cell, signed_score_cell
 from mose.errors import MoseError
 from mose.files.atomic_file import write_text
 from mose.run_directory import RunDirectory
@@ -91,22 +92,23 @@ def _last_validation(metrics: list[dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def report_table(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None) -> Table:
-    """Exit x parameters, GFLOPs a row, held-out MLM loss and ICC accuracy, MRR and recall@1; the control's MRR beside."""
+    """Exit x parameters, GFLOPs a row, held-out MLM loss and ICC accuracy, MRR, recall@1, the control's MRR, the difference."""
     table = Table(title="Every exit, on held-out repositories (95 % intervals)", title_justify="left")
     table.add_column("exit")
     names = ["parameters (M)", "GFLOPs a row", "MLM loss", "unigram", "ICC accuracy", "ICC majority", "MRR", "recall@1"]
-    for name in names + (["MRR, random weights"] if control else []):
+    for name in names + (["MRR, random weights", "difference"] if control else []):
         table.add_column(name, justify="right")
     for name, scores in evaluation.exits.items():
         cells = [parameters_cell(scores.parameters), gflops_cell(scores.gflops_per_row), *_pretraining_cells(held_out, name)]
         cells += [score_cell(scores.mrr), score_cell(scores.recall_at_1)]
-        table.add_row(name, *cells, *_control_cells(control, name))
+        table.add_row(name, *cells, *_control_cells(evaluation, control, name))
     table.add_section()
     blanks = [MISSING] * 6
-    lexical = [score_cell(evaluation.tfidf_mrr), score_cell(evaluation.tfidf_recall_at_1)]
-    table.add_row("TF-IDF", *blanks, *lexical, *([MISSING] if control else []))
+    ends = [MISSING, MISSING] if control else []
+    for name, row in evaluation.baselines.items():
+        table.add_row(name, *blanks, score_cell(row.mrr), score_cell(row.recall_at_1), *ends)
     chance = [f"{evaluation.chance_mrr:.4f}", f"{1 / evaluation.candidates:.4f}"]
-    table.add_row("chance", *blanks, *chance, *([MISSING] if control else []))
+    table.add_row("chance", *blanks, *chance, *ends)
     return table
 
 
@@ -129,16 +131,19 @@ def _number(value: float | None) -> str:
     return MISSING if value is None else f"{value:.3f}"
 
 
-def _control_cells(control: Evaluation | None, name: str) -> list[str]:
+def _control_cells(evaluation: Evaluation, control: Evaluation | None, name: str) -> list[str]:
     if control is None:
         return []
-    return [score_cell(control.exits[name].mrr) if name in control.exits else MISSING]
+    difference = mrr_difference(evaluation, control, name)
+    own = score_cell(control.exits[name].mrr) if name in control.exits else MISSING
+    return [own, MISSING if difference is None else signed_score_cell(difference)]
 
 
 def notes(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None) -> list[str]:
     """What the figures were measured on, and which exits fall short of what they should beat."""
     lines = [
-        f"retrieval: {evaluation.queries:,} queries, {evaluation.candidates:,} candidates each, split {evaluation.split}; "
+        f"retrieval: {evaluation.queries:,} queries of {evaluation.repositories:,} repositories, "
+        f"{evaluation.candidates:,} candidates each, split {evaluation.split}; intervals over repositories; "
         f"GFLOPs for a row of {evaluation.flops_tokens} tokens",
     ]
     if held_out.rows is not None:
@@ -159,6 +164,10 @@ def shortfalls(name: str, held_out: HeldOut, evaluation: Evaluation, control: Ev
         found.append(f"the ICC accuracy's interval does not lie above the majority rate {majority:.3f}")
     if mrr.interval[0] <= evaluation.chance_mrr:
         found.append(f"the MRR interval does not lie above chance ({evaluation.chance_mrr:.4f})")
-    if control and name in control.exits and mrr.value <= control.exits[name].mrr.value:
-        found.append("MRR is not above that of random weights")
+    if control and name in control.exits:
+        difference = mrr_difference(evaluation, control, name)
+        if difference is not None and difference.interval[0] <= 0:
+            found.append("the interval of the MRR's difference to random weights does not lie above 0")
+        if difference is None and mrr.value <= control.exits[name].mrr.value:
+            found.append("MRR is not above that of random weights")
     return found

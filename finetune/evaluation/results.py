@@ -25,21 +25,36 @@ class ExitScores:
 
 
 @dataclass(frozen=True)
+class RankScores:
+    """MRR and recall@1 of one way of ranking."""
+
+    mrr: Score
+    recall_at_1: Score
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Scores of every exit, the lexical baseline on the same candidates, and what they were measured on."""
+    """Scores of every exit, the baselines on the same candidates, and what they were measured on."""
 
     checkpoint: str
     pairs: tuple[str, ...]
     split: str
     seed: int
     queries: int
+    repositories: int
     corpus: int
     candidates: int
     flops_tokens: int
     chance_mrr: float
     exits: dict[str, ExitScores]
-    tfidf_mrr: Score
-    tfidf_recall_at_1: Score
+    baselines: dict[str, RankScores]
+    """Scores by name: TF-IDF, BM25 and, where asked for, the bag of embeddings."""
+    query_places: list[int]
+    """Each query's place among the pairs of the split."""
+    query_repositories: list[str]
+    """Each query's repository."""
+    ranks: dict[str, list[int]]
+    """Rank of each query's own code, by exit and by baseline: what paired differences are made of."""
 
 
 def exit_name(layer: int) -> str:
@@ -76,8 +91,8 @@ def _from_plain(values: dict[str, Any]) -> Evaluation:
         name: ExitScores(**{**row, "mrr": _score(row["mrr"]), "recall_at_1": _score(row["recall_at_1"])})
         for name, row in values["exits"].items()
     }
-    tfidf = {name: _score(values[name]) for name in ("tfidf_mrr", "tfidf_recall_at_1")}
-    return Evaluation(**{**values, **tfidf, "pairs": tuple(values["pairs"]), "exits": exits})
+    baselines = {name: RankScores(_score(row["mrr"]), _score(row["recall_at_1"])) for name, row in values["baselines"].items()}
+    return Evaluation(**{**values, "baselines": baselines, "pairs": tuple(values["pairs"]), "exits": exits})
 
 
 def _score(plain: dict[str, Any]) -> Score:

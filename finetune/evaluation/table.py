@@ -18,6 +18,12 @@ def score_cell(score: Score) -> str:
     return f"{_short(score.value)} [{_short(score.interval[0])}, {_short(score.interval[1])}]"
 
 
+def signed_score_cell(score: Score) -> str:
+    """`+.041 [+.012, +.070]`: a difference and its 95 % interval."""
+    value, low, high = (f"{number:+.3f}".replace("0.", ".", 1) for number in (score.value, *score.interval))
+    return f"{value} [{low}, {high}]"
+
+
 def _short(value: float) -> str:
     return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.2f}"
 
@@ -37,15 +43,17 @@ def _three_digits(value: float) -> str:
 
 
 def evaluation_table(evaluation: Evaluation, compared: dict[str, Evaluation]) -> Table:
-    """Exit x parameters, GFLOPs a row, MRR, recall@1; TF-IDF, chance and the compared runs below."""
-    title = f"{evaluation.queries:,} queries, each among {evaluation.candidates:,} candidates; 95 % intervals over queries"
+    """Exit x parameters, GFLOPs a row, MRR, recall@1; baselines, chance and the compared runs below."""
+    drawn = f"the {evaluation.repositories:,} repositories" if evaluation.repositories > 1 else "queries"
+    title = f"{evaluation.queries:,} queries, each among {evaluation.candidates:,} candidates; 95 % intervals over {drawn}"
     table = Table(title=title, title_justify="left")
     table.add_column("exit")
     for name in ("parameters (M)", f"GFLOPs a row ({evaluation.flops_tokens} tokens)", "MRR", "recall@1"):
         table.add_column(name, justify="right")
     _add_exits(table, "", evaluation)
     table.add_section()
-    table.add_row("TF-IDF", MISSING, MISSING, score_cell(evaluation.tfidf_mrr), score_cell(evaluation.tfidf_recall_at_1))
+    for name, scores in evaluation.baselines.items():
+        table.add_row(name, MISSING, MISSING, score_cell(scores.mrr), score_cell(scores.recall_at_1))
     table.add_row("chance", MISSING, MISSING, f"{evaluation.chance_mrr:.4f}", f"{1 / evaluation.candidates:.4f}")
     for name, other in compared.items():
         table.add_section()

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from finetune.config import RetrievalConfig
 from finetune.retrieval.loss import MultiExitLoss
+from finetune.retrieval.optimization import learning_rate
 from mose.config import save_config
 from mose.run_directory import RunDirectory, exit_scalar
 
@@ -63,22 +64,24 @@ class TrainingLog:
             self.reports.clear()
 
     def _write(self, step: int) -> None:
-        scalars = self.means()
+        scalars = self.means(step)
         self.last = {"step": step, **scalars}
         self.run.append_metrics(self.last)
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)
         self.progress.console.print(console_line(step, self.config.steps, scalars), highlight=False, soft_wrap=True)
 
-    def means(self) -> dict[str, float]:
-        """Means over the steps since the last line, by scalar name."""
+    def means(self, step: int) -> dict[str, float]:
+        """Means over the steps since the last line up to step count `step`, by scalar name."""
         scalars = {"loss/total": statistics.fmean(report.loss.total.item() for report in self.reports)}
         for index, layer in enumerate(self.exit_layers):
             losses = [float(report.loss.losses_E[index]) for report in self.reports]
             accuracies = [float(report.loss.accuracies_E[index]) for report in self.reports]
             scalars[exit_scalar("loss", layer, "clip")] = statistics.fmean(losses)
             scalars[exit_scalar("accuracy", layer, "in_batch")] = statistics.fmean(accuracies)
-        scalars["optimizer/learning_rate"] = self.config.learning_rate
+            cosines = [float(report.loss.cosines_E[index]) for report in self.reports]
+            scalars[exit_scalar("similarity", layer, "mean_cosine")] = statistics.fmean(cosines)
+        scalars["optimizer/learning_rate"] = learning_rate(step - 1, self.config)
         scalars["optimizer/gradient_norm"] = statistics.fmean(report.gradient_norm for report in self.reports)
         seconds = sum(report.seconds for report in self.reports)
         scalars["throughput/pairs_per_second"] = sum(report.pairs for report in self.reports) / seconds
@@ -91,7 +94,8 @@ class TrainingLog:
 
 
 def console_line(step: int, steps: int, scalars: dict[str, float]) -> str:
-    """One interval for the console: total loss, the loss of each exit, gradient norm, speed."""
+    """One interval for the console: total loss, loss and mean cosine of each exit, gradient norm, speed."""
     exits = " ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in scalars.items() if name.startswith("loss/exit_"))
+    cosines = " ".join(f"{value:.2f}" for name, value in scalars.items() if name.startswith("similarity/"))
     norm, speed = scalars["optimizer/gradient_norm"], scalars["throughput/pairs_per_second"]
-    return f"step {step}/{steps} loss {scalars['loss/total']:.3f} {exits} norm {norm:.3f} pairs/s {speed:,.1f}"
+    return f"step {step}/{steps} loss {scalars['loss/total']:.3f} {exits} cosine {cosines} norm {norm:.3f} pairs/s {speed:,.1f}"

@@ -1,6 +1,6 @@
 """The contrastive loss: CLIP's, at every exit, deeper exits weighing more.
 
-Letters: P pairs of the whole batch (all ranks), D width, E exits.
+Letters: P pairs of the whole batch (all ranks), R rows (texts), D width, E exits.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MultiExitLoss:
-    """The weighted total (with gradient), and each exit's loss and share of queries that rank their target first (without)."""
+    """The weighted total (with gradient); of each exit (without) the loss, the share of queries that rank their target first,
+    and the mean cosine of two different texts."""
 
     total: Tensor
     losses_E: Tensor
     accuracies_E: Tensor
+    cosines_E: Tensor
 
 
 def exit_weights(exit_layers: Sequence[int], num_layers: int) -> list[float]:
@@ -49,6 +51,18 @@ def clip_loss(logits_PP: Tensor) -> Tensor:
     return (F.cross_entropy(logits_PP, diagonal_P) + F.cross_entropy(logits_PP.T, diagonal_P)) / 2
 
 
+@torch.no_grad()
+def mean_cosine(embeddings_RD: Tensor) -> Tensor:
+    """Mean cosine of two different rows; 1 where all rows are one point, zero vectors too.
+
+    Taken from the mean squared distance, 1 - distance^2 / 2, which is the cosine of normalised rows.
+    """
+    rows_RD = embeddings_RD.float()
+    deviation_RD = rows_RD - rows_RD.mean(dim=0)
+    # The mean of |x_i - x_j|^2 over pairs of different rows is twice the unbiased variance, summed over dimensions.
+    return 1 - deviation_RD.square().sum() / (len(rows_RD) - 1)
+
+
 def multi_exit_loss(
     queries: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float], logit_scale: float, excluded_PP: Tensor
 ) -> MultiExitLoss:
@@ -56,11 +70,12 @@ def multi_exit_loss(
 
     The similarity is *multiplied* by `logit_scale`: the paper's "temperature 10.0" is open_clip's logit scale.
     """
-    losses, accuracies = [], []
+    losses, accuracies, cosines = [], [], []
     for queries_PD, targets_PD in zip(queries, targets, strict=True):
         logits_PP = clip_logits(queries_PD, targets_PD, logit_scale, excluded_PP)
         losses.append(clip_loss(logits_PP))
         first_P = logits_PP.detach().argmax(dim=1) == torch.arange(len(logits_PP), device=logits_PP.device)
         accuracies.append(first_P.float().mean())
+        cosines.append(mean_cosine(torch.cat((queries_PD, targets_PD))))
     total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
-    return MultiExitLoss(total, torch.stack(losses).detach(), torch.stack(accuracies))
+    return MultiExitLoss(total, torch.stack(losses).detach(), torch.stack(accuracies), torch.stack(cosines))

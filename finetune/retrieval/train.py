@@ -12,20 +12,23 @@ import torch
 from torch import Tensor
 
 from finetune.batches import INDICES, PackedBatch, chunks_by_length, pack_rows
-from finetune.config import RetrievalConfig
+from finetune.config import IDENTITY, RetrievalConfig
 from finetune.device import pick_device, precision
 from finetune.distributed import World, gather_rows, process_group, sum_gradients
 from finetune.pair_files import read_pair_files
+from finetune.retrieval.collapse import CollapseWatch
 from finetune.retrieval.examples import Example, Examples
-from finetune.retrieval.gradient_cache import Chunk, backward
+from finetune.retrieval.gradient_cache import Chunk, backward, gather_chunks
 from finetune.retrieval.log import StepReport, TrainingLog
 from finetune.retrieval.loss import MultiExitLoss, exit_weights, false_negatives, multi_exit_loss
+from finetune.retrieval.optimization import build_optimizer, optimizer_step
 from finetune.retrieval.prompts import Prompt, encode_prompts
 from mose.checkpoint.converted_checkpoint import load_pretrained, random_like, retrieval_from_pretrained, write_checkpoint
 from mose.dataset.packed_sequence import TOKENS
 from mose.errors import MoseError
 from mose.model.attention_mose import TORCH_VARLEN, choose_backend
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
+from mose.model.projection_heads import start_as_identity
 from mose.seeding import derive_key
 from mose.tokenizer import Tokenizer, load_tokenizer
 
@@ -39,6 +42,7 @@ def train(config: RetrievalConfig) -> None:
 
     Raises:
         MoseError: the checkpoint, the pairs or the output cannot be used, or a value does not fit the others.
+        CollapseError: an exit's embeddings have become one point.
     """
     device = pick_device(config.device)
     with process_group(device) as world:
@@ -47,11 +51,15 @@ def train(config: RetrievalConfig) -> None:
         pairs = read_pair_files(config.pair_files, "train")
         examples = Examples(pairs, config.batch_pairs, config.augment_share, config.seed)
         trainer = Trainer.build(config, device, world)
+        if config.head_start == IDENTITY:
+            trainer.start_heads(examples.at(0))
+        watch = CollapseWatch(trainer.exit_layers, config.log_every_steps, config.warmup_steps)
         log = TrainingLog.open(config, trainer.exit_layers) if world.is_first else None
         for step in range(config.steps):
             report = trainer.step(examples.at(step), step)
             if log is not None:
                 log.add(step + 1, report)
+            watch.add(step + 1, report.loss, report.pairs)
         if log is not None:
             finish(config, trainer, log)
 
@@ -79,14 +87,6 @@ def build_model(config: RetrievalConfig) -> ModularStarEncoderForRetrieval:
     if config.from_random:
         source = random_like(source.config, config.seed)
     return retrieval_from_pretrained(source, config.seed)
-
-
-def build_optimizer(model: torch.nn.Module, config: RetrievalConfig) -> torch.optim.AdamW:
-    """AdamW with a constant learning rate; biases and LayerNorms do not decay."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
 @dataclass
@@ -134,10 +134,22 @@ class Trainer:
 
         report = backward(self._embed, chunks, loss)
         sum_gradients(self.model.parameters())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return StepReport(report, float(norm), len(examples), time.perf_counter() - started)
+        norm = optimizer_step(self.model, self.optimizer, step, self.config)
+        return StepReport(report, norm, len(examples), time.perf_counter() - started)
+
+    @torch.no_grad()
+    def start_heads(self, examples: Sequence[Example]) -> None:
+        """Make the projection heads pass on the trunk's states, as these are for the P examples of the whole first batch."""
+        self.model.eval()
+        chunks = self._chunks(examples, 0)
+        states = gather_chunks([self._states(chunk.batch) for chunk in chunks], chunks)
+        start_as_identity(self.model.projection_heads, [gather_rows(states_RD) for states_RD in states])
+        self.model.train()
+
+    def _states(self, batch: PackedBatch) -> list[Tensor]:
+        with precision(self.device, self.config.bf16):
+            states = self.model.starEncoder2(batch.input_ids_N, batch.positions_N, batch.cu_seqlens, batch.max_length)
+        return [states_ND[batch.cu_seqlens[1:].long() - 1].float() for states_ND in states]
 
     def _chunks(self, examples: Sequence[Example], step: int) -> list[Chunk]:
         share = len(examples) // self.world.size

@@ -24,8 +24,9 @@ from mose.checkpoint.sentence_folder import write_sentence_transformer
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_folder, write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.initialization import draw_parameter, initialize
+from mose.model.initialization import initialize
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
+from mose.model.projection_heads import draw_heads
 from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME, HuggingFaceTokenizer, load_tokenizer
 
 FACTS_NAME = "facts.json"
@@ -118,22 +119,16 @@ def check_names(
 def random_like(config: ModularStarEncoderConfig, seed: int) -> ModularStarEncoder:
     """A freshly initialised model of the same shape: the control that any score must be compared with."""
     model = ModularStarEncoder(config)
-    initialize(model, config.initializer_range, seed)
+    initialize(model, config.initializer_range, seed, config.initialization)
     return model.eval()  # type: ignore[no-any-return]
 
 
 def retrieval_from_pretrained(model: ModularStarEncoder, seed: int) -> ModularStarEncoderForRetrieval:
-    """Put new, seeded projection heads on the trunk of a pre-trained model; the trunk is shared, not copied.
-
-    The heads' matrices are drawn with variance 1 / D: at the trunk's own deviation (.018) two of them in a row would
-    shrink an embedding about threefold a layer at D = 1,024 and far more at small widths.
-    """
+    """Put new, seeded projection heads on the trunk of a pre-trained model; the trunk is shared, not copied."""
     config = ModularStarEncoderConfig(**{**model.config.to_dict(), "architectures": [ModularStarEncoderForRetrieval.__name__]})
     retrieval = ModularStarEncoderForRetrieval(config)
     retrieval.starEncoder2 = model.starEncoder2
-    with torch.no_grad():
-        for name, parameter in retrieval.projection_heads.named_parameters(prefix="projection_heads"):
-            parameter.copy_(draw_parameter(name, tuple(parameter.shape), config.hidden_size**-0.5, seed))
+    draw_heads(retrieval.projection_heads, config.hidden_size, seed)
     return retrieval
 
 

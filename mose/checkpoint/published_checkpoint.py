@@ -51,7 +51,7 @@ SHAPE_FIELDS = (
     "matryoshka_layers",
 )
 """Fields of the released config.json that our configuration has under the same names."""
-OWN_FIELDS = ("norm_after_last_layer", "sequence_task")
+OWN_FIELDS = ("norm_after_last_layer", "sequence_task", "initialization")
 """Fields that released files lack, and folders in their layout that we wrote have."""
 FIXED_FIELDS = {
     "hidden_act": "gelu_pytorch_tanh",

@@ -25,6 +25,7 @@ class ModularStarEncoderConfig(PretrainedConfig):
         residual_dropout: float = 0.1,
         embedding_dropout: float = 0.1,
         initializer_range: float = 0.018042,
+        initialization: str = "normal",
         conditional_size: int = 4,
         matryoshka_layers: list[int] | None = None,
         norm_after_last_layer: bool = True,
@@ -38,6 +39,7 @@ class ModularStarEncoderConfig(PretrainedConfig):
         `norm_after_last_layer` is false in a model cut at an early exit: only the full model's last state is normalised.
         `conditional_size` 0 is a model whose heads get no layer index. `sequence_task` is what the two-way head was trained on:
         `icc` and `nsp` (class 1: two repositories), `none` (it was not).
+        `initialization` is the kind of initial weights that were drawn, so that a control can be drawn alike.
         `exit_layer` is set by the caller who opens a checkpoint of all exits and wants one: deeper layers are not built.
         """
         self.vocab_size = vocab_size
@@ -53,6 +55,7 @@ class ModularStarEncoderConfig(PretrainedConfig):
         self.residual_dropout = residual_dropout
         self.embedding_dropout = embedding_dropout
         self.initializer_range = initializer_range
+        self.initialization = initialization
         self.conditional_size = conditional_size
         self.matryoshka_layers = matryoshka_layers or [4, 9, 18, 27, 36]
         self.norm_after_last_layer = norm_after_last_layer

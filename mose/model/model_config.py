@@ -40,6 +40,9 @@ class ModelConfig:
     """Epsilon of every LayerNorm (released config)."""
     initializer_range: float = 0.018042
     """Standard deviation of the initial weights (released config)."""
+    initialization: str = "normal"
+    """Initial weights of the layers: normal (released code), or averaging: attention starts uniform, and `<cls>` as the mean of
+    its row (for small models; docs/decisions.md)."""
     attention_dropout: float = 0.1
     """Dropout on attention weights (released config)."""
     residual_dropout: float = 0.1
@@ -63,6 +66,10 @@ class ModelConfig:
         require(self.num_key_value_heads > 0 and self.num_heads % self.num_key_value_heads == 0, groups)
         require(self.vocabulary_size >= 0, f"model.vocabulary_size: {self.vocabulary_size}, expected 0 or more")
         require(self.layer_index_width >= 0, f"model.layer_index_width: {self.layer_index_width}, expected 0 or more")
+        kinds = ("normal", "averaging")
+        require(
+            self.initialization in kinds, f"model.initialization: {self.initialization!r}, expected one of {', '.join(kinds)}"
+        )
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             require(0 <= getattr(self, name) < 1, f"model.{name}: {getattr(self, name)}, expected a share in [0, 1)")
 
@@ -87,6 +94,7 @@ class ModelConfig:
             "residual_dropout": self.residual_dropout,
             "embedding_dropout": self.embedding_dropout,
             "initializer_range": self.initializer_range,
+            "initialization": self.initialization,
             "conditional_size": self.layer_index_width,
             "matryoshka_layers": list(self.exit_layers),
             "norm_after_last_layer": self.norm_after_last_layer,

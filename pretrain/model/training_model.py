@@ -153,7 +153,7 @@ def fill_initial_weights(encoder: nn.Module, config: ModelConfig, seed: int, con
             shape[kind.dimension] *= context.layout.tensor_ranks
         if kind is Sharding.VOCABULARY:
             shape[0] = config.vocabulary_size
-        full = draw_parameter(name, tuple(shape), config.initializer_range, seed)
+        full = draw_parameter(name, tuple(shape), config.initializer_range, seed, config.initialization)
         parameter.copy_(cut(full, kind, config.padded_vocabulary_size, context))
 
 

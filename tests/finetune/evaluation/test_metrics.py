@@ -54,3 +54,12 @@ def test_interval_is_seeded_and_has_the_width_of_the_standard_error(rng: np.rand
     low, high = score.interval
     assert low < score.value < high and score.value == pytest.approx(values.mean())
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_interval_draws_whole_repositories(rng: np.random.Generator):
+    # 10 repositories of 40 queries that all score alike: the interval is that of 10 values, not of 400.
+    level = rng.random(10)
+    groups = [f"repository {group}" for group in range(10) for _ in range(40)]
+    low, high = bootstrap(np.repeat(level, 40), 1, groups).interval
+    assert high - low == pytest.approx(2 * 1.96 * level.std() / 10**0.5, rel=0.15)
+    assert bootstrap(level, 1, ["one"] * 10) == bootstrap(level, 1)

@@ -1,5 +1,6 @@
 """The report: what stands in its table, what it says falls short, and a picture with both panels."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,10 @@ from matplotlib.figure import Figure
 
 from finetune.config import ReportConfig
 from finetune.evaluation.metrics import Score
+from finetune.evaluation.paired import mrr_difference
 from finetune.evaluation.picture import draw_losses, draw_quality, exit_series
 from finetune.evaluation.report import HeldOut, read_held_out, report, shortfalls
-from finetune.evaluation.results import Evaluation, ExitScores, read_evaluation, write_evaluation
+from finetune.evaluation.results import Evaluation, ExitScores, RankScores, read_evaluation, write_evaluation
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
 from mose.run_directory import RunDirectory
@@ -18,7 +20,11 @@ from mose.run_directory import RunDirectory
 def evaluation_of(mrr: float) -> Evaluation:
     score, low = Score(mrr, (mrr - 0.02, mrr + 0.02)), Score(mrr / 2, (mrr / 2, mrr / 2))
     exits = {f"{layer:02d}": ExitScores(layer, 10**6 * layer, 1.5 * layer, score, low) for layer in (4, 12)}
-    return Evaluation("model", ("p.parquet",), "held_out", 0, 50, 60, 60, 128, 0.078, exits, Score(0.5, (0.4, 0.6)), score)
+    baselines = {"TF-IDF": RankScores(Score(0.5, (0.4, 0.6)), score), "BM25": RankScores(low, low)}
+    ranks = {name: [max(1, round(1 / mrr)) + query % 2 for query in range(50)] for name in (*exits, *baselines)}
+    asked = [f"repository {query % 5}" for query in range(50)]
+    sizes = (50, 5, 60, 60, 128)
+    return Evaluation("model", ("p.parquet",), "held_out", 0, *sizes, 0.078, exits, baselines, list(range(50)), asked, ranks)
 
 
 @pytest.fixture
@@ -44,6 +50,8 @@ def test_report_prints_every_column_and_writes_its_files(tmp_path: Path, run: Ru
     row = next(line for line in printed.splitlines() if line.startswith("│ 04"))
     for cell in ("4 ", "6 ", "5.250", "6.500", ".625 [0.550, 0.700]", ".510", ".300 [.280, .320]", ".150", ".100 [.080, .120]"):
         assert cell in row
+    # Ranks 3 and 4 against 10 and 11, as often the one as the other in each repository.
+    assert "+.196 [+.196, +.196]" in row
     assert ".500 [.400, .600]" in next(line for line in printed.splitlines() if "TF-IDF" in line)
     assert "falls short: exit 12: MLM loss 7.750 is not below the unigram cross-entropy 6.500" in printed
     assert printed.strip().splitlines()[-1] == f"plots: tensorboard --logdir {run.path}"
@@ -62,9 +70,16 @@ def test_shortfalls_name_what_is_not_beaten():
     assert shortfalls("04", held_out, low, evaluation_of(0.2)) == [
         "the ICC accuracy's interval does not lie above the majority rate 0.500",
         "the MRR interval does not lie above chance (0.0780)",
-        "MRR is not above that of random weights",
+        "the interval of the MRR's difference to random weights does not lie above 0",
     ]
     assert shortfalls("12", HeldOut({}), evaluation_of(0.3), None) == []
+
+
+def test_only_the_same_queries_are_paired():
+    first, second = evaluation_of(0.3), evaluation_of(0.1)
+    assert mrr_difference(first, second, "04") == Score(pytest.approx(0.196, abs=1e-3), (pytest.approx(0.196, abs=1e-3),) * 2)
+    assert mrr_difference(first, dataclasses.replace(second, seed=1), "04") is None
+    assert mrr_difference(first, second, "05") is None
 
 
 def test_panels_show_every_exit_and_both_baselines(run: RunDirectory):
@@ -73,7 +88,7 @@ def test_panels_show_every_exit_and_both_baselines(run: RunDirectory):
     draw_quality(right, evaluation_of(0.3), evaluation_of(0.1))
     assert [line.get_label() for line in left.get_lines()][:3] == ["exit 04", "exit 04, held out", "exit 12"]
     labels = {text.get_text() for text in right.get_legend().get_texts()}
-    assert {"TF-IDF", "chance (0.0780)", "random weights, then fine-tuned"} <= labels
+    assert {"TF-IDF", "BM25", "chance (0.0780)", "random weights, then fine-tuned"} <= labels
     assert exit_series(run.read_metrics(), "loss/exit_", "/mlm")["12"] == ([10, 20, 30], pytest.approx([5.8, 4.8, 3.8]))
 
 

@@ -1,12 +1,12 @@
-"""The lexical baseline: identifiers are split, and its ranks equal plain TF-IDF cosines."""
+"""The lexical baselines: identifiers are split, and the ranks equal TF-IDF cosines and BM25 sums computed by hand."""
 
 import math
 from collections import Counter
 
 import numpy as np
 
+from finetune.evaluation.lexical import lexical_terms, rank_bm25, rank_tfidf
 from finetune.evaluation.ranking import draw_candidates
-from finetune.evaluation.tfidf import lexical_terms, rank_tfidf
 from tests.finetune.conftest import make_pairs
 
 
@@ -43,3 +43,27 @@ def test_ranks_equal_cosines_computed_by_hand():
         others = [cosine for code, cosine in enumerate(cosines) if code != query]
         assert 1 + sum(c > cosines[query] + 1e-5 for c in others) <= ranks[query]
         assert ranks[query] <= 1 + sum(c >= cosines[query] - 1e-5 for c in others)
+
+
+def test_ranks_equal_bm25_computed_by_hand():
+    pairs = make_pairs(40)
+    texts, codes = [pair.nl for pair in pairs], [pair.code_a + " pass" * (number % 5) for number, pair in enumerate(pairs)]
+    counts = [Counter(lexical_terms(code)) for code in codes]
+    documents = Counter(term for count in counts for term in count)
+    mean_length = sum(count.total() for count in counts) / 40
+
+    def score(text: str, count: Counter[str]) -> float:
+        damping = 1.2 * (0.25 + 0.75 * count.total() / mean_length)
+        terms = [term for term in lexical_terms(text) if term in count]
+        weights = {term: math.log1p((40 - documents[term] + 0.5) / (documents[term] + 0.5)) for term in terms}
+        return sum(weights[term] * count[term] * 2.2 / (count[term] + damping) for term in terms)
+
+    ranks = rank_bm25(draw_candidates(np.arange(40), 40, 999, seed=0), texts, codes)
+    for query, text in enumerate(texts):
+        scores = [score(text, count) for count in counts]
+        others = [value for code, value in enumerate(scores) if code != query]
+        assert (
+            1 + sum(s > scores[query] + 1e-4 for s in others)
+            <= ranks[query]
+            <= 1 + sum(s >= scores[query] - 1e-4 for s in others)
+        )

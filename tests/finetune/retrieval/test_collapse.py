@@ -1,0 +1,71 @@
+"""A collapse is told in one line where it happens, and training that goes well is left alone."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import finetune.retrieval.train
+from finetune.config import RetrievalConfig
+from finetune.retrieval.collapse import CollapseError, CollapseWatch
+from finetune.retrieval.loss import MultiExitLoss, mean_cosine
+from finetune.retrieval.train import build_model, train
+from mose.model.modeling_mose import ModularStarEncoderForRetrieval
+from mose.run_directory import RunDirectory
+
+
+@pytest.fixture
+def config(checkpoint: Path, pairs_file: Path, tmp_path: Path) -> RetrievalConfig:
+    places = {"checkpoint": str(checkpoint), "pairs": str(pairs_file), "output": str(tmp_path / "run")}
+    return RetrievalConfig(
+        **places, steps=24, batch_pairs=32, learning_rate=3e-4, warmup_steps=8, log_every_steps=4, device="cpu"
+    )
+
+
+def test_mean_cosine_equals_that_of_all_pairs():
+    rows_RD = F.normalize(torch.randn(20, 6, generator=torch.Generator().manual_seed(0)) + 0.4, dim=-1)
+    cosines_RR = rows_RD @ rows_RD.T
+    expected = (cosines_RR.sum() - 20) / (20 * 19)
+    assert mean_cosine(rows_RD).item() == pytest.approx(expected.item(), abs=1e-5)
+    assert mean_cosine(torch.zeros(20, 6)).item() == 1.0
+
+
+def test_training_that_goes_well_is_left_alone(config: RetrievalConfig):
+    train(config)
+    lines = RunDirectory(Path(config.output)).read_metrics()
+    assert all(-0.1 < line["similarity/exit_04/mean_cosine"] < 0.95 for line in lines)
+
+
+def test_a_far_too_high_learning_rate_is_told(config: RetrievalConfig):
+    with pytest.raises(
+        CollapseError, match=r"^step \d+: exit 0[124] has collapsed: .* a guess has 3\.466; look at learning_rate"
+    ):
+        train(replace(config, learning_rate=100 * config.learning_rate, steps=400))
+    assert RunDirectory(Path(config.output)).read_metrics()[-1]["step"] < 400
+
+
+def test_heads_of_zeros_are_told(config: RetrievalConfig, monkeypatch: pytest.MonkeyPatch):
+    def zero_heads(config: RetrievalConfig) -> ModularStarEncoderForRetrieval:
+        model = build_model(config)
+        for parameter in model.projection_heads.parameters():
+            torch.nn.init.zeros_(parameter)
+        return model
+
+    monkeypatch.setattr(finetune.retrieval.train, "build_model", zero_heads)
+    with pytest.raises(CollapseError, match=r"^step 8: exit 01 has collapsed: mean cosine of its embeddings 1\.000, loss 3\.4"):
+        train(replace(config, head_start="random", warmup_steps=0))
+
+
+def test_warm_up_and_one_bad_interval_are_no_collapse():
+    def report(cosine: float, loss: float) -> MultiExitLoss:
+        return MultiExitLoss(torch.tensor(0.0), torch.tensor([loss, 1.0]), torch.zeros(2), torch.tensor([cosine, 0.1]))
+
+    guess, watch = math.log(32), CollapseWatch((1, 2), every=2, warmup_steps=4)
+    bad, dull, good = report(1.0, guess), report(0.5, guess), report(1.0, guess / 2)
+    for step, seen in enumerate([*[bad] * 6, *[good] * 2, *[bad] * 2, *[dull] * 2, *[bad] * 3], start=1):
+        watch.add(step, seen, 32)
+    with pytest.raises(CollapseError, match="step 16: exit 01"):
+        watch.add(16, bad, 32)
