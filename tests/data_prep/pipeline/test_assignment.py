@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.data_prep.test_remote import as_parquet
 
 from data_prep.execution.finish import finish
 from data_prep.execution.pack import pack_dataset
@@ -17,6 +16,7 @@ from data_prep.sources import registry as source
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tools.verify import verify_dataset
 from mose.errors import MoseError
+from tests.data_prep.execution.test_object_store import as_parquet
 from tests.data_prep.repositories import checksums, make_config
 
 PARTS = 5

@@ -26,7 +26,7 @@ from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
 from pretrain.storage.local_rows import PackedRows
 
-FIXTURE = Path(__file__).parents[3] / "fixtures" / "dataset_2026_11_21.tar.gz"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "dataset_2026_11_21.tar.gz"
 DATASET = Path("dataset")
 
 

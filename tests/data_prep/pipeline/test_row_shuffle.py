@@ -90,7 +90,7 @@ def test_the_file_has_no_name_and_is_gone_at_the_end(tmp_path: Path) -> None:
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     code = (
         "import resource, sys; from pathlib import Path; from data_prep.pipeline.row_shuffle import RowSpool\n"
-        "from tests.data_prep.test_row_spool import write_rows\n"
+        "from tests.data_prep.pipeline.test_row_shuffle import write_rows\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "with RowSpool(Path(sys.argv[1]), 0) as spool: write_rows(spool, [100] * 50)"
     )
