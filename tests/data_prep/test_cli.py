@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.cli import commands
-from data_prep.execution.lease import Claim
+from data_prep.execution.lease import Lease
 from data_prep.execution.pack import pack_dataset
 from mose.command import run_command
 from mose.config import save_config
@@ -82,7 +82,7 @@ def test_one_element_of_an_array_from_the_command_line(tmp_path: Path) -> None:
     assert done.stdout == f"task 0 of 2 is done; `mose-data finish {tmp_path}/dataset` when all are\n"
     shown = mose_data("status", tmp_path / "dataset", "--missing")
     assert (shown.returncode, shown.stdout) == (1, "1\n")
-    with Claim(tmp_path / "dataset", 1):
+    with Lease(tmp_path / "dataset", 1):
         refused = mose_data(*words, "--task", 1)
     assert refused.returncode == 2
     assert refused.stderr.startswith("mose-data: error: task 1: process ")

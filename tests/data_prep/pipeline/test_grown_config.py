@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.execution import inputs as begin_module
+from data_prep.execution import inputs as inputs_module
 from data_prep.execution.finish import finish
 from data_prep.execution.inputs import inputs_path, read_config_of
 from data_prep.execution.pack import pack_dataset
@@ -26,7 +26,7 @@ from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
 from pretrain.storage.local_rows import PackedRows
 
-FIXTURE = Path(__file__).parents[3] / "fixtures" / "dataset_2026_11_21.tar.gz"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "dataset_2026_11_21.tar.gz"
 DATASET = Path("dataset")
 
 
@@ -60,7 +60,7 @@ def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     with tarfile.open(FIXTURE) as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(begin_module, "PackConfig", GrownConfig)
+    monkeypatch.setattr(inputs_module, "PackConfig", GrownConfig)
     sums: dict[str, str] = json.loads(Path("sha256.json").read_text("utf-8"))
     return sums
 
