@@ -22,7 +22,7 @@ class PackingConfig:
     sequence_length: int = 2048
     """Token slots of a row."""
     piece_tokens: int = 0
-    """Most tokens of a chunk; files are split at line ends. 0 means the largest size of which two chunks fit in a row."""
+    """Split files into chunks of at most this many tokens, at line ends; 0 means the most of which two chunks fit in a row."""
     look_ahead: int = 32
     """How many chunks of a repository, in random order, are tried to fill the rest of a row (dense)."""
     mixed_share: float = 0.5

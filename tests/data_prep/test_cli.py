@@ -59,7 +59,7 @@ def test_every_command_explains_its_fields() -> None:
         shown = mose_data(name, "--help")
         assert shown.returncode == 0
     shown = mose_data("pack", "--help").stdout
-    assert "Cut files into pieces of at most this many tokens, at line ends" in " ".join(shown.split())
+    assert "Split files into chunks of at most this many tokens, at line ends" in " ".join(shown.split())
     assert "--task" in shown
 
 
