@@ -57,7 +57,7 @@ ORDER = {
     "data_prep.packing": "config rows dense faithful next_sentence pack",
     "data_prep.shards": "lineage rows summary",
     "data_prep.tokenization": "encoding chunking train_tokenizer",
-    "data_prep.pipeline": "config assignment shuffle_buffer chunker row_shuffle split_writer task",
+    "data_prep.pipeline": "config assignment shuffle_buffer chunker row_shuffle split_writer task_marker task",
     "data_prep.execution": "task_files lease inputs markers statistics finish progress task_runner worker_pool pack status",
     "data_prep.tools": "inspect_row lineage dropped removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",

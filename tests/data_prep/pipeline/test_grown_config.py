@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.execution import inputs as begin_module
+from data_prep.execution import inputs as inputs_module
 from data_prep.execution.finish import finish
 from data_prep.execution.inputs import inputs_path, read_config_of
 from data_prep.execution.pack import pack_dataset
@@ -60,7 +60,7 @@ def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     with tarfile.open(FIXTURE) as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(begin_module, "PackConfig", GrownConfig)
+    monkeypatch.setattr(inputs_module, "PackConfig", GrownConfig)
     sums: dict[str, str] = json.loads(Path("sha256.json").read_text("utf-8"))
     return sums
 

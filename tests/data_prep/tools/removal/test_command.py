@@ -20,7 +20,7 @@ import pytest
 from data_prep.execution.finish import finish
 from data_prep.execution.pack import pack_dataset
 from data_prep.packing.config import PackingConfig
-from data_prep.pipeline.task import marker_path, read_marker
+from data_prep.pipeline.task_marker import marker_path, read_marker
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import read_index
 from data_prep.tools.inspect_row import read_shown_row
