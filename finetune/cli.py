@@ -46,7 +46,7 @@ def _retrieval(parsed: Namespace) -> None:
 
 
 def _evaluate(parsed: Namespace) -> None:
-    from finetune.evaluation.evaluate import evaluate
+    from finetune.evaluation.tasks.command import evaluate
 
     evaluate(read_config(parsed, EvaluationConfig))
 

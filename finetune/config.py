@@ -92,6 +92,8 @@ class EvaluationConfig:
     """Parquet file of pairs, or several as [a.parquet,b.parquet]."""
     output: str
     """Folder to write evaluation.json and evaluation.txt into."""
+    task: str = "docstring_search"
+    """What is scored: a name in finetune/evaluation/tasks/registry.py; the task says what the files of `pairs` hold."""
     split: str = "held_out"
     """Split of the pairs to score: held_out or train."""
     distractors: int = 999

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from finetune.evaluation.metrics import Score
 from mose.errors import MoseError
@@ -14,12 +15,34 @@ EVALUATION_NAME = "evaluation.json"
 
 
 @dataclass(frozen=True)
-class ExitScores:
-    """One exit: its layer, parameters of the encoder that ends there, 10^9 forward operations a row, and its scores."""
+class ExitCost:
+    """One exit: its layer, parameters of the encoder that ends there, and 10^9 forward operations per row."""
 
     layer: int
     parameters: int
     gflops_per_row: float
+
+
+class Result(Protocol):
+    """A dataclass, written to evaluation.json field by field; it has these two fields at least."""
+
+    @property
+    def flops_tokens(self) -> int:
+        """Row length in tokens that GFLOPs are given for."""
+
+    @property
+    def exits(self) -> Mapping[str, ExitCost]:
+        """Cost and scores of each exit by its name."""
+
+
+AnyResult = TypeVar("AnyResult", bound=Result)
+AnyCost = TypeVar("AnyCost", bound=ExitCost)
+
+
+@dataclass(frozen=True)
+class ExitScores(ExitCost):
+    """An exit's scores in a search task."""
+
     mrr: Score
     recall_at_1: Score
 
@@ -62,13 +85,18 @@ def exit_name(layer: int) -> str:
     return f"{layer:02d}"
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write `folder/evaluation.json`, atomically."""
+def write_evaluation(folder: Path, evaluation: Any) -> None:
+    """Write the result of a task, a dataclass, to `folder/evaluation.json`, atomically."""
     write_json(folder / EVALUATION_NAME, dataclasses.asdict(evaluation))
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Read an evaluation.json, or the one in a folder.
+    """Read an evaluation.json of docstring search, or the one in a folder; errors as in `read_result`."""
+    return read_result(path, _from_plain)
+
+
+def read_result(path: Path, build: Callable[[dict[str, Any]], AnyResult]) -> AnyResult:
+    """Read an evaluation.json, or the one in a folder; `build` makes the task's result of its fields.
 
     Raises:
         MoseError: it is missing, is not JSON, or lacks a field.
@@ -81,16 +109,23 @@ def read_evaluation(path: Path) -> Evaluation:
     except ValueError as error:
         raise MoseError(f"{path}: not JSON: {error}") from None
     try:
-        return _from_plain(values)
+        return build(values)
     except (KeyError, TypeError, AttributeError) as error:
         raise MoseError(f"{path}: not an evaluation of this version: {error}") from None
 
 
+def read_exits(kind: type[AnyCost], rows: dict[str, dict[str, Any]]) -> dict[str, AnyCost]:
+    """Each exit's cost and scores, read back as `kind`."""
+
+    def read(row: dict[str, Any]) -> AnyCost:
+        fields: dict[str, Any] = {name: _score(value) if isinstance(value, dict) else value for name, value in row.items()}
+        return kind(**fields)
+
+    return {name: read(row) for name, row in rows.items()}
+
+
 def _from_plain(values: dict[str, Any]) -> Evaluation:
-    exits = {
-        name: ExitScores(**{**row, "mrr": _score(row["mrr"]), "recall_at_1": _score(row["recall_at_1"])})
-        for name, row in values["exits"].items()
-    }
+    exits = read_exits(ExitScores, values["exits"])
     baselines = {name: RankScores(_score(row["mrr"]), _score(row["recall_at_1"])) for name, row in values["baselines"].items()}
     return Evaluation(**{**values, "baselines": baselines, "pairs": tuple(values["pairs"]), "exits": exits})
 

@@ -1,12 +1,13 @@
 """How scores are written for people: cells, the table of one evaluation, and a table as plain text."""
 
 import io
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from finetune.evaluation.metrics import Score
-from finetune.evaluation.results import Evaluation
+from finetune.evaluation.results import Result
 
 MISSING = "-"
 # Wide enough for every column of the report, so that a pipe or a log file never folds a row.
@@ -42,29 +43,32 @@ def _three_digits(value: float) -> str:
     return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"
 
 
-def evaluation_table(evaluation: Evaluation, compared: dict[str, Evaluation]) -> Table:
-    """Exit x parameters, GFLOPs a row, MRR, recall@1; baselines, chance and the compared runs below."""
-    drawn = f"the {evaluation.repositories:,} repositories" if evaluation.repositories > 1 else "queries"
-    title = f"{evaluation.queries:,} queries, each among {evaluation.candidates:,} candidates; 95 % intervals over {drawn}"
+def evaluation_table(
+    columns: Mapping[str, str],
+    title: str,
+    result: Result,
+    references: Mapping[str, Sequence[str]],
+    compared: Mapping[str, Result],
+) -> Table:
+    """Exit x parameters, GFLOPs per row and the task's columns; its references and the compared runs below."""
     table = Table(title=title, title_justify="left")
     table.add_column("exit")
-    for name in ("parameters (M)", f"GFLOPs a row ({evaluation.flops_tokens} tokens)", "MRR", "recall@1"):
+    for name in ("parameters (M)", f"GFLOPs per row ({result.flops_tokens} tokens)", *columns.values()):
         table.add_column(name, justify="right")
-    _add_exits(table, "", evaluation)
+    _add_exits(table, "", columns, result)
     table.add_section()
-    for name, scores in evaluation.baselines.items():
-        table.add_row(name, MISSING, MISSING, score_cell(scores.mrr), score_cell(scores.recall_at_1))
-    table.add_row("chance", MISSING, MISSING, f"{evaluation.chance_mrr:.4f}", f"{1 / evaluation.candidates:.4f}")
+    for name, cells in references.items():
+        table.add_row(name, MISSING, MISSING, *cells)
     for name, other in compared.items():
         table.add_section()
-        _add_exits(table, f"{name}, ", other)
+        _add_exits(table, f"{name}, ", columns, other)
     return table
 
 
-def _add_exits(table: Table, prefix: str, evaluation: Evaluation) -> None:
-    for name, scores in evaluation.exits.items():
-        cells = (parameters_cell(scores.parameters), gflops_cell(scores.gflops_per_row))
-        table.add_row(f"{prefix}exit {name}", *cells, score_cell(scores.mrr), score_cell(scores.recall_at_1))
+def _add_exits(table: Table, prefix: str, columns: Mapping[str, str], result: Result) -> None:
+    for name, exit_scores in result.exits.items():
+        cells = (parameters_cell(exit_scores.parameters), gflops_cell(exit_scores.gflops_per_row))
+        table.add_row(f"{prefix}exit {name}", *cells, *(score_cell(getattr(exit_scores, field)) for field in columns))
 
 
 def as_text(table: Table) -> str:

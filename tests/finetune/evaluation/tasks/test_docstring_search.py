@@ -3,7 +3,7 @@
 from collections import Counter
 
 from finetune.config import EvaluationConfig
-from finetune.evaluation.evaluate import draw_queries
+from finetune.evaluation.tasks.docstring_search import draw_queries
 
 
 def test_no_repository_has_more_queries_than_asked_for():
