@@ -31,6 +31,7 @@ from data_prep.pipeline.config import PackConfig
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
 from mose.dataset.manifest import read_manifest
+from mose.dataset.packing_modes import PackingMode
 from mose.files.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.model_config import ModelConfig
@@ -90,7 +91,7 @@ def exits_by_operations() -> dict[str, float]:
 
 def pack(scratch: Path, tokenizer: Path, source: SourcesConfig, mode: Mode, slots: int) -> Path:
     """Real text as rows of `slots` tokens."""
-    packing = PackingConfig(mode=mode, sequence_length=slots)
+    packing = PackingConfig(mode=PackingMode(mode), sequence_length=slots)
     output = str(scratch / mode)
     pack_dataset(PackConfig(output, str(tokenizer), sources=source, packing=packing, num_tasks=1, held_out_fraction=0.0))
     return scratch / mode

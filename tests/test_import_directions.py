@@ -41,7 +41,7 @@ MOST_ENTRIES = 12
 ORDER = {
     "mose": "errors array_types seeding files command config schedule dataset tokenizer model run_directory checkpoint",
     "mose.files": "storage atomic_file",
-    "mose.dataset": "packed_sequence shard_format row_index manifest pairs",
+    "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs",
     "mose.model": "configuration_mose initialization attention_mose modeling_mose sharding size model_config",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
     "published_checkpoint",

@@ -13,7 +13,8 @@ import itertools
 import numpy as np
 
 from data_prep.packing.config import PackingConfig
-from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowList
+from data_prep.packing.rows import LabelBalance, Packer, Packing, PieceTable, RowList
+from mose.array_types import INT64_ARRAY
 
 _NONE = -1
 _NUMBER_BITS = 32
@@ -240,3 +241,10 @@ class _Stock:
         while self._is_used[others[-1]]:
             others.pop()
         return self._owners[others[-1]]
+
+
+def _piece_limits(num_tokens_F: INT64_ARRAY, config: PackingConfig) -> INT64_ARRAY:
+    return np.full_like(num_tokens_F, config.piece_tokens)
+
+
+PACKER = Packer(pack_dense, _piece_limits)

@@ -7,7 +7,8 @@ the length without `<cls>`, so a row may have one token too many. Both are cut h
 import numpy as np
 
 from data_prep.packing.config import PackingConfig
-from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowList
+from data_prep.packing.rows import LabelBalance, Packer, Packing, PieceTable, RowList
+from mose.array_types import INT64_ARRAY
 from mose.dataset.packed_sequence import packed_length
 
 
@@ -75,3 +76,11 @@ class _Loop:
         mixed = len({self.repository_ids[snippet] for snippet in row}) > 1
         balance.add(mixed)
         self.rows.add(row, mixed, too_long)
+
+
+def _piece_limits(num_tokens_F: INT64_ARRAY, config: PackingConfig) -> INT64_ARRAY:
+    # The paper cuts no file.
+    return np.maximum(1, num_tokens_F)
+
+
+PACKER = Packer(pack_faithful, _piece_limits)

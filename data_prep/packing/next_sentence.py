@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_prep.packing.config import PackingConfig
-from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowList
+from data_prep.packing.rows import LabelBalance, Packer, Packing, PieceTable, RowList
+from mose.array_types import INT64_ARRAY
 
 
 def pack_nsp(table: PieceTable, random: np.random.Generator, config: PackingConfig, balance: LabelBalance) -> Packing:
@@ -59,3 +60,11 @@ def _across(
     paired = {piece for pair in apart for piece in pair}
     swapped = [pair[::-1] if random.random() < 0.5 else pair for pair in apart]
     return [(a, b) for a, b in swapped], [piece for piece in ordered if piece not in paired]
+
+
+def _piece_limits(num_tokens_F: INT64_ARRAY, config: PackingConfig) -> INT64_ARRAY:
+    # A text needs a continuation, so every file is cut into two pieces or more.
+    return np.clip((num_tokens_F + 1) // 2, 1, config.piece_tokens)
+
+
+PACKER = Packer(pack_nsp, _piece_limits)

@@ -3,17 +3,13 @@
 Letters: F files.
 """
 
-import numpy as np
+import importlib
 
 from data_prep.packing.config import PackingConfig
-from data_prep.packing.dense import pack_dense
-from data_prep.packing.faithful import pack_faithful
-from data_prep.packing.next_sentence import pack_nsp
-from data_prep.packing.rows import LabelBalance, Packing, PieceTable
+from data_prep.packing.rows import LabelBalance, Packer, Packing, PieceTable
 from mose.array_types import INT64_ARRAY
+from mose.dataset.packing_modes import PackingMode
 from mose.seeding import generator
-
-_MODES = {"dense": pack_dense, "faithful": pack_faithful, "nsp": pack_nsp}
 
 
 def pack(table: PieceTable, seed: int, config: PackingConfig, balance: LabelBalance | None = None) -> Packing:
@@ -23,13 +19,15 @@ def pack(table: PieceTable, seed: int, config: PackingConfig, balance: LabelBala
     updated.
     """
     balance = balance or LabelBalance(config.mixed_share)
-    return _MODES[config.mode](table, generator(seed, "packing"), config, balance)
+    return packer_of(config.mode).pack(table, generator(seed, "packing"), config, balance)
 
 
 def piece_limits(num_tokens_F: INT64_ARRAY, config: PackingConfig) -> INT64_ARRAY:
-    """How long a piece of a file of so many tokens may be, [F]: faithful cuts nothing, nsp needs two pieces of every file."""
-    if config.mode == "faithful":
-        return np.maximum(1, num_tokens_F)
-    if config.mode == "nsp":
-        return np.clip((num_tokens_F + 1) // 2, 1, config.piece_tokens)
-    return np.full_like(num_tokens_F, config.piece_tokens)
+    """How long a piece of a file of so many tokens may be, [F]."""
+    return packer_of(config.mode).piece_limits(num_tokens_F, config)
+
+
+def packer_of(mode: PackingMode) -> Packer:
+    """The packer that the registry of modes names."""
+    packer: Packer = importlib.import_module(f"data_prep.packing.{mode.packer}").PACKER
+    return packer

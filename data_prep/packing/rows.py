@@ -3,11 +3,12 @@
 Letters: P pieces, R rows, S snippets (pieces in their places in rows).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.packing.config import PackingConfig
 from mose.array_types import INT64_ARRAY
 
 # How hard the label is pulled back to its share: a row too many lowers the chance of the next by this much.
@@ -100,6 +101,16 @@ class LabelBalance:
         """Count a row as it came out."""
         self._rows += 1
         self._mixed += mixed
+
+
+@dataclass(frozen=True)
+class Packer:
+    """What a packing mode provides: a module of this folder defines one as `PACKER`."""
+
+    pack: Callable[[PieceTable, np.random.Generator, PackingConfig, LabelBalance], Packing]
+    """Build the rows of a pool; the balance carries the labels of earlier pools and is updated."""
+    piece_limits: Callable[[INT64_ARRAY, PackingConfig], INT64_ARRAY]
+    """From the tokens of each file [F], how many tokens a piece of it may have [F]."""
 
 
 @dataclass

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from mose.checkpoint.converted_checkpoint import load_pretrained
 from mose.dataset.manifest import read_manifest
+from mose.dataset.packing_modes import ICC, NSP
 from mose.files.atomic_file import write_json
 from mose.run_directory import exit_scalar
 from mose.tokenizer import load_tokenizer
-from pretrain.config.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
+from pretrain.config.objective import NONE, ObjectiveConfig
 from pretrain.data.loader import BatchPlan, validation_batches
 from pretrain.data.rows import Rows
 from pretrain.model.loss import COLUMNS, Denominators, whole_vocabulary
@@ -91,9 +92,8 @@ def evaluate_held_out(checkpoint: Path, dataset: Path, split: str, max_rows: int
 
 def task_of_rows(trained: str, dataset: Path) -> Literal["icc", "nsp", "none"]:
     """The task on whole rows that a model was trained on, or `none` where the labels of these rows mean another."""
-    mode = read_manifest(dataset).statistics.get("mode", DENSE)
     task: Literal["icc", "nsp"] = NSP if trained == NSP else ICC
-    return task if trained == task and mode in PACKING_MODES[task] else NONE
+    return task if trained == task == read_manifest(dataset).packing_mode.task else NONE
 
 
 def _exits(totals: torch.Tensor, denominators: Denominators, layers: list[int], objective: ObjectiveConfig) -> dict[str, Any]:

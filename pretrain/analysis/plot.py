@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mose.dataset.packing_modes import ICC, NSP
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_write
 from mose.run_directory import VALIDATION, RunDirectory, exit_scalar
 from pretrain.analysis.exit_gradients import ExitGradients
-from pretrain.config.objective import ICC, NSP
 from pretrain.monitoring.metrics import FLOPS_UTILIZATION, GRADIENT_NORM, LEARNING_RATE, TOKENS_PER_SECOND
 
 Lines = list[dict[str, Any]]

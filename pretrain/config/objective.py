@@ -8,12 +8,7 @@ from typing import Final, Literal
 from mose.config import require
 
 MLM, DISTILLATION = "mlm", "distillation"
-ICC: Final = "icc"
-NSP: Final = "nsp"
 NONE: Final = "none"
-DENSE = "dense"
-# How a data set of each task was packed (`packing.mode` of `mose-data pack`).
-PACKING_MODES: dict[str, tuple[str, ...]] = {ICC: (DENSE, "faithful"), NSP: ("nsp",), NONE: (DENSE, "faithful", "nsp")}
 
 
 @dataclass(frozen=True)

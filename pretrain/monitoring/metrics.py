@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from mose.dataset.packing_modes import ICC, NSP
 from mose.run_directory import VALIDATION, RunDirectory
-from pretrain.config.objective import DISTILLATION, ICC, MLM, NSP
+from pretrain.config.objective import DISTILLATION, MLM
 
 LOSS_TOTAL = "loss/total"
 LEARNING_RATE = "optimizer/learning_rate"

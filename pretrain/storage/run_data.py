@@ -11,7 +11,7 @@ from mose.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mose.errors import MoseError
 from mose.files.storage import is_local, storage_path
 from mose.tokenizer import Tokenizer, load_tokenizer
-from pretrain.config.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
+from pretrain.config.objective import NONE, ObjectiveConfig
 from pretrain.config.run import DataConfig, PretrainConfig
 from pretrain.data.mixture import Mixture
 from pretrain.data.rows import Rows
@@ -117,10 +117,10 @@ def check_task(objective: ObjectiveConfig, sources: Sequence[Source]) -> None:
         MoseError: the rows of a data set were packed for another task.
     """
     for source in sources:
-        mode, task = str(source.manifest.statistics.get("mode", DENSE)), objective.sequence_task
+        mode, task = source.manifest.packing_mode, objective.sequence_task
         packed = f"the rows of {source.dataset} were packed with packing.mode {mode}"
-        wanted = next(name for name in (ICC, NSP) if mode in PACKING_MODES[name])
-        require(mode in PACKING_MODES[task], f"objective.sequence_task: {task}, but {packed}, expected {wanted} (or {NONE})")
+        wanted = f"expected {mode.task} (or {NONE})"
+        require(task in (mode.task, NONE), f"objective.sequence_task: {task}, but {packed}, {wanted}")
 
 
 def open_run_data(config: PretrainConfig) -> RunData:

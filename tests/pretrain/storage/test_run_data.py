@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.pretrain.test_data import as_rows
 
 from mose.config import load_config, save_config
 from mose.dataset.manifest import read_manifest, write_manifest
@@ -20,6 +19,7 @@ from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batche
 from pretrain.storage.run_data import RunData, open_run_data, place_on_node
 from tests.datasets import make_dataset
 from tests.pretrain.cells import tiny_config
+from tests.pretrain.data.test_loader import as_rows
 from tests.pretrain.stores import upload_folder
 
 

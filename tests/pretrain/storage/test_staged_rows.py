@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.pretrain.test_data import as_rows
 
 from mose.errors import MoseError
 from mose.tokenizer import Tokenizer
@@ -24,6 +23,7 @@ from pretrain.storage.local_rows import PackedRows, SplitTable
 from pretrain.storage.range_rows import LoadedRows, RangeReader, RangeRows, Retry
 from pretrain.storage.staged_rows import StagedRows, StagingPlan, clear_abandoned
 from pretrain.storage.window_file import RunOrder
+from tests.pretrain.data.test_loader import as_rows
 from tests.pretrain.stores import Faults, install_faults, upload_folder
 
 SEED, BLOCK, WINDOW, GLOBAL_ROWS = 7, 4, 32, 12
