@@ -43,7 +43,8 @@ from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.prefetch import Prefetcher
-from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.storage.local_rows import PackedRows
 

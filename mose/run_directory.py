@@ -20,10 +20,9 @@ PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy", "fla
 VALIDATION = "validation/"
 
 
-def exit_scalar(kind: str, exit_layer: int, objective: str) -> str:
-    """The name of a scalar of one exit, e.g. `loss/exit_04/mlm`: kind `loss` or `accuracy`, objective `mlm`,
-    `icc`, `nsp` or `distillation`."""
-    return f"{kind}/exit_{exit_layer:02d}/{objective}"
+def exit_scalar(kind: str, exit_layer: int, term: str) -> str:
+    """The name of a scalar of one exit, e.g. `loss/exit_04/mlm`: kind `loss` or `accuracy`, and the term of the loss."""
+    return f"{kind}/exit_{exit_layer:02d}/{term}"
 
 
 def checkpoint_name(step: int) -> str:

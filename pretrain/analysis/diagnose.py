@@ -19,7 +19,8 @@ from pretrain.checkpoints.export import open_source
 from pretrain.config.run import PretrainConfig
 from pretrain.data.loader import BatchPlan, validation_batches
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.step import exit_metrics
 from pretrain.storage.run_data import open_run_data

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import encoder_parameters, flops_per_row, head_parameters
 from pretrain.config.run import Layout, PretrainConfig
+from pretrain.model.terms.registry import terms_of
 from pretrain.storage.run_data import Source
 
 GIB = 1 << 30
@@ -37,8 +38,8 @@ def shape_of(config: PretrainConfig) -> ModularStarEncoderConfig:
 def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
     """Bytes a device needs.
 
-    Logits: masked tokens x vocabulary of one exit at a time, with their gradients, both also in float32, and with distillation
-    the teacher's in float32. Fragmentation and communication buffers come on top: allow 10-20 %.
+    Logits: masked tokens x vocabulary of one exit at a time, with their gradients, both also in float32, and what
+    terms of the loss add, such as a teacher's in float32. Fragmentation and communication buffers come on top: allow 10-20 %.
     """
     shape, stage, tensor, data = shape_of(config), config.parallel.zero_stage, layout.tensor_ranks, layout.data_ranks
     size = 2 if config.parallel.precision == "bf16" else 4
@@ -46,12 +47,13 @@ def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
     parameters = (encoder_parameters(shape, deepest) + head_parameters(shape)) // tensor
     tokens = config.micro_batch_tokens
     masked = int(tokens * config.data.masking_share)
+    term_bytes = sum(term.bytes_per_logit for term in terms_of(config.objective))
     return MemoryEstimate(
         weights=parameters * size // (data if stage == 3 else 1),
         gradients=parameters * size // (data if stage >= 2 else 1),
         optimizer=parameters * OPTIMIZER_BYTES // (data if stage >= 1 else 1),
         activations=int(tokens * activation_numbers(config, tensor) * size),
-        logits=masked * config.model.padded_vocabulary_size // tensor * (2 * size + 8 + 4 * int(config.objective.distils)),
+        logits=masked * config.model.padded_vocabulary_size // tensor * (2 * size + 8 + term_bytes),
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.model.loss import Denominators
+from pretrain.model.terms.term import Denominators
 from pretrain.model.training_model import TrainingModel
 
 FLOATS = NDArray[np.float64]
@@ -33,7 +33,7 @@ class ExitGradients:
     products_PEE: FLOATS
     """Of each block: the inner product of exit e's gradient with exit f's."""
     sums_E4: FLOATS
-    """Sums over the rows in the order of `pretrain.model.loss.COLUMNS`."""
+    """Sums over the rows in the order of `pretrain.model.terms.registry.COLUMNS`."""
 
     @property
     def norms_EP(self) -> FLOATS:

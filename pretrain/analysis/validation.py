@@ -10,7 +10,8 @@ import torch
 from mose.run_directory import VALIDATION
 from pretrain.config.objective import PAPER, ObjectiveConfig
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.model.loss import COLUMNS, Denominators
+from pretrain.model.terms.registry import COLUMNS
+from pretrain.model.terms.term import Denominators
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.engine import Engine
 from pretrain.step import exit_metrics

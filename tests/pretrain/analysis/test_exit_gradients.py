@@ -13,7 +13,8 @@ from mose.tokenizer import Tokenizer
 from pretrain.analysis.exit_gradients import ExitGradients, exit_gradients
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.storage.local_rows import PackedRows
 from tests.pretrain.cells import tiny_config

@@ -12,7 +12,9 @@ from mose.model.modeling_mose import ModularStarEncoder
 from mose.tokenizer import Tokenizer
 from pretrain.config.objective import exit_weights
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
-from pretrain.model.loss import COLUMNS, Denominators, whole_vocabulary
+from pretrain.model.terms.registry import COLUMNS
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.storage.local_rows import PackedRows
 from tests.pretrain.cells import tiny_config

@@ -13,7 +13,8 @@ from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.size import head_flops
 from mose.tokenizer import Tokenizer
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
-from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.monitoring.throughput import DEVICE_PEAKS, Stopwatch, device_peak, peak_of, step_flops
 from pretrain.step import BatchCounts, StepResult
