@@ -46,7 +46,7 @@ from pretrain.data.prefetch import Prefetcher
 from pretrain.model.terms.term import Denominators
 from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 
 ROWS = 8
 LAYERS, EXITS = 36, (4, 9, 18, 27, 36)
@@ -143,7 +143,7 @@ def compare(dataset: Path, width: int, repeats: int) -> dict[str, Any]:
 def loader_of(dataset: Path) -> GlobalBatchLoader:
     """The loader of a run on one rank."""
     tokenizer = load_tokenizer(dataset)
-    return GlobalBatchLoader(PackedRows(dataset, "train"), BatchPlan(0, ROWS, ROWS, tokenizer.special, tokenizer.ordinary_ids()))
+    return GlobalBatchLoader(LocalRows(dataset, "train"), BatchPlan(0, ROWS, ROWS, tokenizer.special, tokenizer.ordinary_ids()))
 
 
 def batches_of(dataset: Path, count: int) -> list[MicroBatch]:

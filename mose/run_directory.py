@@ -18,6 +18,7 @@ from mose.files.atomic_file import write_json, write_text
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy", "flash-attn", "mose-at-scale")
 VALIDATION = "validation/"
+LOSS_TOTAL = "loss/total"
 
 
 def exit_scalar(kind: str, exit_layer: int, term: str) -> str:

@@ -42,7 +42,7 @@ ORDER = {
     "mose": "errors array_types seeding files command config schedule dataset tokenizer model run_directory checkpoint",
     "mose.files": "storage atomic_file",
     "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs",
-    "mose.model": "configuration_mose initialization attention_mose modeling_mose sharding size model_config",
+    "mose.model": "configuration_mose initialization attention_mose modeling_mose sharding size model_config exits",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
     "published_checkpoint",
     "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",

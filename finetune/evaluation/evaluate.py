@@ -59,7 +59,7 @@ def score_checkpoint(config: EvaluationConfig, pairs: Sequence[Pair]) -> Evaluat
     flops_tokens = config.flops_tokens or round(float(np.mean([len(row) for row in code_rows])))
     tables = embed_rows(model, [*query_rows, *code_rows], config.chunk_tokens, pick_device(config.device), config.bf16)
     exits = {}
-    for layer, table in zip(model.config.matryoshka_layers, tables, strict=True):
+    for layer, table in zip(model.config.exit_layers, tables, strict=True):
         ranks = rank_embeddings(candidates, table[: len(asked)], table[len(asked) :])
         exits[exit_name(layer)] = _exit_scores(model, layer, flops_tokens, _scores(ranks, config.seed))
     tfidf = _scores(rank_tfidf(candidates, [pair.nl for pair in asked], [pair.code_a for pair in codes]), config.seed)

@@ -10,16 +10,16 @@ from rich.progress import Progress, TaskID
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune.config import RetrievalConfig
-from finetune.retrieval.loss import MultiExitLoss
+from finetune.retrieval.loss import RetrievalLoss
 from mose.config import save_config
-from mose.run_directory import RunDirectory, exit_scalar
+from mose.run_directory import LOSS_TOTAL, RunDirectory, exit_scalar
 
 
 @dataclass(frozen=True)
 class StepReport:
     """What one optimiser step measured: losses, gradient norm, pairs of the whole batch, seconds."""
 
-    loss: MultiExitLoss
+    loss: RetrievalLoss
     gradient_norm: float
     pairs: int
     seconds: float
@@ -72,7 +72,7 @@ class TrainingLog:
 
     def means(self) -> dict[str, float]:
         """Means over the steps since the last line, by scalar name."""
-        scalars = {"loss/total": statistics.fmean(report.loss.total.item() for report in self.reports)}
+        scalars = {LOSS_TOTAL: statistics.fmean(report.loss.total.item() for report in self.reports)}
         for index, layer in enumerate(self.exit_layers):
             losses = [float(report.loss.losses_E[index]) for report in self.reports]
             accuracies = [float(report.loss.accuracies_E[index]) for report in self.reports]
@@ -94,4 +94,4 @@ def console_line(step: int, steps: int, scalars: dict[str, float]) -> str:
     """One interval for the console: total loss, the loss of each exit, gradient norm, speed."""
     exits = " ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in scalars.items() if name.startswith("loss/exit_"))
     norm, speed = scalars["optimizer/gradient_norm"], scalars["throughput/pairs_per_second"]
-    return f"step {step}/{steps} loss {scalars['loss/total']:.3f} {exits} norm {norm:.3f} pairs/s {speed:,.1f}"
+    return f"step {step}/{steps} loss {scalars[LOSS_TOTAL]:.3f} {exits} norm {norm:.3f} pairs/s {speed:,.1f}"

@@ -12,17 +12,12 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class MultiExitLoss:
+class RetrievalLoss:
     """The weighted total (with gradient), and each exit's loss and share of queries that rank their target first (without)."""
 
     total: Tensor
     losses_E: Tensor
     accuracies_E: Tensor
-
-
-def exit_weights(exit_layers: Sequence[int], num_layers: int) -> list[float]:
-    """Weight i / L of each exit, as in pre-training (paper section 2.2)."""
-    return [layer / num_layers for layer in exit_layers]
 
 
 def false_negatives(query_keys_P: Tensor, target_keys_P: Tensor) -> Tensor:
@@ -51,7 +46,7 @@ def clip_loss(logits_PP: Tensor) -> Tensor:
 
 def multi_exit_loss(
     queries: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float], logit_scale: float, excluded_PP: Tensor
-) -> MultiExitLoss:
+) -> RetrievalLoss:
     """Sum over exits of weight x CLIP loss; `queries` and `targets` are E tensors [P, D] of normalised embeddings.
 
     The similarity is *multiplied* by `logit_scale`: the paper's "temperature 10.0" is open_clip's logit scale.
@@ -63,4 +58,4 @@ def multi_exit_loss(
         first_P = logits_PP.detach().argmax(dim=1) == torch.arange(len(logits_PP), device=logits_PP.device)
         accuracies.append(first_P.float().mean())
     total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
-    return MultiExitLoss(total, torch.stack(losses).detach(), torch.stack(accuracies))
+    return RetrievalLoss(total, torch.stack(losses).detach(), torch.stack(accuracies))

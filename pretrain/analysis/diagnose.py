@@ -85,7 +85,7 @@ def _first_rows(config: PretrainConfig, num_rows: int, split: str) -> MicroBatch
 
 def _report(found: ExitGradients, batch: MicroBatch) -> dict[str, Any]:
     names = [f"{layer:02d}" for layer in found.exit_layers]
-    losses = exit_metrics(torch.from_numpy(found.sums_E4), Denominators(batch.num_masked, batch.num_rows), found.exit_layers)
+    losses = exit_metrics(torch.from_numpy(found.sums_EC), Denominators(batch.num_masked, batch.num_rows), found.exit_layers)
     norms = dict(zip(names, found.norms_EP.tolist(), strict=True))
     return {
         "rows": batch.num_rows,

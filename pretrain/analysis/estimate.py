@@ -7,7 +7,7 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import encoder_parameters, flops_per_row, head_parameters
 from pretrain.config.run import Layout, PretrainConfig
 from pretrain.model.terms.registry import terms_of
-from pretrain.storage.run_data import Source
+from pretrain.storage.run_data import DatasetSource
 
 GIB = 1 << 30
 # AdamW's two moments and a master copy, each float32; ZeRO cuts all three over data ranks from stage 1 on.
@@ -77,7 +77,7 @@ def activation_numbers(config: PretrainConfig, tensor_ranks: int) -> float:
     return layers * (between + (inside - kept) / tensor_ranks)
 
 
-def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[Source]) -> list[tuple[str, str]]:
+def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[DatasetSource]) -> list[tuple[str, str]]:
     """Label and value of everything `--dry-run` prints; data-set lines only where data sets are at hand."""
     shape, batch, memory = shape_of(config), config.batch, estimate_memory(config, layout)
     deepest, length = config.model.exit_layers[-1], config.model.max_length
@@ -114,7 +114,7 @@ def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[So
     return lines + [(f"memory a device: {name}", f"{getattr(memory, name) / GIB:.2f} GiB (estimate)") for name in parts]
 
 
-def _data_numbers(config: PretrainConfig, sources: Sequence[Source]) -> list[tuple[str, str]]:
+def _data_numbers(config: PretrainConfig, sources: Sequence[DatasetSource]) -> list[tuple[str, str]]:
     """Rows of each data set, and how often the run goes through it."""
     split, total, lines = config.data.split, sum(source.weight for source in sources), []
     for source in sources:

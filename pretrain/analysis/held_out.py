@@ -67,7 +67,7 @@ def evaluate_held_out(checkpoint: Path, dataset: Path, split: str, max_rows: int
     rows = open_split(dataset, split, tokenizer.fingerprint())
     plan = BatchPlan(seed, 8, 8, tokenizer.special, tokenizer.ordinary_ids())
     model = TrainingModel(encoder, whole_vocabulary(tokenizer.vocabulary_size)).eval()
-    layers = encoder.config.matryoshka_layers
+    layers = encoder.config.exit_layers
     totals = torch.zeros(len(layers), len(COLUMNS), dtype=torch.float64)
     counts_V = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
     num_rows, mixed = 0, 0

@@ -56,7 +56,7 @@ def model_card(config: ModularStarEncoderConfig, facts: RunFacts) -> str:
     objective = ObjectiveConfig(sequence_task=sequence_task(config.sequence_task))
     scalars = [f"{term.name(objective).upper()} {kind}" for term in terms_of(objective) for kind in term.kinds]
     meanings = ", and ".join(term.meanings[term.name(objective)] for term in terms_of(objective))
-    exits = [_exit_row(config, layer, facts.metrics) for layer in config.matryoshka_layers]
+    exits = [_exit_row(config, layer, facts.metrics) for layer in config.exit_layers]
     parts = [
         _FRONT_MATTER,
         f"# {facts.name}, step {facts.step:,}\n\n{_INTRODUCTION}",
@@ -102,7 +102,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _use(config: ModularStarEncoderConfig) -> str:
-    exits = config.matryoshka_layers
+    exits = config.exit_layers
     chosen = f", exit_layer={exits[0]}" if len(exits) > 1 else ""
     keyword = f', model_kwargs={{"exit_layer": {exits[0]}}}' if len(exits) > 1 else ""
     lines = [

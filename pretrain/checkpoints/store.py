@@ -58,7 +58,7 @@ class ResumeRequest:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ResumePoint:
     """A whole checkpoint that this run may resume from, and newer ones that it passes over because they are damaged."""
 
     checkpoint: Path
@@ -174,7 +174,7 @@ class CheckpointStore:
             if not (permanent_every and step_of(checkpoint) % permanent_every == 0):
                 shutil.rmtree(checkpoint)
 
-    def select(self, request: ResumeRequest) -> Selection | None:
+    def select(self, request: ResumeRequest) -> ResumePoint | None:
         """The checkpoint to resume from, with every byte checked; None where the run has none yet. Every rank calls it.
 
         A damaged newest one is told and the one before is taken, unless the user named the step.
@@ -190,7 +190,7 @@ class CheckpointStore:
             manifest, fault = self._checked(checkpoint)
             if fault is None:
                 changes = check_changes(checkpoint, manifest["identity"], self._identity, request.allowed)
-                return Selection(
+                return ResumePoint(
                     checkpoint, Progress.from_plain(manifest["progress"]), manifest["identity"], changes, tuple(damaged)
                 )
             if request.step is not None:
@@ -223,7 +223,7 @@ class CheckpointStore:
             fault = str(error)
         return manifest, next((found for found in self._gather(fault) if found), None)
 
-    def load(self, engine: "Engine", selection: Selection) -> Progress:
+    def load(self, engine: "Engine", selection: ResumePoint) -> Progress:
         """Read a selected checkpoint into an engine; every rank calls it. Newer checkpoints are set aside under another name.
 
         Where the layout differs, rank 0 first merges the parts by DeepSpeed's universal format into a temporary folder
@@ -247,7 +247,7 @@ class CheckpointStore:
         self._on_main(lambda: self._take_over(selection))
         return selection.progress
 
-    def _take_over(self, selection: Selection) -> None:
+    def _take_over(self, selection: ResumePoint) -> None:
         """Make the selected checkpoint the newest: what is newer is damaged or belongs to a course that this run leaves."""
         for checkpoint in checkpoint_folders(self._folder):
             if step_of(checkpoint) > selection.progress.step:
@@ -306,7 +306,7 @@ def _merge(checkpoint: Path, target: Path) -> None:
     merge_parts(checkpoint, target / STATE_TAG)
 
 
-def record_changes(path: Path, selection: Selection) -> None:
+def record_changes(path: Path, selection: ResumePoint) -> None:
     """Append one line of JSON for each value with which a run went on otherwise than before."""
     lines = [
         json.dumps({"step": selection.progress.step, "unix_seconds": time.time()} | change.plain())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast, get_args
 
 from mose.config import require
+from mose.model.exits import exit_weights
 
 NONE: Final = "none"
 SequenceTask = Literal["icc", "nsp", "none"]
@@ -70,9 +71,3 @@ PAPER = ObjectiveConfig()
 def sequence_task(name: str) -> SequenceTask:
     """The task on whole rows that a model's configuration names; `none` where it names another thing."""
     return cast(SequenceTask, name) if name in get_args(SequenceTask) else NONE
-
-
-def exit_weights(exit_layers: Sequence[int], num_layers: int, rule: str = "depth") -> tuple[float, ...]:
-    """i / L for each exit after layer i of L (paper section 2.2); by rule `uniform`, their mean for each."""
-    by_depth = tuple(layer / num_layers for layer in exit_layers)
-    return by_depth if rule == "depth" else (sum(by_depth) / len(by_depth),) * len(by_depth)

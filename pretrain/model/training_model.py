@@ -48,7 +48,7 @@ class TrainingModel(nn.Module):
         self.starEncoder2 = encoder.starEncoder2
         self.pooler = encoder.pooler
         self.cls = encoder.cls
-        weights = objective.weights_of(encoder.config.matryoshka_layers, encoder.config.num_hidden_layers)
+        weights = objective.weights_of(encoder.config.exit_layers, encoder.config.num_hidden_layers)
         self._loss = MultiExitLoss(self.pooler, self.cls, vocabulary, objective, weights)
         self._shards = shards
         self._dropout = dropout

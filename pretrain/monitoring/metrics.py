@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from mose.run_directory import VALIDATION, RunDirectory
+from mose.run_directory import LOSS_TOTAL, VALIDATION, RunDirectory
 from pretrain.model.terms.registry import TERMS
 
-LOSS_TOTAL = "loss/total"
 LEARNING_RATE = "optimizer/learning_rate"
 GRADIENT_NORM = "optimizer/gradient_norm"
 SKIPPED_STEPS = "optimizer/skipped_steps"

@@ -109,7 +109,7 @@ class _OpenShard:
     index: RowIndex
 
 
-class PackedRows:
+class LocalRows:
     """The rows of one split on a local file system; shards are mapped when first read, and memory does not grow with the rows.
 
     For one thread at a time: a `Prefetcher` needs rows that nobody else reads.

@@ -18,7 +18,7 @@ from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.monitoring.throughput import DEVICE_PEAKS, Stopwatch, device_peak, peak_of, step_flops
 from pretrain.step import BatchCounts, StepResult
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 from tests.pretrain.cells import tiny_config
 
 
@@ -27,7 +27,7 @@ def test_operations_of_a_step_follow_torchs_counter(dataset: Path, tokenizer: To
     shape = ModularStarEncoderConfig(**tiny_config(dataset).model.hugging_face())
     model = TrainingModel(ModularStarEncoder(shape), whole_vocabulary(tokenizer.vocabulary_size))
     plan = BatchPlan(1, 8, 8, tokenizer.special, tokenizer.ordinary_ids())
-    (batch,) = GlobalBatchLoader(PackedRows(dataset, "train"), plan).share(0)
+    (batch,) = GlobalBatchLoader(LocalRows(dataset, "train"), plan).share(0)
     denominators = Denominators(batch.num_masked, batch.num_rows)
     squared = int(torch.diff(batch.cu_seqlens.long()).square().sum())
     ours = step_flops(shape, denominators, BatchCounts(batch.num_tokens, batch.num_tokens + batch.padded_slots, squared))

@@ -216,12 +216,12 @@ def test_a_run_that_has_the_old_files_mapped_goes_on(dataset: Path) -> None:
 def test_training_reads_the_rows_that_are_left(dataset: Path) -> None:
     pytest.importorskip("torch")
     from pretrain.data.loader import BatchPlan, validation_batches
-    from pretrain.storage.local_rows import PackedRows
+    from pretrain.storage.local_rows import LocalRows
 
     remove(dataset, RemovalList(tuple(sorted(set(blobs_of_row(dataset, 0))))))
     tokenizer = load_tokenizer(dataset)
     plan = BatchPlan(0, 8, 4, tokenizer.special, tokenizer.ordinary_ids())
-    rows = PackedRows(dataset, "train", tokenizer.fingerprint())
+    rows = LocalRows(dataset, "train", tokenizer.fingerprint())
     seen: list[int] = []
     for batch in validation_batches(rows, plan):
         seen += batch.row_numbers_B.tolist()
