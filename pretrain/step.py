@@ -100,7 +100,7 @@ class Counted:
     denominators: Denominators
     counts: BatchCounts
     stop: bool
-    """Whether any rank was told to stop, so that this step is not begun."""
+    """Whether any rank received a stop signal, so that this step does not start."""
 
 
 def count_globally(batches: Sequence[MicroBatch], context: ParallelContext, wants_stop: bool = False) -> Counted:
@@ -126,7 +126,7 @@ def seed_dropout(seed: int, step: int, micro_batch: int, data_rank: int) -> None
 
 @dataclass(frozen=True)
 class Guard:
-    """What watches a step: the largest total loss with which it is done, and who is told how far it is."""
+    """Limits and observers of a step: the largest total loss at which weights are updated, and a callback for its stages."""
 
     loss_limit: float = math.inf
     enter: Callable[[str, int], None] = lambda stage, micro_batches_left: None
@@ -148,8 +148,8 @@ def train_step(
     """Run this rank's share of one global batch through forward, backward and update; every rank calls it.
 
     The loss is summed over data ranks before the last backward. Where it is not finite or above the guard's limit, every
-    rank's last share is made not a number, and the engine skips the update on all ranks alike and clears its gradients.
-    `counted` is what `count_globally` said of these micro-batches; by default it is asked here.
+    rank's last share becomes NaN, and the engine skips the update on all ranks alike and clears its gradients.
+    `counted` is the result of `count_globally` for these micro-batches; by default it is computed here.
     """
     counted = counted or count_globally(batches, context)
     totals: list[Tensor] = []
@@ -172,6 +172,6 @@ def train_step(
 
 
 def _one_or_nan(loss: Tensor, limit: float) -> Tensor:
-    """1 where a loss is finite and not above the limit, else not a number; computed on the device, which nobody waits for."""
+    """1 where a loss is finite and not above the limit, else NaN; computed on the device, so that the host does not wait."""
     good = torch.isfinite(loss) & (loss <= limit)
     return torch.where(good, 1.0, math.nan).float()

@@ -119,11 +119,11 @@ def _data_numbers(config: PretrainConfig, sources: Sequence[DatasetSource]) -> l
     split, total, lines = config.data.split, sum(source.weight for source in sources), []
     for source in sources:
         share = source.weight / total
-        name, told = (f" {source.name}", f", {share:.1%} of the run's rows") if config.data.mixture else ("", "")
+        name, part = (f" {source.name}", f", {share:.1%} of the run's rows") if config.data.mixture else ("", "")
         rows, step_rows = source.manifest.rows(split), config.batch.global_rows * share
         epochs = config.max_steps * step_rows / max(rows, 1)
         lines += [
-            (f"data set{name}", f"{rows:,} rows, {source.manifest.tokens(split):,} real tokens{told}"),
+            (f"data set{name}", f"{rows:,} rows, {source.manifest.tokens(split):,} real tokens{part}"),
             (f"steps an epoch{name}", f"{rows / step_rows:,.1f} ({epochs:.2f} epochs in all)"),
         ]
     return lines

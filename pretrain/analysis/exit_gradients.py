@@ -1,10 +1,10 @@
-"""What each exit's loss asks of the shared trunk: its gradient's norm on every block, and how far exits agree.
+"""Gradients of each exit's loss on the shared trunk: their norm on every block, and the cosines between exits.
 
 The gradients of all exits on the whole trunk never exist at once: from the last block to the first, a block's forward pass is
 repeated and each exit's gradient sent through it alone, so that one block's gradients are in memory.
 
-Letters: E exits, L layers, P blocks of the trunk (embedding, layers, final norm), N real tokens, D width,
-C columns of sums.
+Letters: E exits, L layers, P blocks of the trunk (embedding, layers, final norm), N real tokens,
+D width, C columns of sums.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Pictures of a run: losses, learning rate, gradient norm and speed over steps; and gradients of a checkpoint's exits."""
+"""Plots of a run: losses, learning rate, gradient norm and speed over steps; and gradients of a checkpoint's exits."""
 
 import io
 import re

@@ -18,7 +18,7 @@ TOKENS_OF_A_ROW = 512
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a card says of the run."""
+    """Facts about the run for the card."""
 
     name: str
     step: int

@@ -18,7 +18,7 @@ class ObjectiveConfig:
 
     exit_weights: tuple[float, ...] | Literal["depth", "uniform"] = "depth"
     """depth: i / L for the exit after layer i of L (paper section 2.2). uniform: the same for each exit, with the same sum as
-    depth, so that gradients keep their size. Or one number an exit, shallow to deep."""
+    depth, so that gradients keep their size. Or one number per exit, shallow to deep."""
     sequence_task: SequenceTask = "icc"
     """Task on whole rows beside masked tokens. icc: does the row mix two repositories (paper section 2.1). nsp: are the two
     segments of a row of two repositories; takes rows packed with `packing.mode: nsp`. none: masked tokens alone."""

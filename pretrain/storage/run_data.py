@@ -21,7 +21,7 @@ from pretrain.storage.range_rows import LoadedRows, RangeReader, RangeRows, Retr
 from pretrain.storage.staged_rows import StagedRows, StagingPlan, clear_abandoned
 from pretrain.storage.window_file import RunOrder
 
-# What launchers call a process's place on its node and the number of processes there: torchrun and srun, deepspeed, SLURM.
+# Variables for the local rank and the number of local ranks, as set by torchrun and srun, deepspeed, SLURM.
 _LOCAL_RANK_NAMES = ("LOCAL_RANK", "SLURM_LOCALID")
 _LOCAL_RANKS_NAMES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
 
@@ -38,7 +38,7 @@ class DatasetSource:
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run reads; `fingerprint` tells whether another run reads the same rows, wherever they lie."""
+    """What a run reads; runs with an equal `fingerprint` read the same rows, wherever they are stored."""
 
     rows: Rows
     held_out: Rows | None
@@ -48,13 +48,13 @@ class RunData:
     fingerprint: str
 
     def close(self) -> None:
-        """Give back maps, files and threads."""
+        """Close memory maps, files and threads."""
         self.rows.close()
         if self.held_out is not None:
             self.held_out.close()
 
     def scalars(self, seed: int, consumed_rows: int) -> dict[str, float]:
-        """How far each source of a mixture has come; nothing for a single data set, whose rows the step count tells."""
+        """How far each source of a mixture has come; nothing for a single data set, where it follows from the step."""
         return self.mixture.scalars(seed, consumed_rows) if self.is_mixed else {}
 
 
@@ -111,7 +111,7 @@ def _check_alike(first: DatasetSource, other: DatasetSource) -> None:
 
 
 def check_task(objective: ObjectiveConfig, sources: Sequence[DatasetSource]) -> None:
-    """Compare the objective's task on whole rows with what the rows' labels mean; data sets that do not tell pass as `icc`'s.
+    """Compare the objective's task on whole rows with what the rows' labels mean; a data set without a mode counts as dense.
 
     Raises:
         MoseError: the rows of a data set were packed for another task.
@@ -130,7 +130,7 @@ def open_run_data(config: PretrainConfig) -> RunData:
         MoseError: a data set is missing, damaged, or does not fit the model, the others or the staging folder's limit.
     """
     data = config.data
-    # First of all: its message names the folder, where a mistyped one is plain to see.
+    # The tokenizer comes first because its error names the folder, which shows a mistyped path.
     first = named_sources(data)[0][1]
     with one_line_of_a_store(first):
         tokenizer = load_tokenizer(first)
@@ -174,12 +174,12 @@ def _training_rows(table: SplitTable, config: PretrainConfig, tokenizer: Tokeniz
 
 
 def range_reader(table: SplitTable, data: DataConfig) -> RangeReader:
-    """A reader of ranges that tries again as the config says."""
+    """A reader of ranges with the retries of the config."""
     return RangeReader(table, Retry(data.staging.attempts, data.staging.retry_seconds))
 
 
 def place_on_node(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(local rank, local ranks) as the launcher told them; a wrong number costs reads done twice, nothing else."""
+    """(local rank, local ranks) from the launcher's environment; a wrong number only causes rows to be read twice."""
     rank, ranks = (
         next((int(environment[name]) for name in names if environment.get(name, "").isdecimal()), default)
         for names, default in ((_LOCAL_RANK_NAMES, 0), (_LOCAL_RANKS_NAMES, 1))
