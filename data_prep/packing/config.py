@@ -1,9 +1,9 @@
 """The config of packing: how chunks become rows."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from mose.config import require
+from mose.dataset.packing_modes import PackingMode
 
 MIN_SEQUENCE_LENGTH = 16
 
@@ -16,7 +16,7 @@ MAX_SEQUENCE_LENGTH = 1 << 19
 class PackingConfig:
     """How files become rows `<sep> s1 <sep> s2 ... <cls>`."""
 
-    mode: Literal["dense", "faithful", "nsp"] = "dense"
+    mode: PackingMode = PackingMode.dense
     """dense: files split into chunks, no token lost, rows nearly full. faithful: the paper's Figure 2 as printed, which loses
     files that do not fit. nsp: two segments per row, a text and its continuation or a text of another repository."""
     sequence_length: int = 2048

@@ -15,7 +15,8 @@ import itertools
 import numpy as np
 
 from data_prep.packing.config import PackingConfig
-from data_prep.packing.rows import ChunkTable, LabelBalance, Packing, RowList
+from data_prep.packing.rows import ChunkTable, LabelBalance, Packer, Packing, RowList
+from mose.array_types import INT64_ARRAY
 
 _NONE = -1
 _NUMBER_BITS = 32
@@ -250,3 +251,10 @@ class _Stock:
         while self._is_used[others[-1]]:
             others.pop()
         return self._owners[others[-1]]
+
+
+def _chunk_limits(num_tokens_F: INT64_ARRAY, config: PackingConfig) -> INT64_ARRAY:
+    return np.full_like(num_tokens_F, config.piece_tokens)
+
+
+PACKER = Packer(pack_dense, _chunk_limits)

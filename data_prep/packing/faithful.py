@@ -8,7 +8,8 @@ length. The rest is kept as printed, losses included: this mode exists to measur
 import numpy as np
 
 from data_prep.packing.config import PackingConfig
-from data_prep.packing.rows import ChunkTable, LabelBalance, Packing, RowList
+from data_prep.packing.rows import ChunkTable, LabelBalance, Packer, Packing, RowList
+from mose.array_types import INT64_ARRAY
 from mose.dataset.packed_sequence import packed_length
 
 
@@ -80,3 +81,11 @@ class _Loop:
         mixed = len({self.repository_ids[snippet] for snippet in row}) > 1
         balance.add(mixed)
         self.rows.add(row, mixed, too_long)
+
+
+def _chunk_limits(num_tokens_F: INT64_ARRAY, config: PackingConfig) -> INT64_ARRAY:
+    # The paper cuts no file.
+    return np.maximum(1, num_tokens_F)
+
+
+PACKER = Packer(pack_faithful, _chunk_limits)

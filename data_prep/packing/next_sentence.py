@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_prep.packing.config import PackingConfig
-from data_prep.packing.rows import ChunkTable, LabelBalance, Packing, RowList
+from data_prep.packing.rows import ChunkTable, LabelBalance, Packer, Packing, RowList
+from mose.array_types import INT64_ARRAY
 
 
 def pack_nsp(table: ChunkTable, random: np.random.Generator, config: PackingConfig, balance: LabelBalance) -> Packing:
@@ -63,3 +64,11 @@ def _across(
     paired = {chunk for pair in apart for chunk in pair}
     swapped = [pair[::-1] if random.random() < 0.5 else pair for pair in apart]
     return [(a, b) for a, b in swapped], [chunk for chunk in ordered if chunk not in paired]
+
+
+def _chunk_limits(num_tokens_F: INT64_ARRAY, config: PackingConfig) -> INT64_ARRAY:
+    # A text needs a continuation, so every file is split into two chunks or more.
+    return np.clip((num_tokens_F + 1) // 2, 1, config.piece_tokens)
+
+
+PACKER = Packer(pack_nsp, _chunk_limits)

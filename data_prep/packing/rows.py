@@ -3,11 +3,12 @@
 Letters: C chunks, R rows, S snippets (chunks in their places in rows).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.packing.config import PackingConfig
 from mose.array_types import INT64_ARRAY
 
 # One mixed row too many lowers the probability of the next one by this much. It is small, so that labels stay nearly independent
@@ -101,6 +102,16 @@ class LabelBalance:
         """Count a row with the label that it got."""
         self._rows += 1
         self._mixed += mixed
+
+
+@dataclass(frozen=True)
+class Packer:
+    """What a packing mode provides: a module of this folder defines one as `PACKER`."""
+
+    pack: Callable[[ChunkTable, np.random.Generator, PackingConfig, LabelBalance], Packing]
+    """Build the rows of a table of chunks; the balance counts the labels of earlier calls and is updated."""
+    chunk_limits: Callable[[INT64_ARRAY, PackingConfig], INT64_ARRAY]
+    """From the tokens of each file [F], how many tokens a chunk of it may have [F]."""
 
 
 @dataclass

@@ -26,14 +26,14 @@ def print_summary(manifest: Manifest) -> None:
     """Print the counts of each split, of the filters and of the most frequent languages, and warnings."""
     console = Console(highlight=False)
     statistics = manifest.statistics
-    for table in (_split_table(statistics), _filter_table(statistics["filters"]), _language_table(statistics["splits"])):
+    for table in (_split_table(manifest), _filter_table(statistics["filters"]), _language_table(statistics["splits"])):
         console.print(table)
     print_cautions(manifest)
 
 
 def print_overview(manifest: Manifest) -> None:
     """Print only the counts of each split."""
-    Console(highlight=False).print(_split_table(manifest.statistics))
+    Console(highlight=False).print(_split_table(manifest))
 
 
 def print_cautions(manifest: Manifest) -> None:
@@ -55,12 +55,12 @@ def cautions(statistics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _split_table(statistics: dict[str, Any]) -> Table:
-    table = Table("", *SPLITS, title=f"packed {statistics['mode']}", title_justify="left")
+def _split_table(manifest: Manifest) -> Table:
+    table = Table("", *SPLITS, title=f"packed {manifest.packing_mode}", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for title, name in _ROWS:
-        table.add_row(title, *(_text(statistics["splits"][split][name]) for split in SPLITS))
+        table.add_row(title, *(_text(manifest.statistics["splits"][split][name]) for split in SPLITS))
     return table
 
 

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,18 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.packing.config import PackingConfig, largest_chunk
-from data_prep.packing.pack import chunk_limits, pack
-from data_prep.packing.rows import ChunkTable, LabelBalance, Packing, RowCounts
+from data_prep.packing.pack import chunk_limits, pack, packer_of
+from data_prep.packing.rows import ChunkTable, LabelBalance, Packer, Packing, RowCounts
+from mose.config import load_config, save_config
 from mose.dataset.packed_sequence import packed_length
+from mose.dataset.packing_modes import PackingMode
 from mose.errors import MoseError
 from mose.seeding import generator
 
 LENGTH = 64
-MODES = ("dense", "faithful", "nsp")
+MODES = tuple(PackingMode)
 
 
 def config_of(mode: str, **changes: int) -> PackingConfig:
-    return PackingConfig(**{"mode": mode, "sequence_length": LENGTH, "pool_tokens": LENGTH, **changes}).resolve()  # type: ignore[arg-type]
+    return PackingConfig(**{"mode": PackingMode(mode), "sequence_length": LENGTH, "pool_tokens": LENGTH, **changes}).resolve()  # type: ignore[arg-type]
 
 
 @st.composite
@@ -279,3 +282,17 @@ def test_two_of_the_largest_chunks_fit() -> None:
 def test_a_config_that_cannot_work_is_refused(changes: dict[str, int], expected: str) -> None:
     with pytest.raises(MoseError, match=expected):
         PackingConfig(**changes)
+
+
+@pytest.mark.parametrize("mode", PackingMode)
+def test_a_config_of_each_mode_reads_back(mode: PackingMode, tmp_path: Path) -> None:
+    config = load_config(PackingConfig, None, {"mode": str(mode)})
+    save_config(config, tmp_path / "config.yaml")
+    assert f"mode: {mode}\n" in (tmp_path / "config.yaml").read_text()
+    assert load_config(PackingConfig, tmp_path / "config.yaml") == config
+    assert config.mode is mode
+
+
+@pytest.mark.parametrize("mode", PackingMode)
+def test_each_mode_has_a_packer(mode: PackingMode) -> None:
+    assert isinstance(packer_of(mode), Packer)

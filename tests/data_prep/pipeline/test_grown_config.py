@@ -24,7 +24,7 @@ from data_prep.tools.removal.removal_list import RemovalList
 from data_prep.tools.verify import verify_dataset
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "dataset_2026_11_21.tar.gz"
 DATASET = Path("dataset")
@@ -75,7 +75,7 @@ def test_a_data_set_of_an_earlier_version_is_used_after_its_config_has_grown(exp
     assert made == {name: expected[name] for name in made}
     finish(DATASET, checksums=True)
     assert verify_dataset(DATASET) == []
-    rows = PackedRows(DATASET, "train")
+    rows = LocalRows(DATASET, "train")
     assert rows.tokens(np.arange(len(rows))).shape == (len(rows), 128)
     rows.close()
 

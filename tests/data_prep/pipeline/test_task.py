@@ -22,6 +22,7 @@ from data_prep.tokenization.chunking import chunk_files
 from data_prep.tools.dropped import read_dropped
 from mose.dataset.manifest import SPLITS
 from mose.dataset.packed_sequence import snippet_bounds
+from mose.dataset.packing_modes import PackingMode
 from mose.dataset.row_index import RowIndex, token_checksums
 from mose.dataset.shard_format import RecordLayout, ShardReader
 from mose.errors import MoseError
@@ -109,7 +110,7 @@ def test_all_text_is_in_the_rows_and_the_splits_share_no_repository(tmp_path: Pa
 
 @pytest.mark.parametrize("mode", ["faithful", "nsp"])
 def test_the_other_modes_write_rows_too(tmp_path: Path, mode: str) -> None:
-    packing = PackingConfig(mode=mode, sequence_length=512)  # type: ignore[arg-type]
+    packing = PackingConfig(mode=PackingMode(mode), sequence_length=512)
     _, result = run_only_task(tmp_path, packing=packing)
     counts = result.rows["train"]
     assert counts["rows"] > 0
