@@ -10,6 +10,7 @@ from rich.console import Console
 
 from data_prep.filters import dropped_log as module
 from data_prep.filters.dropped_log import DROPPED_SCHEMA, DroppedLog, dropped_path
+from data_prep.tools import dropped
 from data_prep.tools.dropped import COMMAND, print_dropped, read_dropped
 from mose.command import run_command
 from mose.errors import MoseError
@@ -41,7 +42,7 @@ def test_a_task_that_dropped_nothing_leaves_an_empty_list(tmp_path: Path) -> Non
 def test_waiting_lines_are_bounded_and_the_bytes_depend_on_the_lines_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_GROUP_LINES", 4)
+    monkeypatch.setattr(module, "GROUP_LINES", 4)
     with DroppedLog(tmp_path, 0) as log:
         for line in LINES:
             log.add(*line)
@@ -54,7 +55,7 @@ def test_waiting_lines_are_bounded_and_the_bytes_depend_on_the_lines_only(
 
 
 def test_nothing_appears_before_close_and_nothing_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_GROUP_LINES", 2)
+    monkeypatch.setattr(module, "GROUP_LINES", 2)
     with DroppedLog(tmp_path, 0) as log:
         for line in LINES:
             log.add(*line)
@@ -95,7 +96,7 @@ def test_a_terminal_gets_a_table_of_some_lines_and_how_many_there_are(tmp_path: 
     write_log(tmp_path, 0, [("o/r", "/[bold]/a.py", "0" * 40, "licence", 12345, "GPL-3.0-only"), *LINES * 10])
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120, highlight=False)
-    monkeypatch.setattr(module, "Console", lambda **_: console)
+    monkeypatch.setattr(dropped, "Console", lambda **_: console)
     print_dropped(tmp_path, "", 0)
     text = screen.getvalue()
     assert all(word in text for word in ("/[bold]/a.py", "licence", "12,345", "GPL-3.0-only"))
