@@ -70,7 +70,7 @@ def step_flops(shape: ModularStarEncoderConfig, denominators: Denominators, coun
 
     forward = 2 x weights of the layers x real tokens + 4 x L x D x sum of squared row lengths (attention's two products)
     + heads (`mose.model.size.head_flops`). Padding is not computed, hence not counted; recomputation is not counted either.
-    Equal to torch's FlopCounterMode on matrix products (tests/pretrain/test_throughput.py).
+    Equal to torch's FlopCounterMode on matrix products (tests/pretrain/monitoring/test_throughput.py).
     """
     layers = shape.num_hidden_layers
     attention = 4 * layers * shape.hidden_size
