@@ -107,7 +107,10 @@ def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[Da
             ", ".join(f"{layer}: {weight:.3f}" for layer, weight in zip(config.model.exit_layers, weights, strict=True)),
         ),
         ("steps", f"{config.max_steps:,} = {config.max_steps * slots / 1e12:.3f}T slots"),
-        ("forward, backward", f"{3 * flops_per_row(shape, deepest, length) / length / 1e9:.2f} GFLOP per token in the encoder"),
+        (
+            "forward and backward",
+            f"{3 * flops_per_row(shape, deepest, length) / length / 1e9:.2f} GFLOP per token in the encoder",
+        ),
     ]
     lines += _data_numbers(config, sources)
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "total")
