@@ -27,7 +27,7 @@ from mose.seeding import derive_key, generator
 from pretrain.analysis.estimate import activation_numbers
 from pretrain.config.run import BatchConfig, DataConfig, Layout, ParallelConfig, PretrainConfig
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.model.loss import Denominators
+from pretrain.model.terms.term import Denominators
 from pretrain.model.training_model import TrainingModel, build_training_model
 from pretrain.parallel.context import ParallelContext
 

@@ -34,7 +34,7 @@ from mose.seeding import generator
 from pretrain.data.balancing import balance_ranks, micro_batches_of_rank
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.row_cost import RowCost
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 
 SLOTS, GLOBAL_ROWS, MICRO_BATCH_ROWS = 2048, 2048, 4
 RANKS = (512, 64)
@@ -65,7 +65,7 @@ def row_lengths(scratch: Path) -> dict[str, INT64_ARRAY]:
     config = TokenizerTrainingConfig(output=str(scratch / "tokenizer"), vocabulary_size=VOCABULARY, sources=source)
     tokenizer, lengths = train_tokenizer(config), {}
     for mode in MODES:
-        rows = PackedRows(pack(scratch, tokenizer, source, mode, SLOTS), "train")
+        rows = LocalRows(pack(scratch, tokenizer, source, mode, SLOTS), "train")
         lengths[mode] = rows.labels(np.arange(len(rows))).num_tokens
         rows.close()
     return lengths

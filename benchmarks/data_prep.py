@@ -38,12 +38,13 @@ from data_prep.filters.dropped_log import DroppedLog
 from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
 from data_prep.packing.config import PackingConfig
 from data_prep.packing.pack import pack
-from data_prep.packing.rows import LabelBalance, PieceTable, RowCounts
-from data_prep.pipeline.chunker import BATCH_CHARACTERS, Cutter, Tools
+from data_prep.packing.rows import ChunkTable, LabelBalance, RowCounts
+from data_prep.pipeline.chunker import BATCH_CHARACTERS, Chunker, TextBatcher
 from data_prep.pipeline.config import PackConfig
-from data_prep.pipeline.shuffle_buffer import CutFiles, join_files
+from data_prep.pipeline.shuffle_buffer import ChunkedFiles, join_files
 from data_prep.pipeline.split_writer import SplitWriter
-from data_prep.pipeline.task import TaskResult, run_task
+from data_prep.pipeline.task import run_task
+from data_prep.pipeline.task_marker import TaskMarker
 from data_prep.sources.registry import SourcesConfig
 from data_prep.sources.repositories import RepositoryRef, SourceFile, TextFile, content_sha1
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
@@ -200,46 +201,46 @@ def encode_bare(work: Work) -> Callable[[], int]:
 def pack_texts(work: Work) -> Callable[[], RowCounts]:
     """Texts to a published shard with index and lineage."""
     config = PackingConfig().resolve()
-    tools = Tools.load(work.tokenizer, config)
+    chunker = Chunker(work.tokenizer, config)
 
     def run() -> RowCounts:
         with tempfile.TemporaryDirectory(dir=work.scratch) as dataset:
             with SplitWriter(Path(dataset), "train", 0, 0, config, work.tokenizer) as writer:
-                cut_texts(work, tools, writer.add)
+                chunk_texts(work, chunker, writer.add)
                 writer.close()
             return writer.counts
 
     return run
 
 
-def cut_texts(work: Work, tools: Tools, take: Callable[[CutFiles], object]) -> None:
-    cutter = Cutter(tools, take, FilterCounts())
+def chunk_texts(work: Work, chunker: Chunker, consume: Callable[[ChunkedFiles], object]) -> None:
+    batcher = TextBatcher(chunker, consume, FilterCounts())
     for file in work.texts:
-        cutter.add(file)
-    cutter.flush()
+        batcher.add(file)
+    batcher.flush()
 
 
 def pack_filtered(work: Work) -> Callable[[], RowCounts]:
     """The same from bytes in memory, with all filters on and their log of dropped files."""
     config, filters = PackingConfig().resolve(), FiltersConfig()
-    tools = Tools.load(work.tokenizer, config)
+    chunker = Chunker(work.tokenizer, config)
 
     def run() -> RowCounts:
         counts = FilterCounts()
         with tempfile.TemporaryDirectory(dir=work.scratch) as folder, DroppedLog(Path(folder), 0) as dropped:
             with SplitWriter(Path(folder), "train", 0, 0, config, work.tokenizer) as writer:
-                cutter = Cutter(tools, writer.add, counts, dropped)
+                batcher = TextBatcher(chunker, writer.add, counts, dropped)
                 for _, files in repositories(work.texts):
                     for text in filter_repository(files, filters, counts, dropped):
-                        cutter.add(text)
-                cutter.flush()
+                        batcher.add(text)
+                batcher.flush()
                 writer.close()
             return writer.counts
 
     return run
 
 
-def run_whole_task(texts: Iterable[TextFile], tokenizer: Path, scratch: Path) -> TaskResult:
+def run_whole_task(texts: Iterable[TextFile], tokenizer: Path, scratch: Path) -> TaskMarker:
     """A task as `mose-data pack` runs it."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         config = PackConfig(output=f"{folder}/dataset", tokenizer=str(tokenizer), num_tasks=1, held_out_fraction=0.0)
@@ -304,9 +305,9 @@ def new_builder(work: Work) -> Any:
 def measure_packing(work: Work, repeats: int) -> dict[str, float]:
     """Seconds for 10^6 chunks of these texts, and statistics of the rows."""
     config = PackingConfig().resolve()
-    parts: list[CutFiles] = []
-    cut_texts(work, Tools.load(work.tokenizer, config), parts.append)
-    table: PieceTable = join_files(parts).table()
+    parts: list[ChunkedFiles] = []
+    chunk_texts(work, Chunker(work.tokenizer, config), parts.append)
+    table: ChunkTable = join_files(parts).table()
     seconds, counts = [], RowCounts()
     for _ in range(repeats):
         began = time.process_time()
@@ -314,8 +315,8 @@ def measure_packing(work: Work, repeats: int) -> dict[str, float]:
         seconds.append(time.process_time() - began)
     counts.add(packing, table)
     return {
-        "seconds_per_million_pieces": statistics.median(seconds) / len(table.lengths_P) * 1e6,
-        "pieces": len(table.lengths_P),
+        "seconds_per_million_pieces": statistics.median(seconds) / len(table.lengths_C) * 1e6,
+        "pieces": len(table.lengths_C),
         "fill": counts.tokens / counts.rows / config.sequence_length,
         "mixed_share": counts.mixed_rows / counts.rows,
         "single_snippet_share": counts.single_snippet_rows / counts.rows,
@@ -339,7 +340,7 @@ def _pack_and_tell(folders: Sequence[Path], limit: float, tokenizer: Path, scrat
     return before, peak()
 
 
-def cost(work: Work, result: TaskResult, megabytes_per_second: float) -> dict[str, str]:
+def cost(work: Work, result: TaskMarker, megabytes_per_second: float) -> dict[str, str]:
     """What 10^12 tokens of text take, with the arithmetic."""
     counts, entry = result.rows["train"], result.shards["train"]
     kept = result.filters["reasons"]["kept"]["bytes"]

@@ -28,7 +28,9 @@ from pretrain.config.objective import PAPER
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.model import loss as loss_module
-from pretrain.model.loss import Denominators, MultiExitLoss, whole_vocabulary
+from pretrain.model.loss import MultiExitLoss
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import whole_vocabulary
 
 KEPT_ONE, KEPT_ALL, FULL = "one exit's logits at a time", "every exit's logits", "every exit's logits of every token"
 # The second exit's gradient of the projection meets the first one's: from there on only logits can add up.

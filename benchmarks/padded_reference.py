@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import Starcoder2Config, Starcoder2Model
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.exits import exit_weights
 from mose.model.modeling_mose import ModularStarEncoder
-from pretrain.config.objective import exit_weights
 from pretrain.data.micro_batch import IGNORED_LABEL, MicroBatch
 
 
@@ -24,7 +24,7 @@ class PaddedReference(nn.Module):
         self.trunk = Starcoder2Model._from_config(_reference_config(shape), attn_implementation="sdpa")
         self.trunk.load_state_dict(encoder.starEncoder2.state_dict(), strict=True)
         self.pooler, self.cls = encoder.pooler, encoder.cls
-        self._exits, self._weights = shape.matryoshka_layers, exit_weights(shape.matryoshka_layers, shape.num_hidden_layers)
+        self._exits, self._weights = shape.exit_layers, exit_weights(shape.exit_layers, shape.num_hidden_layers)
         self._full_logits = full_logits
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, mixed: Tensor) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.model_config import ModelConfig
 from mose.model.size import encoder_parameters, head_parameters
 from pretrain.data.masking import MASKED_SHARE
-from pretrain.model.loss import Denominators
+from pretrain.model.terms.term import Denominators
 from pretrain.monitoring.throughput import DEVICE_PEAKS, step_flops
 from pretrain.step import BatchCounts
 

@@ -31,6 +31,7 @@ from data_prep.pipeline.config import PackConfig
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
 from mose.dataset.manifest import read_manifest
+from mose.dataset.packing_modes import PackingMode
 from mose.files.atomic_file import write_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.model_config import ModelConfig
@@ -42,9 +43,10 @@ from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.data.prefetch import Prefetcher
-from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 
 ROWS = 8
 LAYERS, EXITS = 36, (4, 9, 18, 27, 36)
@@ -90,7 +92,7 @@ def exits_by_operations() -> dict[str, float]:
 
 def pack(scratch: Path, tokenizer: Path, source: SourcesConfig, mode: Mode, slots: int) -> Path:
     """Real text as rows of `slots` tokens."""
-    packing = PackingConfig(mode=mode, sequence_length=slots)
+    packing = PackingConfig(mode=PackingMode(mode), sequence_length=slots)
     output = str(scratch / mode)
     pack_dataset(PackConfig(output, str(tokenizer), sources=source, packing=packing, num_tasks=1, held_out_fraction=0.0))
     return scratch / mode
@@ -141,7 +143,7 @@ def compare(dataset: Path, width: int, repeats: int) -> dict[str, Any]:
 def loader_of(dataset: Path) -> GlobalBatchLoader:
     """The loader of a run on one rank."""
     tokenizer = load_tokenizer(dataset)
-    return GlobalBatchLoader(PackedRows(dataset, "train"), BatchPlan(0, ROWS, ROWS, tokenizer.special, tokenizer.ordinary_ids()))
+    return GlobalBatchLoader(LocalRows(dataset, "train"), BatchPlan(0, ROWS, ROWS, tokenizer.special, tokenizer.ordinary_ids()))
 
 
 def batches_of(dataset: Path, count: int) -> list[MicroBatch]:

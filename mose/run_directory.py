@@ -18,12 +18,12 @@ from mose.files.atomic_file import write_json, write_text
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy", "flash-attn", "mose-at-scale")
 VALIDATION = "validation/"
+LOSS_TOTAL = "loss/total"
 
 
-def exit_scalar(kind: str, exit_layer: int, objective: str) -> str:
-    """The name of a scalar of one exit, e.g. `loss/exit_04/mlm`: kind `loss` or `accuracy`, objective `mlm`,
-    `icc`, `nsp` or `distillation`."""
-    return f"{kind}/exit_{exit_layer:02d}/{objective}"
+def exit_scalar(kind: str, exit_layer: int, term: str) -> str:
+    """The name of a scalar of one exit, e.g. `loss/exit_04/mlm`: kind `loss` or `accuracy`, and the term of the loss."""
+    return f"{kind}/exit_{exit_layer:02d}/{term}"
 
 
 def checkpoint_name(step: int) -> str:
@@ -49,12 +49,12 @@ class RunDirectory:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line, append-only."""
+        """One JSON object per line, append-only."""
         return self.path / "metrics.jsonl"
 
     @property
     def skipped(self) -> Path:
-        """Steps that went wrong, one JSON object a line; there is no file before the first."""
+        """Skipped steps, one JSON object per line; the file appears with the first."""
         return self.path / "skipped.jsonl"
 
     @property
@@ -64,12 +64,12 @@ class RunDirectory:
 
     @property
     def heartbeat(self) -> Path:
-        """When the run last said that it lives, and in which stage of which step it then was."""
+        """Time of the last heartbeat, and the step and stage at that time."""
         return self.path / "heartbeat.json"
 
     @property
     def checkpoints(self) -> Path:
-        """One folder a checkpoint, `step-000100`."""
+        """One folder per checkpoint, `step-000100`."""
         return self.path / "checkpoints"
 
     def checkpoint(self, step: int) -> Path:
@@ -77,7 +77,7 @@ class RunDirectory:
         return self.checkpoints / checkpoint_name(step)
 
     def create(self, resume: bool = False) -> None:
-        """Make the directory. With `resume` it may hold a run already, which then goes on; without one, a new run begins.
+        """Make the directory. With `resume` it may hold a run, which then continues; otherwise a new run starts.
 
         Raises:
             MoseError: it holds a run and `resume` was not asked for, or it is not a directory.

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mose.run_directory import exit_scalar
 from mose.seeding import derive_key
-from pretrain.config.objective import DISTILLATION, MLM, PAPER, ObjectiveConfig
+from pretrain.config.objective import PAPER, ObjectiveConfig
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.model.loss import COLUMNS, Denominators
+from pretrain.model.terms.registry import COLUMNS, terms_of
+from pretrain.model.terms.term import Denominators
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.stage import BACKWARD, FORWARD, UPDATE
 
@@ -46,7 +47,7 @@ class BatchCounts:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one global batch gave, the same on every rank; sums [E, C] on the CPU in the order of `loss.COLUMNS`."""
+    """What one global batch gave, the same on every rank; sums [E, C] on the CPU in the order of `terms.registry.COLUMNS`."""
 
     loss: float
     sums: Tensor
@@ -74,22 +75,21 @@ def exit_metrics(
     objective: ObjectiveConfig = PAPER,
     prefix: str = "",
 ) -> dict[str, float]:
-    """Means of each exit's terms from sums [E, C]: over masked tokens, the task's over rows.
+    """Means of each exit's terms from sums [E, C], each over what its declaration says: masked tokens or rows.
 
-    The deepest exit has no distillation term, hence no such scalar.
+    An exit without some term, such as the deepest one where there is distillation, has no scalar of it.
     """
-    masked, rows = max(denominators.masked_tokens, 1), max(denominators.rows, 1)
+    positive = Denominators(max(denominators.masked_tokens, 1), max(denominators.rows, 1))
     values: dict[str, float] = {}
     for layer, row in zip(exit_layers, sums.tolist(), strict=True):
         by_name = dict(zip(COLUMNS, row, strict=True))
-        for name in objective.names:
-            if name == DISTILLATION:
-                if layer != exit_layers[-1]:
-                    values[prefix + exit_scalar("loss", layer, name)] = by_name["distillation"] / masked
+        for term in terms_of(objective):
+            if term.follows_deepest and layer == exit_layers[-1]:
                 continue
-            column, count = ("mlm", masked) if name == MLM else ("task", rows)
-            values[prefix + exit_scalar("loss", layer, name)] = by_name[column] / count
-            values[prefix + exit_scalar("accuracy", layer, name)] = by_name[f"{column}_correct"] / count
+            name, count = term.name(objective), term.denominator(positive)
+            values[prefix + exit_scalar("loss", layer, name)] = by_name[term.key] / count
+            if term.correct is not None:
+                values[prefix + exit_scalar("accuracy", layer, name)] = by_name[term.correct_key] / count
     return values
 
 
@@ -100,7 +100,7 @@ class Counted:
     denominators: Denominators
     counts: BatchCounts
     stop: bool
-    """Whether any rank was told to stop, so that this step is not begun."""
+    """Whether any rank received a stop signal, so that this step does not start."""
 
 
 def count_globally(batches: Sequence[MicroBatch], context: ParallelContext, wants_stop: bool = False) -> Counted:
@@ -126,7 +126,7 @@ def seed_dropout(seed: int, step: int, micro_batch: int, data_rank: int) -> None
 
 @dataclass(frozen=True)
 class Guard:
-    """What watches a step: the largest total loss with which it is done, and who is told how far it is."""
+    """Limits and observers of a step: the largest total loss at which weights are updated, and a callback for its stages."""
 
     loss_limit: float = math.inf
     enter: Callable[[str, int], None] = lambda stage, micro_batches_left: None
@@ -148,8 +148,8 @@ def train_step(
     """Run this rank's share of one global batch through forward, backward and update; every rank calls it.
 
     The loss is summed over data ranks before the last backward. Where it is not finite or above the guard's limit, every
-    rank's last share is made not a number, and the engine skips the update on all ranks alike and clears its gradients.
-    `counted` is what `count_globally` said of these micro-batches; by default it is asked here.
+    rank's last share becomes NaN, and the engine skips the update on all ranks alike and clears its gradients.
+    `counted` is the result of `count_globally` for these micro-batches; by default it is computed here.
     """
     counted = counted or count_globally(batches, context)
     totals: list[Tensor] = []
@@ -172,6 +172,6 @@ def train_step(
 
 
 def _one_or_nan(loss: Tensor, limit: float) -> Tensor:
-    """1 where a loss is finite and not above the limit, else not a number; computed on the device, which nobody waits for."""
+    """1 where a loss is finite and not above the limit, else NaN; computed on the device, so that the host does not wait."""
     good = torch.isfinite(loss) & (loss <= limit)
     return torch.where(good, 1.0, math.nan).float()

@@ -10,14 +10,14 @@ from mose.config import save_config
 from mose.dataset.packed_sequence import TOKENS, SpecialTokens
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.run_directory import RunDirectory
+from mose.run_directory import LOSS_TOTAL, RunDirectory
 from mose.schedule import learning_rate
 from pretrain.analysis.estimate import shape_of
 from pretrain.analysis.validation import validate
 from pretrain.checkpoints.files import CHANGES_NAME, latest_checkpoint
 from pretrain.checkpoints.probe import run_probe
 from pretrain.checkpoints.run_state import DivergedError, Progress
-from pretrain.checkpoints.store import NEVER, CheckpointStore, ResumeRequest, Selection, record_changes
+from pretrain.checkpoints.store import NEVER, CheckpointStore, ResumePoint, ResumeRequest, record_changes
 from pretrain.config.identity import config_values
 from pretrain.config.run import PretrainConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
@@ -26,7 +26,7 @@ from pretrain.data.prefetch import Prefetcher
 from pretrain.data.row_cost import RowCost
 from pretrain.model.training_model import build_training_model
 from pretrain.model.warm_start import fill_from_converted
-from pretrain.monitoring.metrics import GRADIENT_NORM, LEARNING_RATE, LOSS_TOTAL, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
+from pretrain.monitoring.metrics import GRADIENT_NORM, LEARNING_RATE, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
 from pretrain.monitoring.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
 from pretrain.monitoring.step_log import log_step
 from pretrain.monitoring.step_times import StepTimes
@@ -122,7 +122,7 @@ class Run:
 
 
 def prepare_run_directory(
-    config: PretrainConfig, data: RunData, context: ParallelContext, selection: Selection | None = None
+    config: PretrainConfig, data: RunData, context: ParallelContext, selection: ResumePoint | None = None
 ) -> None:
     """Write the resolved config, versions, tokenizer, and the changes of a resumed run, before any step."""
     run = RunDirectory(Path(config.output))
@@ -136,7 +136,7 @@ def prepare_run_directory(
     context.barrier()
 
 
-def build_engine(config: PretrainConfig, context: ParallelContext, selection: Selection | None = None) -> Engine:
+def build_engine(config: PretrainConfig, context: ParallelContext, selection: ResumePoint | None = None) -> Engine:
     """Build this rank's slice of the model and hand it to DeepSpeed, ready to load `selection`."""
     model = build_training_model(config.model, config.parallel, config.seed, dtype_of(config), context, config.objective)
     if config.start_from and selection is None:
@@ -149,7 +149,7 @@ def identity_of(config: PretrainConfig, data: RunData, context: ParallelContext)
     return config_values(config, data.fingerprint, context.layout.world_size)
 
 
-def resume(store: CheckpointStore, engine: Engine, selection: Selection | None) -> Progress:
+def resume(store: CheckpointStore, engine: Engine, selection: ResumePoint | None) -> Progress:
     """Load the selected checkpoint, or start at step 0."""
     return Progress(0, 0, 0) if selection is None else store.load(engine, selection)
 

@@ -41,8 +41,9 @@ MOST_ENTRIES = 12
 ORDER = {
     "mose": "errors array_types seeding files command config schedule dataset tokenizer model run_directory checkpoint",
     "mose.files": "storage atomic_file",
-    "mose.dataset": "packed_sequence shard_format row_index manifest pairs",
-    "mose.model": "configuration_mose initialization projection_heads attention_mose modeling_mose sharding size model_config",
+    "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs",
+    "mose.model": "configuration_mose initialization projection_heads attention_mose modeling_mose sharding size model_config "
+    "exits",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
     "published_checkpoint",
     "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
@@ -57,7 +58,7 @@ ORDER = {
     "data_prep.packing": "config rows dense faithful next_sentence pack",
     "data_prep.shards": "lineage rows summary",
     "data_prep.tokenization": "encoding chunking train_tokenizer",
-    "data_prep.pipeline": "config assignment shuffle_buffer chunker row_shuffle split_writer task",
+    "data_prep.pipeline": "config assignment shuffle_buffer chunker row_shuffle split_writer task_marker task",
     "data_prep.execution": "task_files lease inputs markers statistics finish progress task_runner worker_pool pack status",
     "data_prep.tools": "inspect_row lineage dropped removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",
@@ -67,7 +68,8 @@ ORDER = {
     "pretrain.config": "objective deepspeed_options run identity",
     "pretrain.storage": "local_rows joined_rows range_rows window_file staged_rows run_data",
     "pretrain.parallel": "stage stop_signal topology zero tensor sequence context machine watchdog engine launch",
-    "pretrain.model": "distillation loss activation_checkpointing compilation dropout training_model warm_start",
+    "pretrain.model": "terms loss activation_checkpointing compilation dropout training_model warm_start",
+    "pretrain.model.terms": "vocabulary term masked_tokens row_task distillation registry",
     "pretrain.checkpoints": "run_state files probe store merged_weights model_card parity export export_command",
     "pretrain.monitoring": "metrics step_times throughput profiler step_log",
     "pretrain.analysis": "estimate validation held_out exit_gradients plot diagnose step_rows compare list_checkpoints",

@@ -15,7 +15,7 @@ from benchmarks.gpu_parts.single_device import counts_of, encoder_of
 from mose.model.attention_mose import FLASH_ATTENTION, SDPA, TORCH_VARLEN, attention
 from mose.model.model_config import ModelConfig
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.model.loss import whole_vocabulary
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 
 # Eight bits of mantissa, and sums of a few hundred terms rounded at each layer.

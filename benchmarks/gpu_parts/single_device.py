@@ -16,7 +16,7 @@ from mose.model.model_config import ModelConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from pretrain.config.run import OptimizerConfig
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.model.loss import Denominators
+from pretrain.model.terms.term import Denominators
 from pretrain.monitoring.throughput import GIB, step_flops
 from pretrain.step import BatchCounts
 

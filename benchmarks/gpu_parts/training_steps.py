@@ -25,7 +25,7 @@ from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.model.activation_checkpointing import apply_activation_checkpointing
 from pretrain.model.compilation import compile_layers
-from pretrain.model.loss import whole_vocabulary
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)

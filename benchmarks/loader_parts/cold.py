@@ -14,7 +14,7 @@ from mose.dataset.row_index import index_bytes, make_index
 from mose.dataset.shard_format import RecordLayout, RowLabels
 from pretrain.data.order import BLOCK_ROWS, rows_of_run
 from pretrain.data.rows import Rows
-from pretrain.storage.local_rows import PackedRows, SplitTable
+from pretrain.storage.local_rows import LocalRows, SplitTable
 from pretrain.storage.range_rows import RangeReader, Retry
 from pretrain.storage.staged_rows import StagedRows, StagingPlan
 from pretrain.storage.window_file import RunOrder
@@ -29,7 +29,7 @@ def measure_cold(scratch: Path | None = None) -> dict[str, object]:
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         dataset = _write(Path(folder) / "data")
         table = SplitTable(dataset, "train")
-        mapped = _timed(dataset, lambda: PackedRows(dataset, "train"), WINDOW_ROWS)
+        mapped = _timed(dataset, lambda: LocalRows(dataset, "train"), WINDOW_ROWS)
         order = RunOrder(0, len(table), BLOCK_ROWS, WINDOW_ROWS)
         plan = StagingPlan(Path(folder) / "staged", 1 << 30)
 

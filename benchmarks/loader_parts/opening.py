@@ -15,12 +15,12 @@ PROGRAM = """
 import json, sys, time
 from pathlib import Path
 from pretrain.data.order import rows_of_run
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 def private():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
 start, count = int(sys.argv[2]), int(sys.argv[3])
 before, wall, cpu = private(), time.perf_counter(), time.process_time()
-rows = PackedRows(Path(sys.argv[1]), "train")
+rows = LocalRows(Path(sys.argv[1]), "train")
 numbers, _ = rows_of_run(0, start, count, len(rows))
 labels = rows.labels(numbers)
 tokens = [rows.tokens(numbers[first : first + 32]) for first in range(0, count, 32)]

@@ -13,7 +13,7 @@ from mose.dataset.manifest import read_manifest
 from mose.dataset.packed_sequence import SpecialTokens
 from mose.tokenizer import load_tokenizer
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 
 REPEATS = 5
 RAW_ROWS = 256
@@ -45,7 +45,7 @@ def measure_speed(dataset: Path) -> dict[str, object]:
 
 def works_on(dataset: Path) -> dict[str, Callable[[], int]]:
     """What is timed, by name; each call reads rows and returns their number."""
-    rows, tokenizer = PackedRows(dataset, "train"), load_tokenizer(dataset)
+    rows, tokenizer = LocalRows(dataset, "train"), load_tokenizer(dataset)
     shards = [str(dataset / shard.path) for shard in read_manifest(dataset).shards("train")]
     order = np.random.default_rng(0).permutation(len(rows))
     steps = range(0, len(rows) - GLOBAL_ROWS + 1, GLOBAL_ROWS)
@@ -75,7 +75,7 @@ def works_on(dataset: Path) -> dict[str, Callable[[], int]]:
 
 def step_of_one_rank(dataset: Path, data_ranks: int) -> float:
     """CPU milliseconds of a rank for its share of a step: every rank computes the order and the balancing of the whole batch."""
-    rows, tokenizer = PackedRows(dataset, "train"), load_tokenizer(dataset)
+    rows, tokenizer = LocalRows(dataset, "train"), load_tokenizer(dataset)
     plan = BatchPlan(0, GLOBAL_ROWS, 4, tokenizer.special, tokenizer.ordinary_ids(), 0, data_ranks)
     loader, seconds = GlobalBatchLoader(rows, plan), []
     for step in range(20):

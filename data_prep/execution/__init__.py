@@ -1,1 +1,1 @@
-"""Many tasks, killed anywhere, run once."""
+"""Runs the tasks of a data set, each once, whatever is killed."""

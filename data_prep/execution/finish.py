@@ -1,4 +1,4 @@
-"""`mose-data finish`: the tasks of a data set merged into its manifest, when all have run and their files are there."""
+"""`mose-data finish`: merges the tasks of a data set into its manifest if all have run and their files are complete."""
 
 import time
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data_prep.execution.inputs import CONFIG_NAME, Inputs, inputs_path, read_config_of, read_inputs, remove_beginning
-from data_prep.execution.lease import read_claim
+from data_prep.execution.inputs import CONFIG_NAME, Inputs, inputs_path, read_config_of, read_inputs, unbind_dataset
+from data_prep.execution.lease import read_lease
 from data_prep.execution.markers import read_results
 from data_prep.execution.statistics import merge_statistics
-from data_prep.execution.task_files import claim_path, failure_path, list_tasks, remove_manifest_leftovers
+from data_prep.execution.task_files import failure_path, lease_path, list_names, list_tasks, remove_manifest_leftovers
 from data_prep.filters.filters import KEPT, FilterCounts
 from data_prep.pipeline.config import PackConfig, content_fields
-from data_prep.pipeline.task import TaskResult, marker_path
+from data_prep.pipeline.task_marker import TaskMarker
 from data_prep.shards.summary import print_summary
 from mose.command import Command
 from mose.config import fingerprint
@@ -24,11 +24,11 @@ from mose.tokenizer import opened_tokenizer
 
 
 def finish(dataset: Path, *, checksums: bool = False) -> Manifest:
-    """Write the manifest of a data set whose tasks have all run; with `checksums`, read every byte again first.
+    """Write the manifest of a data set whose tasks have all run; with `checksums`, check every byte first.
 
     Raises:
-        MoseError: a task is missing, was run with another config or on other sources, or its files are not as it says; or no
-            task has a row.
+        MoseError: a task is missing, has another config or other sources, or its files differ from its marker; or no task has
+            a row.
     """
     config = read_config_of(dataset)
     inputs = _inputs_of(dataset, config)
@@ -36,8 +36,8 @@ def finish(dataset: Path, *, checksums: bool = False) -> Manifest:
     return write_manifest_of(dataset, config, inputs, results)
 
 
-def write_manifest_of(dataset: Path, config: PackConfig, inputs: Inputs, results: Sequence[TaskResult]) -> Manifest:
-    """Merge the results of all tasks.
+def write_manifest_of(dataset: Path, config: PackConfig, inputs: Inputs, results: Sequence[TaskMarker]) -> Manifest:
+    """Merge the markers of all tasks into the manifest.
 
     Raises:
         MoseError: no task has a row.
@@ -52,7 +52,7 @@ def write_manifest_of(dataset: Path, config: PackConfig, inputs: Inputs, results
         vocabulary_size = tokenizer.vocabulary_size
     manifest = Manifest(
         tokenizer_fingerprint=inputs.tokenizer,
-        config_fingerprint=inputs.all,
+        config_fingerprint=inputs.config,
         vocabulary_size=vocabulary_size,
         sequence_length=config.packing.sequence_length,
         splits={split: tuple(result.shards[split] for result in results if split in result.shards) for split in SPLITS},
@@ -62,25 +62,22 @@ def write_manifest_of(dataset: Path, config: PackConfig, inputs: Inputs, results
     return manifest
 
 
-def no_rows(results: Sequence[TaskResult]) -> str:
-    """Why a data set has no row: what its files were dropped for."""
+def no_rows(results: Sequence[TaskMarker]) -> str:
+    """Why a data set has no row: the reasons for which its files were dropped."""
     reasons = FilterCounts.merge([result.filters for result in results]).reasons
     files = {name: tally.files for name, tally in reasons.items() if tally.files}
-    told = ", ".join(f"{name} {count}" for name, count in files.items() if name != KEPT) or "no files at all"
+    dropped = ", ".join(f"{name} {count}" for name, count in files.items() if name != KEPT) or "no files at all"
     kept = f"; {files[KEPT]} files passed but filled no row" if KEPT in files else ""
     repositories = sum(result.repositories for result in results)
-    return f"sources: none of {repositories} repositories gave a row; expected usable files, dropped were: {told}{kept}"
+    return f"sources: none of {repositories} repositories gave a row; expected usable files, dropped were: {dropped}{kept}"
 
 
 def remove_empty(dataset: Path) -> None:
-    """Remove what a data set without rows consists of, so that the next run reads its sources again."""
-    states = list_tasks(dataset)
-    for task in states.done | states.failed | states.claimed:
-        for name in (marker_path, failure_path, claim_path):
-            name(dataset, task).unlink(missing_ok=True)
-    for path in [*_entries(dataset / "dropped"), *_entries(dataset / "tasks")]:
-        path.unlink()
-    remove_beginning(dataset)
+    """Remove all files of a data set without rows, so that the next run reads its sources again."""
+    for folder in (dataset / "dropped", dataset / "tasks"):
+        for name in list_names(folder):
+            (folder / name).unlink(missing_ok=True)
+    unbind_dataset(dataset)
     if is_local(dataset):
         for folder in (dataset / "tasks", dataset / "dropped", *(dataset / split for split in SPLITS), dataset):
             if folder.is_dir() and not any(folder.iterdir()):
@@ -88,18 +85,14 @@ def remove_empty(dataset: Path) -> None:
 
 
 def _remove_records_of_done_tasks(dataset: Path) -> None:
-    """Remove the claim and the failure that a process left which was killed between its task's marker and its own end."""
+    """Remove the lease and the failure of a task whose process was killed after it wrote the marker."""
     states = list_tasks(dataset)
     for task in states.done & states.failed:
         failure_path(dataset, task).unlink(missing_ok=True)
-    for task in states.done & states.claimed:
-        claim = read_claim(dataset, task)
-        if claim is None or not claim.is_alive(time.time()):
-            claim_path(dataset, task).unlink(missing_ok=True)
-
-
-def _entries(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+    for task in states.done & states.held:
+        lease = read_lease(dataset, task)
+        if lease is None or not lease.is_alive(time.time()):
+            lease_path(dataset, task).unlink(missing_ok=True)
 
 
 def _inputs_of(dataset: Path, config: PackConfig) -> Inputs:

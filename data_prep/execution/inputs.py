@@ -1,15 +1,15 @@
-"""The start of a data set: its config, tokenizer and inputs written down once, and compared at every later start."""
+"""Binds a folder to a data set: records its config, tokenizer and inputs, and refuses a later run with others."""
 
-import json
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.execution.lease import read_claim
+from data_prep.execution.lease import read_lease
 from data_prep.execution.task_files import list_tasks
 from data_prep.pipeline.config import FREE_FIELDS, PackConfig, content_fields, content_fingerprint, lists_fingerprint
+from data_prep.pipeline.task_marker import read_record
 from mose.config import fingerprint, load_config, save_config, to_plain
 from mose.errors import MoseError
 from mose.files.atomic_file import TEMPORARY_MARK, atomic_write, write_json
@@ -28,20 +28,29 @@ CONFIG_NAME = "config.yaml"
 
 @dataclass(frozen=True)
 class Inputs:
-    """Fingerprints of all that decides the bytes of a data set; written to `tasks/inputs.json`."""
+    """Fingerprints of everything that decides the bytes of a data set; written to `tasks/inputs.json`."""
 
     fields: str
     """Of the config's fields."""
     tokenizer: str
     lists: str
-    """Of what stands in the opt-out and decontamination files."""
+    """Of the content of the opt-out and decontamination files."""
     sources: str
     """Of the repositories, or of the parquet files that hold them."""
-    all: str
-    """Of fields, tokenizer and lists: what a task's marker carries."""
+    config: str
+    """Of fields, tokenizer and lists: the fingerprint in a task's marker; "all" in the file."""
+
+    @staticmethod
+    def of_plain(**values: str) -> "Inputs":
+        """The inputs from the values of their file."""
+        return Inputs(config=values.pop("all"), **values)
+
+    def to_plain(self) -> dict[str, str]:
+        """The values of the file."""
+        return {"all" if name == "config" else name: value for name, value in vars(self).items()}
 
 
-# What each fingerprint is of, in a sentence.
+# The words for each fingerprint in a message.
 _MEANING = {
     "tokenizer": "the tokenizer's content",
     "lists": "the content of the opt-out or decontamination files",
@@ -51,33 +60,28 @@ _MEANING = {
 
 
 def inputs_path(dataset: Path) -> Path:
-    """Where the fingerprints of a data set's inputs lie."""
+    """Path of the fingerprints of a data set's inputs."""
     return dataset / "tasks" / "inputs.json"
 
 
 def inputs_of(config: PackConfig, tokenizer: Tokenizer, sources: str) -> Inputs:
-    """The fingerprints that a data set of this config has."""
+    """The inputs of a data set with this config."""
     fields = fingerprint(content_fields(config))
     return Inputs(fields, tokenizer.fingerprint(), lists_fingerprint(config), sources, content_fingerprint(config, tokenizer))
 
 
 def read_inputs(dataset: Path) -> Inputs | None:
-    """What a data set was begun with, None if it was not.
+    """The inputs that a data set is bound to; None if there are none.
 
     Raises:
-        MoseError: the file is there but is no such record.
+        MoseError: the file is not such a record.
     """
-    path = inputs_path(dataset)
-    try:
-        return Inputs(**json.loads(path.read_text("utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise MoseError(f"{path}: not a record of inputs: {error}; remove it, and the next `mose-data pack` writes it") from None
+    remedy = "remove it, and the next `mose-data pack` writes it"
+    return read_record(inputs_path(dataset), Inputs.of_plain, "not a record of inputs", remedy)
 
 
 def read_config_of(dataset: Path) -> PackConfig:
-    """The resolved config of a data set that was begun.
+    """The resolved config that a data set is bound to.
 
     Raises:
         MoseError: there is none, or it cannot be read.
@@ -88,14 +92,14 @@ def read_config_of(dataset: Path) -> PackConfig:
     return _load(path).resolve()
 
 
-def begin(config: PackConfig, tokenizer: Tokenizer, inputs: Inputs) -> None:
-    """Write config, tokenizer and inputs into the folder, or check that what has been done there is of the same ones.
+def bind_dataset(config: PackConfig, tokenizer: Tokenizer, inputs: Inputs) -> None:
+    """Write config, tokenizer and inputs into the folder, or check that they are those of the tasks already there.
 
-    As long as no task has finished or runs, a folder binds nobody. Nothing is listed where all is as it was, so that thousands
-    of tasks may begin at once.
+    A folder in which no task runs or has finished may be bound again. Nothing is written before a refusal. The folder is only
+    listed if something differs, because thousands of tasks may start at once.
 
     Raises:
-        MoseError: the folder holds something else, or was begun with other inputs; the line says which.
+        MoseError: the folder holds something else, or is bound to other inputs; the line says which.
     """
     dataset = storage_path(config.output)
     if is_local(dataset) and dataset.exists() and not dataset.is_dir():
@@ -104,7 +108,11 @@ def begin(config: PackConfig, tokenizer: Tokenizer, inputs: Inputs) -> None:
     there = _load(path) if path.is_file() else None
     if there is None:
         _check_is_free(dataset)
-    elif _is_same(there, config, inputs, read_inputs(dataset)) and _tokenizer_of(dataset) == inputs.tokenizer:
+    elif (
+        content_fields(there) == content_fields(config)
+        and read_inputs(dataset) == inputs
+        and _tokenizer_of(dataset) == inputs.tokenizer
+    ):
         return
     elif _is_bound(dataset):
         _check_same(there, config, path)
@@ -112,11 +120,11 @@ def begin(config: PackConfig, tokenizer: Tokenizer, inputs: Inputs) -> None:
     if there != config:
         save_config(config, path)
     _copy_tokenizer(dataset, tokenizer)
-    write_json(inputs_path(dataset), vars(inputs))
+    write_json(inputs_path(dataset), inputs.to_plain())
 
 
-def remove_beginning(dataset: Path) -> None:
-    """Remove what `begin` wrote."""
+def unbind_dataset(dataset: Path) -> None:
+    """Remove what `bind_dataset` wrote."""
     for name in (CONFIG_NAME, *TOKENIZER_NAMES):
         (dataset / name).unlink(missing_ok=True)
     inputs_path(dataset).unlink(missing_ok=True)
@@ -138,17 +146,13 @@ def _check_is_free(dataset: Path) -> None:
         raise MoseError(f"{dataset}: output: holds files but no {CONFIG_NAME}; expected a new folder or a data set to complete")
 
 
-def _is_same(there: PackConfig, asked: PackConfig, inputs: Inputs, found: Inputs | None) -> bool:
-    return content_fields(there) == content_fields(asked) and found == inputs
-
-
 def _is_bound(dataset: Path) -> bool:
-    """Whether a task has finished, or is being worked on."""
+    """Whether a task has finished or is running."""
     states = list_tasks(dataset)
     if states.done:
         return True
-    claims = (read_claim(dataset, task) for task in states.claimed)
-    return any(claim is not None and claim.is_alive(time.time()) for claim in claims)
+    leases = (read_lease(dataset, task) for task in states.held)
+    return any(lease is not None and lease.is_alive(time.time()) for lease in leases)
 
 
 def _check_same(there: PackConfig, asked: PackConfig, path: Path) -> None:
@@ -175,7 +179,7 @@ def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = ""
 
 
 def _check_inputs(there: Inputs | None, asked: Inputs, dataset: Path) -> None:
-    """What the config's fields do not show: the same paths with other content."""
+    """Refuse the same paths with other content, which the fields of the config do not show."""
     for name, meaning in _MEANING.items():
         old, new = getattr(there, name, None), getattr(asked, name)
         if there and old != new:

@@ -1,4 +1,4 @@
-"""The markers of finished tasks, read many at a time, and checked against the files that they speak of."""
+"""Reads the markers of finished tasks, many at a time, and checks them against the files that they list."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,28 +8,28 @@ from typing import TypeVar
 from data_prep.console import show_progress
 from data_prep.execution.inputs import Inputs
 from data_prep.execution.task_files import array_specification
-from data_prep.pipeline.task import TaskResult, marker_path, read_marker
+from data_prep.pipeline.task_marker import TaskMarker, marker_path, read_marker
 from mose.dataset.manifest import ShardEntry
 from mose.dataset.row_index import INDEX_DTYPE, INDEX_OFFSET
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
 
-# Reading a small file is waiting, on shared file systems and object stores above all.
+# Reading a small file is mostly waiting, above all on shared file systems and object stores.
 READERS = 16
 Result = TypeVar("Result")
 
 
 def in_threads(work: Callable[[int], Result], tasks: Iterable[int]) -> Iterator[Result]:
-    """`work` of each task number, in order, several at a time."""
+    """Results of `work` for each task number, in order; several run at a time."""
     with ThreadPoolExecutor(READERS) as executor:
         yield from executor.map(work, tasks)
 
 
 def is_finished(dataset: Path, task: int, inputs: Inputs) -> bool:
-    """Whether a task's marker is there, of these inputs, and its files are as it says.
+    """Whether a task has a marker and the files that it lists.
 
     Raises:
-        MoseError: the marker cannot be read, or is of other inputs.
+        MoseError: the marker cannot be read, or has other inputs.
     """
     result = read_marker(marker_path(dataset, task))
     if result is None:
@@ -38,13 +38,13 @@ def is_finished(dataset: Path, task: int, inputs: Inputs) -> bool:
     return damage(dataset, result) is None
 
 
-def read_results(dataset: Path, num_tasks: int, inputs: Inputs, *, checksums: bool = False) -> list[TaskResult]:
-    """The results of all tasks, their files' sizes checked; with `checksums` every byte is read again.
+def read_results(dataset: Path, num_tasks: int, inputs: Inputs, *, checksums: bool = False) -> list[TaskMarker]:
+    """The markers of all tasks; checks the sizes of their files, with `checksums` every byte.
 
     Raises:
-        MoseError: tasks are missing (named as SLURM's --array takes them), their files are, or they are of other inputs.
+        MoseError: tasks (in the format of SLURM's --array) or files are missing, or a marker has other inputs.
     """
-    found: list[TaskResult | None] = []
+    found: list[TaskMarker | None] = []
     with show_progress("reading markers", num_tasks, "tasks") as advance:
         for result in in_threads(lambda task: read_marker(marker_path(dataset, task)), range(num_tasks)):
             found.append(result)
@@ -66,8 +66,8 @@ def read_results(dataset: Path, num_tasks: int, inputs: Inputs, *, checksums: bo
     return results
 
 
-def damage(dataset: Path, result: TaskResult, *, checksums: bool = False) -> str | None:
-    """The first of a task's files that is missing or not as its marker says, in words."""
+def damage(dataset: Path, result: TaskMarker, *, checksums: bool = False) -> str | None:
+    """A sentence on the first file of a task that is missing or differs from its marker; None if there is none."""
     name = marker_path(dataset, result.task).name
     for entry in result.shards.values():
         for path, size, sha256 in _files(dataset, entry):
@@ -79,7 +79,7 @@ def damage(dataset: Path, result: TaskResult, *, checksums: bool = False) -> str
 
 
 def _files(dataset: Path, entry: ShardEntry) -> list[tuple[Path, int | None, str]]:
-    """Each file of a shard with its size (None where no marker tells it) and SHA-256."""
+    """Each file of a shard with its size (None if the marker does not have it) and SHA-256."""
     index_size = INDEX_OFFSET + entry.rows * INDEX_DTYPE.itemsize
     return [
         (dataset / entry.path, entry.num_bytes, entry.sha256),
@@ -88,14 +88,14 @@ def _files(dataset: Path, entry: ShardEntry) -> list[tuple[Path, int | None, str
     ]
 
 
-def _check_inputs(result: TaskResult, path: Path, inputs: Inputs) -> None:
+def _check_inputs(result: TaskMarker, path: Path, inputs: Inputs) -> None:
     if result.listing_fingerprint != inputs.sources:
         raise MoseError(
             f"{path}: was written when the sources held other repositories ({result.listing_fingerprint}, now {inputs.sources}); "
             "expected the same, or another output"
         )
-    if result.config_fingerprint != inputs.all:
+    if result.config_fingerprint != inputs.config:
         raise MoseError(
-            f"{path}: config_fingerprint is {result.config_fingerprint}, expected {inputs.all}: written with another config, "
+            f"{path}: config_fingerprint is {result.config_fingerprint}, expected {inputs.config}: written with another config, "
             "tokenizer or list file; expected the same, or another output"
         )

@@ -1,20 +1,19 @@
-"""`mose-data pack`: the tasks of a data set that are missing, in one or several processes, then its manifest."""
+"""`mose-data pack`: runs the missing tasks of a data set in one or several processes, then writes its manifest."""
 
 import functools
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from data_prep.execution.finish import remove_empty, write_manifest_of
-from data_prep.execution.inputs import Inputs, begin, inputs_of
+from data_prep.execution.inputs import Inputs, bind_dataset, inputs_of
 from data_prep.execution.markers import in_threads, is_finished, read_results
 from data_prep.execution.progress import show_packing
 from data_prep.execution.task_files import list_tasks
-from data_prep.execution.task_runner import Job
+from data_prep.execution.task_runner import TaskRunner
 from data_prep.execution.worker_pool import run_tasks
-from data_prep.pipeline.assignment import Deal, deal_sources
+from data_prep.pipeline.assignment import Assignment, assign_sources
 from data_prep.pipeline.config import PackConfig
 from data_prep.shards.summary import print_summary
 from mose.command import Command, add_config, read_config
@@ -25,28 +24,28 @@ from mose.tokenizer import opened_tokenizer
 
 
 def pack_dataset(config: PackConfig, task: int | None = None) -> Manifest | None:
-    """Run the tasks of a data set that have not finished, then write its manifest; with `task`, run that one only.
+    """Run the unfinished tasks of a data set, then write its manifest; with `task`, run only that task.
 
-    A folder that holds part of the same data set is completed; the bytes do not depend on how often it was interrupted, nor on
-    `num_workers`. Returns the manifest, None with `task`.
+    A folder that holds part of the same data set is completed. The bytes do not depend on interruptions or `num_workers`.
+    Returns the manifest, None with `task`.
 
     Raises:
-        MoseError: the folder holds something else, or the sources, tokenizer or lists changed since; a source or the tokenizer
-            cannot be read; a task failed; another process works on `task`; or no row came out (then nothing is left).
+        MoseError: the folder holds something else, or its sources, tokenizer or lists have changed; a source or the tokenizer
+            cannot be read; a task failed; another process works on `task`; or there is no row (then no file is left).
     """
     config = config.resolve()
     if task is not None and not 0 <= task < config.num_tasks:
         raise MoseError(f"task: is {task}, expected 0 to {config.num_tasks - 1} (num_tasks is {config.num_tasks})")
     with opened_tokenizer(storage_path(config.tokenizer)) as tokenizer:
-        deal = deal_sources(config)
-        inputs = inputs_of(config, tokenizer, deal.fingerprint)
-        begin(config, tokenizer, inputs)
-        # Tasks load it themselves, from this machine's copy where it came from an object store.
-        job = Job(replace(config, tokenizer=str(tokenizer.path)), inputs)
+        assignment = assign_sources(config)
+        inputs = inputs_of(config, tokenizer, assignment.fingerprint)
+        bind_dataset(config, tokenizer, inputs)
+        # Tasks load the tokenizer themselves; if it is on an object store, from the local copy.
+        runner = TaskRunner(replace(config, tokenizer=str(tokenizer.path)), inputs)
         if task is not None:
-            _pack_one(job, deal, task)
+            _pack_one(runner, assignment, task)
             return None
-        _pack_missing(job, deal)
+        _pack_missing(runner, assignment)
     dataset = storage_path(config.output)
     results = read_results(dataset, config.num_tasks, inputs)
     if not any(result.shards for result in results):
@@ -54,27 +53,25 @@ def pack_dataset(config: PackConfig, task: int | None = None) -> Manifest | None
     return write_manifest_of(dataset, config, inputs, results)
 
 
-def _pack_one(job: Job, deal: Deal, task: int) -> None:
-    share = deal.share(task)
+def _pack_one(runner: TaskRunner, assignment: Assignment, task: int) -> None:
+    task_inputs = assignment.inputs_of(task)
     with show_packing(1, 0) as meter:
-        meter.expect(task, share.expected_repositories)
-        job.run(task, share, functools.partial(meter.update, task))
+        meter.expect(task, task_inputs.expected_repositories)
+        runner.run(task, task_inputs, functools.partial(meter.update, task))
 
 
-def _pack_missing(job: Job, deal: Deal) -> None:
-    missing = _missing(storage_path(job.config.output), job.config.num_tasks, job.inputs)
-    with show_packing(job.config.num_tasks, job.config.num_tasks - len(missing)) as meter:
-        run_tasks(job, deal, missing, meter)
+def _pack_missing(runner: TaskRunner, assignment: Assignment) -> None:
+    num_tasks = runner.config.num_tasks
+    missing = _missing(storage_path(runner.config.output), num_tasks, runner.inputs)
+    with show_packing(num_tasks, num_tasks - len(missing)) as meter:
+        run_tasks(runner, assignment, missing, meter)
 
 
 def _missing(dataset: Path, num_tasks: int, inputs: Inputs) -> list[int]:
+    # Only tasks with a marker are checked: of ten thousand missing tasks none is asked for.
     done = sorted(task for task in list_tasks(dataset).done if task < num_tasks)
-    finished = {task for task, whole in zip(done, _are_finished(dataset, done, inputs), strict=True) if whole}
-    return [task for task in range(num_tasks) if task not in finished]
-
-
-def _are_finished(dataset: Path, tasks: Sequence[int], inputs: Inputs) -> list[bool]:
-    return list(in_threads(lambda task: is_finished(dataset, task, inputs), tasks))
+    finished = in_threads(lambda task: is_finished(dataset, task, inputs), done)
+    return sorted(set(range(num_tasks)) - {task for task, whole in zip(done, finished, strict=True) if whole})
 
 
 def _add_pack(parser: ArgumentParser) -> None:

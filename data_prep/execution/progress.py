@@ -1,4 +1,4 @@
-"""How far `mose-data pack` is: tasks, rows and tokens a second, as a bar on a terminal, one line an interval elsewhere."""
+"""Shows the progress of `mose-data pack`: a bar on a terminal, elsewhere one line per interval."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from data_prep.pipeline.task import TaskProgress
 
 
 class PackingMeter:
-    """Adds up what tasks under way and tasks just done have read and written, and shows it."""
+    """Sums the progress of running tasks and of tasks that this command finished, and shows it."""
 
     def __init__(self, total_tasks: int, done_tasks: int, bar: Progress | None):
         self._total, self._done, self._bar = total_tasks, done_tasks, bar
@@ -22,29 +22,29 @@ class PackingMeter:
         self._due = self._began + INTERVAL_SECONDS
         self._running: dict[int, TaskProgress] = {}
         self._repositories: dict[int, int] = {}
-        self._ended = TaskProgress(0, 0, 0, 0)
+        self._ended = TaskProgress()
         self._line = bar.add_task("", total=total_tasks, completed=done_tasks) if bar else None
 
     def expect(self, task: int, repositories: int) -> None:
-        """Note that a task is begun, and how many repositories it has."""
-        self._running[task], self._repositories[task] = TaskProgress(0, 0, 0, 0), repositories
+        """Add a running task with its number of repositories."""
+        self._running[task], self._repositories[task] = TaskProgress(), repositories
         self.tick()
 
     def update(self, task: int, progress: TaskProgress) -> None:
-        """Note how far a task is."""
+        """Set the progress of a task."""
         self._running[task] = progress
         self.tick()
 
     def end(self, task: int, *, is_done: bool) -> None:
-        """Note that a task has ended; what it wrote counts only if it is done."""
+        """Remove a running task; its progress only counts if it is done."""
         progress = self._running.pop(task, None)
         if is_done:
             self._done += 1
-            self._ended = _sum([self._ended, *([progress] if progress else [])])
+            self._ended = _sum([self._ended, progress or TaskProgress()])
         self.tick()
 
     def tick(self) -> None:
-        """Show it: the bar at once, a line when the interval is over."""
+        """Update the bar, or print a line if the interval is over."""
         if self._bar and self._line is not None:
             self._bar.update(self._line, completed=self._completed(), description=self.text())
         elif time.monotonic() >= self._due:
@@ -52,16 +52,16 @@ class PackingMeter:
             self.say(self.text())
 
     def say(self, line: str) -> None:
-        """Show a line that is no figure."""
+        """Show a message."""
         if self._bar:
             self._bar.console.print(line, highlight=False)
         else:
             print(f"packing: {line}", file=sys.stderr, flush=True)
 
     def text(self) -> str:
-        """Tasks, what was read and written, and rates since the command began.
+        """Counts of tasks, text, rows and tokens, with rates since the command started.
 
-        Rows and tokens come in lumps, when a pool of text is full; text is counted when it is read.
+        Rows and tokens grow in steps, when a sample of the shuffle buffer is packed; text grows when it is read.
         """
         total = _sum([self._ended, *self._running.values()])
         seconds = max(time.monotonic() - self._began, 1e-3)
@@ -70,7 +70,7 @@ class PackingMeter:
         return f"{tasks}; {total.bytes / 1e6:,.0f} MB of text ({total.bytes / 1e6 / seconds:,.1f} MB/s), {rows}"
 
     def _completed(self) -> float:
-        """Tasks done, with the shares of those under way."""
+        """Number of finished tasks, plus the finished shares of running tasks."""
         shares = [done.repositories / max(self._repositories.get(task, 0), 1) for task, done in self._running.items()]
         return self._done + sum(min(share, 1.0) for share in shares)
 

@@ -1,4 +1,4 @@
-"""Counts of all tasks as one: what `manifest.json` says under `statistics`."""
+"""Merges the counts of all tasks into the `statistics` of `manifest.json`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from typing import Any
 from data_prep.filters.filters import FilterCounts
 from data_prep.packing.config import PackingConfig
 from data_prep.packing.rows import RowCounts
-from data_prep.pipeline.task import TaskResult
+from data_prep.pipeline.task_marker import TaskMarker
 from mose.dataset.manifest import SPLITS
 
 _EXAMPLES = 20
 
 
-def merge_statistics(results: Sequence[TaskResult], config: PackingConfig) -> dict[str, Any]:
-    """Packing mode, counts and shares by split, filter counts, and repositories without a usable file."""
+def merge_statistics(results: Sequence[TaskMarker], config: PackingConfig) -> dict[str, Any]:
+    """Packing mode, counts and shares by split, counts of the filters, and repositories without a usable file."""
     examples = sorted(name for result in results for name in result.unusable_examples)
     return {
         "mode": config.mode,
@@ -28,7 +28,7 @@ def merge_statistics(results: Sequence[TaskResult], config: PackingConfig) -> di
 
 
 def _split_statistics(rows: Sequence[dict[str, Any]], config: PackingConfig) -> dict[str, Any]:
-    """Sums over tasks, and shares of them; a share of nothing is None."""
+    """Sums over tasks, and shares of the sums; a share of nothing is None."""
     names = [*RowCounts.__dataclass_fields__, "repositories"]
     total: dict[str, Any] = {name: sum(task[name] for task in rows) for name in names}
     languages: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""`mose-data status`: how far a data set is, from one listing of its tasks' files and a few of them read."""
+"""`mose-data status`: the progress of a data set, from one listing of its task files and the content of a few."""
 
 import dataclasses
 import json
@@ -8,23 +8,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
 from data_prep.execution.inputs import read_config_of
-from data_prep.execution.lease import ClaimRecord, read_claim
+from data_prep.execution.lease import LeaseRecord, read_lease
 from data_prep.execution.markers import in_threads
-from data_prep.execution.task_files import Failure, array_specification, list_tasks, read_failure
-from data_prep.pipeline.task import TaskResult, marker_path, read_marker
+from data_prep.execution.task_files import array_specification, list_tasks, read_failure
+from data_prep.pipeline.task_marker import marker_path, read_marker
 from mose.command import Command
 from mose.dataset.manifest import MANIFEST_NAME
 from mose.errors import MoseError
 from mose.files.storage import storage_path
 
-# With more finished tasks than this, their rows are estimated from as many of them, evenly spread.
+# With more finished tasks than this, their rows are estimated from an evenly spread sample of at most this size.
 _READ_MARKERS = 512
 _NAMED_FAILURES = 20
 _NAMED_RUNNING = 5
@@ -33,49 +32,70 @@ NOT_COMPLETE = 1
 
 @dataclass(frozen=True)
 class Running:
-    """A task under way: who, for how long, and how far."""
+    """A running task: its host, duration and progress at the last heartbeat."""
 
     task: int
     host: str
     seconds: float
     silent_seconds: float
-    """Since the last sign of life."""
+    """Since the last heartbeat."""
     bytes: int
     """Of text read."""
     rows: int
-    """Written; they come in lumps, when a pool of text is full."""
+    """Packed; they come in steps, when a sample of the shuffle buffer is packed."""
     tokens: int
     share: float | None
-    """Of its repositories; None where their number is not known."""
+    """Of its repositories; None if their number is not known."""
+
+    @staticmethod
+    def of(lease: LeaseRecord, now: float) -> "Running":
+        """The running task of a lease."""
+        done, expected = lease.progress, lease.expected_repositories
+        return Running(
+            task=lease.task,
+            host=lease.host,
+            # The progress is that of the last heartbeat, so a pace must not count the time since.
+            seconds=max(lease.heartbeat - lease.started, 0.0),
+            silent_seconds=max(now - lease.heartbeat, 0.0),
+            bytes=done.bytes,
+            rows=done.rows,
+            tokens=done.tokens,
+            share=done.repositories / expected if expected else None,
+        )
+
+    @property
+    def pace(self) -> float:
+        """Share of the task per second; bytes per second if the share is not known."""
+        return (self.bytes if self.share is None else self.share) / max(self.seconds, 1.0)
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a data set is."""
+    """Progress of a data set."""
 
     num_tasks: int
     done: int
     running: tuple[Running, ...]
     """The slowest first."""
     failed: dict[int, str]
-    """The first of them by number, with the error of each."""
+    """The error of each of the first failed tasks."""
     failed_tasks: tuple[int, ...]
     dead: tuple[int, ...]
-    """Begun by a process that is gone or gave no sign of life for two minutes."""
+    """Started by a process that is gone or has written no heartbeat for two minutes."""
     missing: tuple[int, ...]
     """Neither done, nor running, nor failed, nor dead."""
     rows: int
-    """Of tasks done and under way."""
+    """Of finished and running tasks."""
     rows_are_estimated: bool
     rows_per_second: float | None
-    """Of the tasks under way; None while none is."""
+    """Of the running tasks; None if there is none."""
     seconds_left: float | None
-    """At the present pace; None where nothing tells."""
+    """At the present pace; None if that is not known."""
     has_manifest: bool
 
     @property
     def to_run(self) -> tuple[int, ...]:
-        """The tasks that somebody has to start."""
+        """The tasks that have to be started."""
         return tuple(sorted((*self.failed_tasks, *self.dead, *self.missing)))
 
     @property
@@ -85,22 +105,21 @@ class Status:
 
 
 def status_of(dataset: Path) -> Status:
-    """Look at a data set that was begun.
+    """Read the progress of a data set.
 
     Raises:
-        MoseError: it was not, or a marker cannot be read.
+        MoseError: the folder is no data set, or a marker cannot be read.
     """
     num_tasks = read_config_of(dataset).num_tasks
     states, now = list_tasks(dataset), time.time()
     done = {task for task in states.done if task < num_tasks}
-    claims = [claim for claim in in_threads(lambda task: read_claim(dataset, task), sorted(states.claimed - done)) if claim]
-    alive = [claim for claim in claims if claim.is_alive(now)]
-    under_way = {claim.task for claim in alive}
-    failed = sorted(states.failed - done - under_way)
-    dead = sorted({claim.task for claim in claims} - under_way - set(failed))
-    rows_of_a_task = _rows_of_a_task(dataset, sorted(done))
-    running = sorted((_running(claim, now) for claim in alive), key=_pace)
-    pace = _tasks_per_second(running)
+    leases = [lease for lease in in_threads(lambda task: read_lease(dataset, task), sorted(states.held - done)) if lease]
+    running = sorted((Running.of(lease, now) for lease in leases if lease.is_alive(now)), key=lambda task: task.pace)
+    alive = {task.task for task in running}
+    failed = sorted(states.failed - done - alive)
+    dead = sorted({lease.task for lease in leases} - alive - set(failed))
+    rows_per_task = _rows_per_task(dataset, sorted(done))
+    rows_per_second, seconds_left = _forecast(running, rows_per_task, num_tasks - len(done))
     return Status(
         num_tasks=num_tasks,
         done=len(done),
@@ -108,59 +127,36 @@ def status_of(dataset: Path) -> Status:
         failed={task: _reason(dataset, task) for task in failed[:_NAMED_FAILURES]},
         failed_tasks=tuple(failed),
         dead=tuple(dead),
-        missing=tuple(sorted(set(range(num_tasks)) - done - under_way - set(failed) - set(dead))),
-        rows=round((rows_of_a_task or 0) * len(done)) + sum(task.rows for task in running),
+        missing=tuple(sorted(set(range(num_tasks)) - done - alive - set(failed) - set(dead))),
+        rows=round((rows_per_task or 0) * len(done)) + sum(task.rows for task in running),
         rows_are_estimated=len(done) > _READ_MARKERS,
-        rows_per_second=_rows_per_second(running, rows_of_a_task, pace),
-        seconds_left=_seconds_left(num_tasks - len(done), running, pace),
+        rows_per_second=rows_per_second,
+        seconds_left=seconds_left,
         has_manifest=(dataset / MANIFEST_NAME).is_file(),
     )
 
 
-def _rows_of_a_task(dataset: Path, done: Sequence[int]) -> float | None:
-    """Mean over the finished tasks, or over some of them where they are many."""
+def _rows_per_task(dataset: Path, done: Sequence[int]) -> float | None:
+    """Mean of the finished tasks, or of a sample if there are many."""
     step = max(1, -(-len(done) // _READ_MARKERS))
-    found = [result for result in in_threads(lambda task: read_marker(marker_path(dataset, task)), done[::step]) if result]
-    return statistics.fmean(_rows(result) for result in found) if found else None
+    markers = [marker for marker in in_threads(lambda task: read_marker(marker_path(dataset, task)), done[::step]) if marker]
+    return statistics.fmean(sum(shard.rows for shard in marker.shards.values()) for marker in markers) if markers else None
 
 
-def _rows(result: TaskResult) -> int:
-    return sum(entry.rows for entry in result.shards.values())
-
-
-def _running(claim: ClaimRecord, now: float) -> Running:
-    expected, progress = claim.expected_repositories, claim.progress
-    # Progress was true at the last heartbeat, not now.
-    seconds = max(claim.heartbeat - claim.started, 0.0)
-    share = progress.repositories / expected if expected else None
-    silent = max(now - claim.heartbeat, 0.0)
-    return Running(claim.task, claim.host, seconds, silent, progress.bytes, progress.rows, progress.tokens, share)
-
-
-def _pace(task: Running) -> float:
-    """Share of the task a second; bytes a second where the share is not known."""
-    return (task.bytes if task.share is None else task.share) / max(task.seconds, 1.0)
-
-
-def _tasks_per_second(running: Sequence[Running]) -> float | None:
-    shares = [task.share / task.seconds for task in running if task.share and task.seconds]
-    # Those that have said nothing yet go as fast as the others.
-    return statistics.fmean(shares) * len(running) if shares else None
-
-
-def _rows_per_second(running: Sequence[Running], rows_of_a_task: float | None, pace: float | None) -> float | None:
-    """Rows come in lumps, so finished tasks tell more than the rows of those under way."""
+def _forecast(running: Sequence[Running], rows_per_task: float | None, unfinished: int) -> tuple[float | None, float | None]:
+    """Rows per second and seconds left, each None if not known."""
+    paces = [task.share / task.seconds for task in running if task.share and task.seconds]
+    # Tasks without progress so far are assumed to be as fast as the others.
+    tasks_per_second = statistics.fmean(paces) * len(running) if paces else None
+    seconds_left = None if unfinished else 0.0
+    if unfinished and tasks_per_second:
+        seconds_left = (unfinished - sum(task.share or 0.0 for task in running)) / tasks_per_second
     if not running:
-        return None
-    if pace and rows_of_a_task:
-        return pace * rows_of_a_task
-    return sum(task.rows / task.seconds for task in running if task.seconds)
-
-
-def _seconds_left(unfinished: int, running: Sequence[Running], pace: float | None) -> float | None:
-    if not unfinished:
-        return 0.0
-    return (unfinished - sum(task.share or 0.0 for task in running)) / pace if pace else None
+        return None, seconds_left
+    # Rows of running tasks come in steps, so the rows of finished tasks predict better.
+    if tasks_per_second and rows_per_task:
+        return tasks_per_second * rows_per_task, seconds_left
+    return sum(task.rows / task.seconds for task in running if task.seconds), seconds_left
 
 
 def _reason(dataset: Path, task: int) -> str:
@@ -168,15 +164,13 @@ def _reason(dataset: Path, task: int) -> str:
         failure = read_failure(dataset, task)
     except MoseError as error:
         return str(error)
-    return _dated(failure) if failure else "not told"
-
-
-def _dated(failure: Failure) -> str:
+    if failure is None:
+        return "unknown"
     return f"{failure.error} ({failure.host}, {time.strftime('%Y-%m-%d %H:%M', time.localtime(failure.time))})"
 
 
 def print_status(dataset: Path, status: Status) -> None:
-    """Tables for people, and the command that comes next."""
+    """Print tables for people, and the next command."""
     console = Console(highlight=False)
     console.print(_counts(status))
     if status.running:
@@ -198,7 +192,7 @@ def _counts(status: Status) -> Table:
     about = "about " if status.rows_are_estimated else ""
     table.add_row("rows so far", f"{about}{status.rows:,}")
     if status.rows_per_second is not None:
-        table.add_row("rows a second", f"{status.rows_per_second:,.0f}")
+        table.add_row("rows per second", f"{status.rows_per_second:,.0f}")
     if status.running:
         table.add_row("estimated end", _end(status.seconds_left))
     return table
@@ -232,12 +226,6 @@ def _next_step(dataset: Path, status: Status) -> str:
     return "every task is done or running"
 
 
-def _as_json(status: Status) -> str:
-    values: dict[str, Any] = dataclasses.asdict(status)
-    values["array"] = array_specification(status.to_run)
-    return json.dumps(values, indent=1)
-
-
 def _add_status(parser: ArgumentParser) -> None:
     parser.add_argument("dataset", type=str, help="Folder or URL of the data set.")
     parser.add_argument("--json", action="store_true", help="Print everything as one JSON object.")
@@ -255,11 +243,11 @@ def _status(parsed: Namespace) -> int:
     if parsed.missing:
         print(array_specification(status.to_run))
     elif parsed.json:
-        print(_as_json(status))
+        print(json.dumps({**dataclasses.asdict(status), "array": array_specification(status.to_run)}, indent=1))
     else:
         print_status(dataset, status)
     sys.stdout.flush()
     return 0 if status.is_complete else NOT_COMPLETE
 
 
-COMMAND = Command("Say how far the tasks of a data set are; exit code 0 when all are done, else 1.", _add_status, _status)
+COMMAND = Command("Show the progress of a data set; exit code 0 when all tasks are done, else 1.", _add_status, _status)

@@ -1,4 +1,9 @@
-"""The missing tasks of a data set, one after another or in local processes; a task that fails does not stop the others."""
+"""Runs the missing tasks of a data set in this process or in worker processes; a failed task does not stop the others.
+
+The pool is our own because `concurrent.futures.ProcessPoolExecutor` gives up all workers when one is killed, without a word on
+which task it ran: one task too large for the memory would end a run of hundreds. Nor do its workers end when the command is
+killed.
+"""
 
 import contextlib
 import functools
@@ -8,26 +13,26 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Literal
 
-from data_prep.execution.lease import TaskTakenError
+from data_prep.execution.lease import TaskHeldError
 from data_prep.execution.progress import PackingMeter
 from data_prep.execution.task_files import write_failure
-from data_prep.execution.task_runner import Job, told
-from data_prep.pipeline.assignment import Deal, Share
+from data_prep.execution.task_runner import TaskRunner, error_line
+from data_prep.pipeline.assignment import Assignment, TaskInputs
 from data_prep.pipeline.task import TaskProgress
 from mose.errors import MoseError
 from mose.files.storage import storage_path
 
-# So many failures with no success between them are no accident of one repository: a full disk, say.
+# Successive failures without a success between them have a common cause, such as a full disk.
 _FAILURES_IN_A_ROW = 3
-# How often a task that another process holds is looked at again, when nothing else is left to do.
+# Interval between attempts at tasks that other processes hold, when nothing else is left to do.
 _WAIT_SECONDS = 2.0
-# A worker says how far it is at most this often; the meter is also looked at this often.
+# Shortest interval between two reports of a worker, and longest between two updates of the meter.
 _REPORT_SECONDS = 1.0
 
 
@@ -36,115 +41,115 @@ class Outcome:
     """How a task ended in this run."""
 
     task: int
-    kind: Literal["done", "taken", "failed"]
-    """`taken`: another process works on it."""
+    kind: Literal["done", "held", "failed"]
+    """`held`: another process works on it."""
     error: str = ""
     """One line, unless done."""
 
 
-def run_tasks(job: Job, deal: Deal, tasks: list[int], meter: PackingMeter) -> None:
-    """Do `tasks` with `job.config.num_workers` processes.
+def run_tasks(runner: TaskRunner, assignment: Assignment, tasks: list[int], meter: PackingMeter) -> None:
+    """Run `tasks` with `runner.config.num_workers` processes.
 
-    A task that another command works on is left to it, and looked at again when nothing else is left, until it is done or its
-    process is dead: this command promises a complete data set.
+    Tasks that another command holds are retried at the end until they are done or their process is dead, because this command
+    promises a complete data set.
 
     Raises:
-        MoseError: a task failed; the others were done first, unless several failed in a row.
+        MoseError: a task failed; the others were run first, unless several failed in a row.
     """
-    execute = _in_processes if job.config.num_workers > 1 and len(tasks) > 1 else _here
+    execute = _in_processes if runner.config.num_workers > 1 and len(tasks) > 1 else _here
     waiting, failed, in_a_row = deque(tasks), list[Outcome](), 0
     waited_for: set[int] = set()
 
-    def deal_out() -> Iterator[int]:
+    def next_tasks() -> Iterator[int]:
         while waiting and in_a_row < _FAILURES_IN_A_ROW:
             yield waiting.popleft()
 
     while waiting and in_a_row < _FAILURES_IN_A_ROW:
-        taken: list[Outcome] = []
-        for outcome in execute(job, deal, deal_out(), meter):
+        held: list[Outcome] = []
+        for outcome in execute(runner, assignment, next_tasks(), meter):
             meter.end(outcome.task, is_done=outcome.kind == "done")
-            taken += [outcome] if outcome.kind == "taken" else []
+            held += [outcome] if outcome.kind == "held" else []
             failed += [outcome] if outcome.kind == "failed" else []
             in_a_row = in_a_row + 1 if outcome.kind == "failed" else 0
-        if taken and not waiting:
-            if waited_for != {outcome.task for outcome in taken}:
-                meter.say(f"waiting for tasks of other commands: {len(taken)}, among them {taken[0].error}")
-            waited_for = {outcome.task for outcome in taken}
+        if held and not waiting:
+            if waited_for != {outcome.task for outcome in held}:
+                meter.say(f"waiting for tasks of other commands: {len(held)}, among them {held[0].error}")
+            waited_for = {outcome.task for outcome in held}
             time.sleep(_WAIT_SECONDS)
-        waiting.extend(outcome.task for outcome in taken)
+        waiting.extend(outcome.task for outcome in held)
     if failed:
         more = f" (and {len(failed) - 1} more tasks failed; `mose-data status` lists them)" if len(failed) > 1 else ""
         raise MoseError(failed[0].error + more)
 
 
-def _here(job: Job, deal: Deal, tasks: Iterator[int], meter: PackingMeter) -> Iterator[Outcome]:
+def _here(runner: TaskRunner, assignment: Assignment, tasks: Iterator[int], meter: PackingMeter) -> Iterator[Outcome]:
     for task in tasks:
-        share = deal.share(task)
-        meter.expect(task, share.expected_repositories)
-        try:
-            job.run(task, share, functools.partial(meter.update, task))
-            yield Outcome(task, "done")
-        except TaskTakenError as error:
-            yield Outcome(task, "taken", told(error))
-        except (MoseError, OSError) as error:
-            yield Outcome(task, "failed", told(error))
+        task_inputs = assignment.inputs_of(task)
+        meter.expect(task, task_inputs.expected_repositories)
+        yield _attempt(runner, task, task_inputs, functools.partial(meter.update, task))
 
 
-def _in_processes(job: Job, deal: Deal, tasks: Iterator[int], meter: PackingMeter) -> Iterator[Outcome]:
-    workers: dict[object, _Worker] = {}
-
-    def give_next(idle: _Worker | None) -> None:
-        task = next(tasks, None)
-        if task is None:
-            if idle:
-                idle.stop()
-            return
-        worker = idle if idle and idle.is_alive() else _Worker(job)
-        workers[worker.connection] = worker
-        share = deal.share(task)
-        meter.expect(task, share.expected_repositories)
-        worker.give(task, share)
-
+def _attempt(runner: TaskRunner, task: int, task_inputs: TaskInputs, observe: Callable[[TaskProgress], None]) -> Outcome:
     try:
-        for _ in range(job.config.num_workers):
-            give_next(None)
-        while workers:
-            for connection in wait([worker.connection for worker in workers.values()], _REPORT_SECONDS):
-                worker = workers[connection]
+        runner.run(task, task_inputs, observe)
+    except TaskHeldError as error:
+        return Outcome(task, "held", error_line(error))
+    except (MoseError, OSError) as error:
+        return Outcome(task, "failed", error_line(error))
+    return Outcome(task, "done")
+
+
+def _in_processes(runner: TaskRunner, assignment: Assignment, tasks: Iterator[int], meter: PackingMeter) -> Iterator[Outcome]:
+    idle: list[_Worker] = []
+    busy: dict[object, _Worker] = {}
+    try:
+        while True:
+            while len(busy) < runner.config.num_workers and (task := next(tasks, None)) is not None:
+                task_inputs = assignment.inputs_of(task)
+                meter.expect(task, task_inputs.expected_repositories)
+                worker = idle.pop() if idle else _Worker(runner)
+                busy[worker.connection] = worker
+                worker.start(task, task_inputs)
+            if not busy:
+                return
+            for connection in wait([worker.connection for worker in busy.values()], _REPORT_SECONDS):
+                worker = busy[connection]
                 message = worker.receive()
                 if isinstance(message, TaskProgress):
                     meter.update(worker.task, message)
-                else:
-                    del workers[connection]
-                    yield message
-                    give_next(worker)
+                    continue
+                del busy[connection]
+                idle += [worker] if worker.is_alive() else []
+                yield message
             meter.tick()
     finally:
-        for worker in workers.values():
+        for worker in (*busy.values(), *idle):
             worker.stop()
 
 
 class _Worker:
-    """A process that does one task after another: the parent's side of it."""
+    """A process that runs one task after another, seen from the command that started it."""
 
-    def __init__(self, job: Job):
+    def __init__(self, runner: TaskRunner):
+        # Spawned, because a forked child would share the threads and open files of pyarrow and fsspec.
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.task = -1
-        self._dataset = storage_path(job.config.output)
-        self._process = context.Process(target=_work, args=(theirs, job), daemon=True)
+        self._dataset = storage_path(runner.config.output)
+        self._process = context.Process(target=_work, args=(theirs, runner), daemon=True)
         self._process.start()
+        # Only the worker may keep its end open, so that its death closes the connection.
         theirs.close()
 
-    def give(self, task: int, share: Share) -> None:
-        """Let it do a task."""
+    def start(self, task: int, task_inputs: TaskInputs) -> None:
+        """Start a task."""
         self.task = task
-        # A worker that was killed just now reads nothing; `receive` says so.
+        # Sending to a worker that was just killed fails; `receive` reports it.
         with contextlib.suppress(OSError):
-            self.connection.send((task, share))
+            self.connection.send((task, task_inputs))
 
     def receive(self) -> TaskProgress | Outcome:
-        """What it says; that its task failed if it was killed."""
+        """The next message of the worker; a failure if it was killed."""
         try:
             message: TaskProgress | Outcome = self.connection.recv()
         except (EOFError, OSError):
@@ -160,73 +165,62 @@ class _Worker:
         return Outcome(self.task, "failed", error)
 
     def is_alive(self) -> bool:
-        """Whether it can do another task."""
+        """Whether it can run another task."""
         return self._process.is_alive()
 
     def stop(self) -> None:
-        """End it, whatever it does."""
+        """End the process, even in the middle of a task."""
         self.connection.close()
         self._process.terminate()
         self._process.join()
 
 
-def _work(connection: Connection, job: Job) -> None:
-    """What a worker process does: tasks as they come, until the command that started it closes the connection or dies."""
-    _follow_parent()
-    # Ctrl-C reaches the whole group; the command ends its workers itself.
+def _work(connection: Connection, runner: TaskRunner) -> None:
+    """Run tasks as they come, until the command closes the connection or dies."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    # Ctrl-C reaches the whole process group; the command ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         try:
-            task, share = connection.recv()
+            task, task_inputs = connection.recv()
         except EOFError:
             return
-        connection.send(_attempt(job, task, share, _Reporter(connection)))
+        report = _Report(connection)
+        try:
+            outcome = _attempt(runner, task, task_inputs, report.observe)
+        except Exception as error:
+            traceback.print_exc()
+            outcome = Outcome(task, "failed", f"task {task}: {error_line(error)}: a defect, its traceback is above")
+        report.send()
+        connection.send(outcome)
 
 
-def _attempt(job: Job, task: int, share: Share, reporter: "_Reporter") -> Outcome:
-    try:
-        job.run(task, share, reporter.note)
-        reporter.send()
-    except TaskTakenError as error:
-        return Outcome(task, "taken", told(error))
-    except (MoseError, OSError) as error:
-        return Outcome(task, "failed", told(error))
-    except Exception as error:
-        traceback.print_exc()
-        return Outcome(task, "failed", f"task {task}: {told(error)}: a defect, its traceback stands above")
-    return Outcome(task, "done")
-
-
-class _Reporter:
-    """Tells the command how far this worker's task is, not too often."""
+class _Report:
+    """Sends the progress of a worker's task to the command, at most once per interval."""
 
     def __init__(self, connection: Connection):
         self._connection = connection
-        self._latest = TaskProgress(0, 0, 0, 0)
+        self._latest = TaskProgress()
         self._due = 0.0
 
-    def note(self, progress: TaskProgress) -> None:
-        """Send it unless something was sent just now."""
+    def observe(self, progress: TaskProgress) -> None:
+        """Send the progress unless another was sent within the interval."""
         self._latest = progress
         if time.monotonic() >= self._due:
+            self._due = time.monotonic() + _REPORT_SECONDS
             self.send()
 
     def send(self) -> None:
-        """Send the latest."""
-        self._due = time.monotonic() + _REPORT_SECONDS
+        """Send the latest progress."""
         try:
             self._connection.send(self._latest)
         except OSError:
-            os._exit(1)  # Nobody listens: the command was killed.
+            os._exit(1)  # The command was killed. Raised here, the error would count as a failure of the task.
 
 
-def _follow_parent() -> None:
-    """End this worker when the command that started it is killed."""
+def _exit_with_parent() -> None:
+    """End this process when the command is killed: the kernel does not end the children of a killed process."""
     parent = parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -16,7 +16,6 @@ from data_prep.sources.repositories import READ_LIMIT_BYTES, SourceFile, TextFil
 from mose.config import require
 
 KEPT = "kept"
-OPT_OUT = "opt_out"
 UNDECODABLE = "undecodable"
 DUPLICATE = "duplicate_in_repository"
 
@@ -32,18 +31,18 @@ _WIDE_ENCODINGS = ("utf-16", "utf16", "utf_16", "utf-32", "utf32", "utf_32")
 
 @dataclass(frozen=True)
 class FiltersConfig:
-    """What a file must be to become training text. The limits drop few bytes: they are for what is plainly not source."""
+    """What a file must be to become training text. The default limits drop few bytes: only what is clearly not source code."""
 
     licence_types: tuple[str, ...] = ("permissive", "no_license", "unknown")
     """Licence types that are kept. The Stack v2's training set holds permissive and no_license; folders, git checkouts and
-    most packages do not say, which is unknown."""
+    most packages name no licence: they are unknown."""
     allowed_licences: tuple[str, ...] = ()
     """SPDX ids, or patterns such as BSD-*, of detected licences that are kept; empty means any. A file is dropped when one of
-    its licences is not listed; a file that names no licence is left to licence_types."""
+    its licences is not listed; a file that names no licence is decided by licence_types."""
     denied_licences: tuple[str, ...] = ()
     """SPDX ids or patterns, e.g. [GPL-*, AGPL-*]: a file is dropped when one of its detected licences is listed."""
     opt_out: tuple[str, ...] = ()
-    """Text files (paths or URLs) with one repository name or 40-digit blob id a line, # for comments: all files of such a
+    """Text files (paths or URLs) with one repository name or 40-digit blob id per line, # for comments: all files of such a
     repository, and such blobs in any repository, are dropped."""
     max_bytes: int = 1 << 20
     """Drop files larger than this."""
@@ -132,7 +131,7 @@ def has_long_line(file: TextFile, config: FiltersConfig) -> bool:
 
 
 def has_long_lines(file: TextFile, config: FiltersConfig) -> bool:
-    """More than `max_mean_line_length` characters a line."""
+    """More than `max_mean_line_length` characters per line on average."""
     text, limit = file.text, config.max_mean_line_length
     # The first sixteenth of ordinary code has line ends enough for the whole.
     if (text.count("\n", 0, len(text) // 16) + 1) * limit >= len(text):
@@ -148,22 +147,62 @@ def has_few_alphanumerics(file: TextFile, config: FiltersConfig) -> bool:
     return _num_alphanumerics(utf8[: len(utf8) // 2]) < wanted and _num_alphanumerics(utf8) < wanted
 
 
-BYTE_FILTERS: tuple[tuple[str, Callable[[SourceFile, FiltersConfig], bool]], ...] = (
-    (OPT_OUT, is_opted_out),
-    ("empty", is_empty),
-    ("vendored", is_vendored),
-    ("generated", is_generated),
-    ("licence", has_other_licence_type),
-    ("licence_name", has_unwanted_licence),
-    ("too_large", is_too_large),
-    ("binary", is_binary),
+def opt_out_detail(file: SourceFile, config: FiltersConfig) -> str:
+    """Whether the repository or the blob is on a list."""
+    return load_opt_out(config.opt_out).reason(file.repository, file.blob_id)
+
+
+def licence_detail(file: SourceFile, config: FiltersConfig) -> str:
+    """The licences that are denied, or that are not allowed."""
+    return " ".join(_unwanted_licences(file.licences, config.allowed_licences, config.denied_licences))
+
+
+def _no_detail(file: SourceFile, config: FiltersConfig) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class BytesFilter:
+    """A filter that needs only the bytes of a file and what its source says of it."""
+
+    reason: str
+    """The name under which drops are counted, logged and shown."""
+    drops: Callable[[SourceFile, FiltersConfig], bool]
+    config_fields: tuple[str, ...] = ()
+    """The fields of `FiltersConfig` that the filter reads."""
+    detail: Callable[[SourceFile, FiltersConfig], str] = _no_detail
+    """What the log of dropped files shows beside the reason."""
+
+
+@dataclass(frozen=True)
+class TextFilter:
+    """A filter that needs the decoded text of a file."""
+
+    reason: str
+    drops: Callable[[TextFile, FiltersConfig], bool]
+    config_fields: tuple[str, ...] = ()
+
+
+# The registry: counts, the log of dropped files, `stats` and `--help` follow from it. A file is dropped by the first filter that
+# matches. Bytes filters run before the text is decoded, because decoding costs more than all of them.
+FILTERS: tuple[BytesFilter | TextFilter, ...] = (
+    BytesFilter("opt_out", is_opted_out, ("opt_out",), opt_out_detail),
+    BytesFilter("empty", is_empty),
+    BytesFilter("vendored", is_vendored, ("drop_vendored",)),
+    BytesFilter("generated", is_generated, ("drop_generated",)),
+    BytesFilter("licence", has_other_licence_type, ("licence_types",), lambda file, _: file.licence_type),
+    BytesFilter("licence_name", has_unwanted_licence, ("allowed_licences", "denied_licences"), licence_detail),
+    BytesFilter("too_large", is_too_large, ("max_bytes",)),
+    BytesFilter("binary", is_binary),
+    TextFilter("long_line", has_long_line, ("max_line_length",)),
+    TextFilter("long_mean_line", has_long_lines, ("max_mean_line_length",)),
+    TextFilter("low_alphanumeric", has_few_alphanumerics, ("min_alphanumeric_share",)),
 )
-TEXT_FILTERS: tuple[tuple[str, Callable[[TextFile, FiltersConfig], bool]], ...] = (
-    ("long_line", has_long_line),
-    ("long_mean_line", has_long_lines),
-    ("low_alphanumeric", has_few_alphanumerics),
-)
-REASONS = (*(name for name, _ in BYTE_FILTERS), UNDECODABLE, *(name for name, _ in TEXT_FILTERS), DUPLICATE)
+BYTES_FILTERS = tuple(entry for entry in FILTERS if isinstance(entry, BytesFilter))
+TEXT_FILTERS = tuple(entry for entry in FILTERS if isinstance(entry, TextFilter))
+# Decoding and the search for duplicates are steps of `filter_repository`: one makes the text, the other keeps state.
+REASONS = (*(entry.reason for entry in BYTES_FILTERS), UNDECODABLE, *(entry.reason for entry in TEXT_FILTERS), DUPLICATE)
+_DETAILS = {entry.reason: entry.detail for entry in BYTES_FILTERS} | {UNDECODABLE: lambda file, _: file.encoding}
 
 
 @dataclass
@@ -184,7 +223,7 @@ class FilterCounts:
     """What the filters did, over any number of repositories: files and bytes by outcome, language and licence."""
 
     reasons: dict[str, Tally] = field(default_factory=lambda: {name: Tally() for name in (KEPT, *REASONS)})
-    """`kept` and every drop reason; what a source says of a file that it could not read (`SourceFile.problem`) joins them."""
+    """`kept`, every drop reason, and the `SourceFile.problem` of each file that its source could not read."""
     eligible: Tally = field(default_factory=Tally)
     """UTF-8, not vendored, not generated, permissive: what a code model should see."""
     eligible_kept: Tally = field(default_factory=Tally)
@@ -192,7 +231,7 @@ class FilterCounts:
     languages: dict[str, Tally] = field(default_factory=dict)
     """Kept files by language."""
     licences: dict[str, Tally] = field(default_factory=dict)
-    """Kept files by licence; several joined with ` AND `, none told as the licence type."""
+    """Kept files by licence; several joined with ` AND `; the licence type where there is none."""
     contaminated: dict[str, Tally] = field(default_factory=dict)
     """Dropped pieces (not files) of kept files and their bytes, by the evaluation file that they overlap."""
 
@@ -259,7 +298,7 @@ def filter_repository(
             seen.add(file.blob_id)
             yield text
         elif dropped is not None:
-            detail = _detail(file, reason, config)
+            detail = _DETAILS.get(reason, _no_detail)(file, config)
             dropped.add(file.repository, file.path, file.blob_id, reason, len(file.content), detail)
 
 
@@ -278,26 +317,17 @@ def decode(content: bytes, encoding: str) -> str | None:
 def _judge(file: SourceFile, config: FiltersConfig) -> tuple[str, TextFile | None]:
     if file.problem:
         return file.problem, None
-    for reason, drops in BYTE_FILTERS:
-        if drops(file, config):
-            return reason, None
+    for bytes_filter in BYTES_FILTERS:
+        if bytes_filter.drops(file, config):
+            return bytes_filter.reason, None
     text = decode(file.content, file.encoding)
     if text is None:
         return UNDECODABLE, None
     text_file = TextFile(file, text)
-    for reason, drops_text in TEXT_FILTERS:
-        if drops_text(text_file, config):
-            return reason, None
+    for text_filter in TEXT_FILTERS:
+        if text_filter.drops(text_file, config):
+            return text_filter.reason, None
     return KEPT, text_file
-
-
-def _detail(file: SourceFile, reason: str, config: FiltersConfig) -> str:
-    """What a reader of the list of dropped files needs beside the reason."""
-    if reason == OPT_OUT:
-        return load_opt_out(config.opt_out).reason(file.repository, file.blob_id)
-    if reason == "licence_name":
-        return " ".join(_unwanted_licences(file.licences, config.allowed_licences, config.denied_licences))
-    return {"licence": file.licence_type, UNDECODABLE: file.encoding}.get(reason, "")
 
 
 # A repository's files mostly have the same licences.

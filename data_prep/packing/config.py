@@ -1,14 +1,14 @@
 """The config of packing: how chunks become rows."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from mose.config import require
+from mose.dataset.packing_modes import PackingMode
 
 MIN_SEQUENCE_LENGTH = 16
 
 
-# A record's `.json` member has six digits for `num_tokens`.
+# A record's `.json` member has six characters for `num_tokens`.
 MAX_SEQUENCE_LENGTH = 1 << 19
 
 
@@ -16,20 +16,20 @@ MAX_SEQUENCE_LENGTH = 1 << 19
 class PackingConfig:
     """How files become rows `<sep> s1 <sep> s2 ... <cls>`."""
 
-    mode: Literal["dense", "faithful", "nsp"] = "dense"
-    """dense: files cut into pieces, nothing lost, rows nearly full. faithful: the paper's Figure 2 as printed, which loses
-    files that do not fit. nsp: two segments a row, a text and its continuation or a text of another repository."""
+    mode: PackingMode = PackingMode.dense
+    """dense: files split into chunks, no token lost, rows nearly full. faithful: the paper's Figure 2 as printed, which loses
+    files that do not fit. nsp: two segments per row, a text and its continuation or a text of another repository."""
     sequence_length: int = 2048
     """Token slots of a row."""
     piece_tokens: int = 0
-    """Cut files into pieces of at most this many tokens, at line ends; 0 means the most of which two fit in a row."""
+    """Split files into chunks of at most this many tokens, at line ends; 0 means the most of which two chunks fit in a row."""
     look_ahead: int = 32
-    """How many pieces of a repository are tried, in their random order, to fill the rest of a row (dense)."""
+    """How many chunks of a repository, in random order, are tried to fill the rest of a row (dense)."""
     mixed_share: float = 0.5
     """Share of rows in which two repositories alternate."""
     pool_tokens: int = 16_000_000
-    """Rows are built from this many tokens at a time, up to twice as many at the end. Twice a pool is held in memory, and only
-    repositories in it at the same time can share a row: it should be several times the largest repository."""
+    """Tokens that are sampled from the shuffle buffer and packed together; up to twice as many at the end. The buffer holds up to
+    twice this number. Only repositories in one sample can share a row, so it should be several times the largest repository."""
 
     def __post_init__(self) -> None:
         length = self.sequence_length
@@ -38,8 +38,8 @@ class PackingConfig:
             f"packing.sequence_length: is {length}, expected {MIN_SEQUENCE_LENGTH} to {MAX_SEQUENCE_LENGTH}",
         )
         require(
-            0 <= self.piece_tokens <= largest_piece(length),
-            f"packing.piece_tokens: is {self.piece_tokens}, expected at most {largest_piece(length)}, so that two pieces, "
+            0 <= self.piece_tokens <= largest_chunk(length),
+            f"packing.piece_tokens: is {self.piece_tokens}, expected at most {largest_chunk(length)}, so that two chunks, "
             f"two <sep> and <cls> fit in {length}; or 0 for that",
         )
         require(self.look_ahead > 0, f"packing.look_ahead: is {self.look_ahead}, expected 1 or more")
@@ -48,9 +48,9 @@ class PackingConfig:
 
     def resolve(self) -> "PackingConfig":
         """The same with `piece_tokens` filled in."""
-        return replace(self, piece_tokens=self.piece_tokens or largest_piece(self.sequence_length))
+        return replace(self, piece_tokens=self.piece_tokens or largest_chunk(self.sequence_length))
 
 
-def largest_piece(sequence_length: int) -> int:
-    """The most tokens of a piece such that two of them, their two `<sep>` and `<cls>` fit in a row: 1,022 for 2,048."""
+def largest_chunk(sequence_length: int) -> int:
+    """The most tokens of a chunk such that two chunks, their two `<sep>` and `<cls>` fit in a row: 1,022 for 2,048."""
     return (sequence_length - 3) // 2

@@ -1,10 +1,12 @@
-"""The default packing: every piece used once, rows nearly full, labels balanced over repositories of very different sizes.
+"""The default packing: uses every chunk once, fills rows nearly completely and balances the labels of very unequal repositories.
 
-Pieces come in seeded random order within their repository; one that does not fit waits for the next row. The "slots" of a
-piece are its tokens and its `<sep>`; a row offers all its slots but the one of `<cls>`.
+Each row is filled first-fit with the chunks of one repository, or of two in turn. Chunks come in seeded random order; one that
+does not fit waits for a later row. The "slots" of a chunk are its tokens and its `<sep>`; a row has one slot less than its
+length, because `<cls>` takes one.
 
-Nothing is done for all repositories at each row: a repository is drawn as the owner of the next unused piece of one random
-order of all pieces, so by chance in proportion to what it has, and the largest is found in a heap.
+The work per row must not grow with the number of repositories, of which a sample of the shuffle buffer has many thousands. So a
+repository is drawn as the owner of the next unused chunk in one random order of all chunks, which makes its probability
+proportional to what it has left, and the largest repository is the top of a heap.
 """
 
 import heapq
@@ -13,18 +15,20 @@ import itertools
 import numpy as np
 
 from data_prep.packing.config import PackingConfig
-from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowList
+from data_prep.packing.rows import ChunkTable, LabelBalance, Packer, Packing, RowList
+from mose.array_types import INT64_ARRAY
 
 _NONE = -1
 _NUMBER_BITS = 32
 _NUMBER = (1 << _NUMBER_BITS) - 1
-# Mixed rows give each repository about half of their slots, so one that holds more than 3/4 of what is left cannot be used up
-# in balance; from this share on it is in every row.
+# A mixed row takes about half of its slots from each of two repositories. With half of the rows mixed, a repository that is in
+# every row uses 3/4 of all slots, so one that holds more than that cannot be used up in balance. To prevent this, a repository
+# is put into every row from a lower share on.
 _LARGE_SHARE = 0.5
 
 
-def pack_dense(table: PieceTable, random: np.random.Generator, config: PackingConfig, balance: LabelBalance) -> Packing:
-    """Put every piece into exactly one row; no piece may be longer than `config.piece_tokens`."""
+def pack_dense(table: ChunkTable, random: np.random.Generator, config: PackingConfig, balance: LabelBalance) -> Packing:
+    """Put every chunk into exactly one row; no chunk may have more than `config.piece_tokens` tokens."""
     stock = _Stock(table, random, config)
     rows = RowList()
     while stock.num_repositories:
@@ -33,82 +37,84 @@ def pack_dense(table: PieceTable, random: np.random.Generator, config: PackingCo
         single = _NONE if pair else stock.choose_single()
         if pair is None and single == _NONE:
             pair = stock.choose_pair()
-        pieces = stock.mixed_row(*pair) if pair else stock.plain_row(stock.largest() if single == _NONE else single)
-        mixed = pair is not None and len(pieces) > 1
+        chunks = stock.mixed_row(*pair) if pair else stock.plain_row(stock.largest() if single == _NONE else single)
+        mixed = pair is not None and len(chunks) > 1
         balance.add(mixed)
-        rows.add(pieces, mixed)
+        rows.add(chunks, mixed)
     return rows.packing()
 
 
 class _Shelf:
-    """The unused pieces of one repository in random order; only the first `look_ahead` are within reach.
+    """The unused chunks of one repository in random order; only the first `look_ahead` are candidates for a row.
 
-    A piece is one number, its slots above its own number, so that sizes are compared without looking them up.
+    The bound keeps the search per row short and the order random: with all chunks within reach, short ones would fill up the
+    first rows, and none would be left for the last. A chunk is stored as one integer, slots in the high bits and number in the
+    low bits, so that comparing integers compares sizes.
     """
 
     __slots__ = ("_behind", "within_reach")
 
-    def __init__(self, pieces: list[int], look_ahead: int):
-        self.within_reach = pieces[:look_ahead]
-        self._behind = pieces[look_ahead:][::-1]
+    def __init__(self, chunks: list[int], look_ahead: int):
+        self.within_reach = chunks[:look_ahead]
+        self._behind = chunks[look_ahead:][::-1]
 
     def take(self, room: int) -> int:
-        """Remove and return the first piece that fits into `room`; -1 if none does."""
-        pieces = self.within_reach
+        """Remove and return the first chunk that fits into `room`; -1 if none does."""
+        chunks = self.within_reach
         limit = (room + 1) << _NUMBER_BITS
-        if pieces and pieces[0] < limit:
+        if chunks and chunks[0] < limit:
             return self._remove(0)
-        # Most rows end here: min() compares without a step of Python for each piece.
-        if not pieces or min(pieces) >= limit:
+        # Every row ends with a search that finds nothing. min() does it in C.
+        if not chunks or min(chunks) >= limit:
             return _NONE
-        return self._remove(next(place for place, piece in enumerate(pieces) if piece < limit))
+        return self._remove(next(place for place, chunk in enumerate(chunks) if chunk < limit))
 
     def take_of_other_file(self, room: int, file_ids: list[int], avoided_file: int) -> int:
-        """The same, but rather a piece of another file than `avoided_file`."""
+        """The same, but prefer a chunk of another file than `avoided_file`."""
         limit = (room + 1) << _NUMBER_BITS
-        for place, piece in enumerate(self.within_reach):
-            if piece < limit and file_ids[piece & _NUMBER] != avoided_file:
+        for place, chunk in enumerate(self.within_reach):
+            if chunk < limit and file_ids[chunk & _NUMBER] != avoided_file:
                 return self._remove(place)
         return self.take(room)
 
     def take_largest(self, room: int) -> int:
-        """Remove and return the largest piece that fits into `room`; -1 if none does."""
+        """Remove and return the largest chunk that fits into `room`; -1 if none does."""
         limit = (room + 1) << _NUMBER_BITS
-        largest = max((piece for piece in self.within_reach if piece < limit), default=_NONE)
+        largest = max((chunk for chunk in self.within_reach if chunk < limit), default=_NONE)
         return largest if largest == _NONE else self._remove(self.within_reach.index(largest))
 
     def _remove(self, place: int) -> int:
-        piece = self.within_reach.pop(place)
+        chunk = self.within_reach.pop(place)
         if self._behind:
             self.within_reach.append(self._behind.pop())
-        return piece
+        return chunk
 
 
 class _Stock:
-    """What is left of a pool while rows are taken from it."""
+    """The unused chunks, from which rows are taken."""
 
-    def __init__(self, table: PieceTable, random: np.random.Generator, config: PackingConfig):
+    def __init__(self, table: ChunkTable, random: np.random.Generator, config: PackingConfig):
         self._random = random
         self._capacity = config.sequence_length - 1
-        # Less than this fills no row of its own: it goes beside a repository that has more.
+        # A repository with fewer slots cannot fill a row. It is mixed with one that has more, or its rows would stay half empty.
         self._small = self._capacity // 2
-        self._file_ids: list[int] = table.file_ids_P.tolist()
-        self._owners: list[int] = table.repository_ids_P.tolist()
+        self._file_ids: list[int] = table.file_ids_C.tolist()
+        self._owners: list[int] = table.repository_ids_C.tolist()
         self._order: list[int] = random.permutation(len(self._owners)).tolist()
         self._is_used = bytearray(len(self._owners))
         self._fill_shelves(table, config.look_ahead)
         self._full_place = self._ample_place = 0
         self._others: dict[int, list[int]] = {}
 
-    def _fill_shelves(self, table: PieceTable, look_ahead: int) -> None:
-        slots_P: list[int] = (table.lengths_P + 1).tolist()
-        number = int(table.repository_ids_P.max(initial=-1)) + 1
-        pieces_of: list[list[int]] = [[] for _ in range(number)]
+    def _fill_shelves(self, table: ChunkTable, look_ahead: int) -> None:
+        slots_C: list[int] = (table.lengths_C + 1).tolist()
+        number = int(table.repository_ids_C.max(initial=-1)) + 1
+        chunks_of: list[list[int]] = [[] for _ in range(number)]
         self._left = [0] * number
-        for piece in self._order:
-            pieces_of[self._owners[piece]].append(slots_P[piece] << _NUMBER_BITS | piece)
-            self._left[self._owners[piece]] += slots_P[piece]
-        self._shelves = [_Shelf(pieces, look_ahead) for pieces in pieces_of]
+        for chunk in self._order:
+            chunks_of[self._owners[chunk]].append(slots_C[chunk] << _NUMBER_BITS | chunk)
+            self._left[self._owners[chunk]] += slots_C[chunk]
+        self._shelves = [_Shelf(chunks, look_ahead) for chunks in chunks_of]
         self._total = sum(self._left)
         self.num_repositories = sum(left > 0 for left in self._left)
         self._heap = [(-left, repository) for repository, left in enumerate(self._left)]
@@ -119,12 +125,13 @@ class _Stock:
     def largest(self) -> int:
         """The repository with the most slots left."""
         heap, left = self._heap, self._left
+        # Entries are updated lazily: sizes only shrink, so a top entry whose size is current is the largest.
         while -heap[0][0] != left[heap[0][1]]:
             heapq.heapreplace(heap, (-left[heap[0][1]], heap[0][1]))
         return heap[0][1]
 
     def choose_single(self) -> int:
-        """A repository for an unmixed row, by chance; -1 if none has two pieces."""
+        """A random repository for an unmixed row; -1 if none has two chunks."""
         largest = self.largest()
         if self._left[largest] >= self._capacity and not self._is_large(largest):
             self._full_place = self._next_place(self._full_place, self._capacity)
@@ -132,9 +139,9 @@ class _Stock:
         return largest if len(self._shelves[largest].within_reach) > 1 else _NONE
 
     def choose_pair(self) -> tuple[int, int] | None:
-        """Two repositories for a mixed row, the one that begins it first; None if only one is left.
+        """Two repositories for a mixed row, the first begins it; None if only one repository is left.
 
-        What is left of a nearly used up repository fills no row, so it goes beside a repository that has more.
+        A small repository is used whenever there is one. Otherwise small rests would pile up and the last rows stay half empty.
         """
         if self.num_repositories < 2:
             return None
@@ -145,46 +152,49 @@ class _Stock:
             first = self._owners[self._order[self._ample_place]]
         second = self._draw_small(first)
         if second != _NONE:
+            # The larger one begins: if the small one has a single chunk, the row can still go on after it.
             return first, second
         second = self._next_of_others(first) if is_large else self._next_after(self._ample_place, first)
         return (first, second) if self._random.random() < 0.5 else (second, first)
 
     def plain_row(self, repository: int) -> list[int]:
-        """An unmixed row: pieces of one repository until nothing within reach fits; of two files or more where that can be."""
+        """An unmixed row: chunks of one repository until none within reach fits, from two files or more where possible.
+
+        A row of a single file would be told from a mixed row by continuity of the text, not by its repository."""
         shelf, file_ids = self._shelves[repository], self._file_ids
         room = self._capacity
-        piece = shelf.take(room)
-        first_file = only_file = file_ids[piece & _NUMBER]
-        pieces = []
-        while piece != _NONE:
-            pieces.append(piece & _NUMBER)
-            room -= piece >> _NUMBER_BITS
-            only_file = only_file if file_ids[pieces[-1]] == first_file else _NONE
-            piece = shelf.take(room) if only_file == _NONE else shelf.take_of_other_file(room, file_ids, only_file)
-        self._account(repository, self._capacity - room, pieces)
-        return pieces
+        chunk = shelf.take(room)
+        first_file = only_file = file_ids[chunk & _NUMBER]
+        chunks = []
+        while chunk != _NONE:
+            chunks.append(chunk & _NUMBER)
+            room -= chunk >> _NUMBER_BITS
+            only_file = only_file if file_ids[chunks[-1]] == first_file else _NONE
+            chunk = shelf.take(room) if only_file == _NONE else shelf.take_of_other_file(room, file_ids, only_file)
+        self._account(repository, self._capacity - room, chunks)
+        return chunks
 
     def mixed_row(self, first: int, second: int) -> list[int]:
-        """A mixed row: pieces of two repositories in turn until nothing within reach of the one whose turn it is fits.
+        """A mixed row: chunks of two repositories in turn, until none within reach of the one in turn fits.
 
-        Once the other has nothing left, the piece is the last one, so it is the largest that fits.
+        When the other repository is used up, this chunk ends the row, so the largest that fits is taken.
         """
         turn, other = self._shelves[first], self._shelves[second]
         rooms = [self._capacity]
-        pieces = []
-        while (piece := turn.take(rooms[-1]) if other.within_reach else turn.take_largest(rooms[-1])) != _NONE:
-            pieces.append(piece & _NUMBER)
-            rooms.append(rooms[-1] - (piece >> _NUMBER_BITS))
+        chunks = []
+        while (chunk := turn.take(rooms[-1]) if other.within_reach else turn.take_largest(rooms[-1])) != _NONE:
+            chunks.append(chunk & _NUMBER)
+            rooms.append(rooms[-1] - (chunk >> _NUMBER_BITS))
             turn, other = other, turn
         used = [before - after for before, after in itertools.pairwise(rooms)]
-        self._account(first, sum(used[::2]), pieces[::2])
-        self._account(second, sum(used[1::2]), pieces[1::2])
-        return pieces
+        self._account(first, sum(used[::2]), chunks[::2])
+        self._account(second, sum(used[1::2]), chunks[1::2])
+        return chunks
 
-    def _account(self, repository: int, slots: int, pieces: list[int]) -> None:
-        """Note what a row took of a repository, and whether it is used up now or has become small."""
-        for piece in pieces:
-            self._is_used[piece] = 1
+    def _account(self, repository: int, slots: int, chunks: list[int]) -> None:
+        """Record what a row took from a repository, and whether that is used up or small now."""
+        for chunk in chunks:
+            self._is_used[chunk] = 1
         left = self._left[repository] = self._left[repository] - slots
         self._total -= slots
         if left == 0:
@@ -197,7 +207,7 @@ class _Stock:
         return self._left[repository] > _LARGE_SHARE * self._total
 
     def _draw_small(self, first: int) -> int:
-        """A small repository other than `first`, by chance; -1 if there is none. Used up ones leave the list here."""
+        """A random small repository other than `first`; -1 if there is none. Removes repositories that are used up."""
         small = self._small_ones
         skipped = False
         chosen = _NONE
@@ -215,9 +225,10 @@ class _Stock:
         return chosen
 
     def _next_place(self, place: int, least: int) -> int:
-        """The next place in the order whose piece is unused and whose repository has `least` slots or more.
+        """The next place in the order with an unused chunk of a repository that has `least` slots or more.
 
-        There must be one. What is passed over stays so: pieces are only ever used, repositories only ever shrink.
+        There must be one. Places passed over never qualify again, because chunks only get used and repositories only shrink, so
+        all calls together pass the order once.
         """
         order, is_used, owners, left = self._order, self._is_used, self._owners, self._left
         while is_used[order[place]] or left[owners[order[place]]] < least:
@@ -225,18 +236,25 @@ class _Stock:
         return place
 
     def _next_after(self, place: int, first: int) -> int:
-        """The owner of the next unused piece that is not of `first`."""
+        """The owner of the next unused chunk of another repository than `first`."""
         order, is_used, owners = self._order, self._is_used, self._owners
         while is_used[order[place]] or owners[order[place]] == first:
             place += 1
         return owners[order[place]]
 
     def _next_of_others(self, large: int) -> int:
-        """The same where most of what is left is of `large`: its pieces are taken out of the order once."""
+        """The same if most unused chunks are of `large`: passing these for each row is quadratic, so they are removed once."""
         others = self._others.get(large)
         if others is None:
-            others = [piece for piece in reversed(self._order) if not self._is_used[piece] and self._owners[piece] != large]
+            others = [chunk for chunk in reversed(self._order) if not self._is_used[chunk] and self._owners[chunk] != large]
             self._others[large] = others
         while self._is_used[others[-1]]:
             others.pop()
         return self._owners[others[-1]]
+
+
+def _chunk_limits(num_tokens_F: INT64_ARRAY, config: PackingConfig) -> INT64_ARRAY:
+    return np.full_like(num_tokens_F, config.piece_tokens)
+
+
+PACKER = Packer(pack_dense, _chunk_limits)

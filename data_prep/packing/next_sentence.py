@@ -6,22 +6,27 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_prep.packing.config import PackingConfig
-from data_prep.packing.rows import LabelBalance, Packing, PieceTable, RowList
+from data_prep.packing.rows import ChunkTable, LabelBalance, Packer, Packing, RowList
+from mose.array_types import INT64_ARRAY
 
 
-def pack_nsp(table: PieceTable, random: np.random.Generator, config: PackingConfig, balance: LabelBalance) -> Packing:
-    """Rows of two pieces: next to each other in one file (label 0), or of two repositories (label 1).
+def pack_nsp(table: ChunkTable, random: np.random.Generator, config: PackingConfig, balance: LabelBalance) -> Packing:
+    """Rows of two chunks: consecutive in one file (label 0), or of two repositories (label 1).
 
-    A file's odd piece can only stand in a row of label 1; where no other repository has one left, it is dropped.
+    The odd chunk of a file has no continuation, so it only fits into a row of label 1. It is dropped if no other repository has
+    one left.
     """
-    repository_ids: list[int] = table.repository_ids_P.tolist()
-    pairs, singles = _pairs_and_singles(table.file_ids_P.tolist())
+    repository_ids: list[int] = table.repository_ids_C.tolist()
+    pairs, singles = _pairs_and_singles(table.file_ids_C.tolist())
     rows, dropped = _across(singles, repository_ids, random)
+    # Rows of odd chunks are mixed already. As many pairs as are still needed exchange their second chunks across repositories.
     wanted = config.mixed_share * (len(pairs) + len(rows)) - len(rows)
     num_exchanged = min(len(pairs), max(0, round(wanted)))
     pairs = [pairs[i] for i in random.permutation(len(pairs))]
     firsts, unmatched = _across([a for a, _ in pairs[:num_exchanged]], repository_ids, random)
     follower = dict(pairs)
+    # Exchanging two pairs gives two mixed rows and keeps every chunk in its place, first or second, so that the place says
+    # nothing about the label.
     exchanged = [(a, follower[b]) for row in firsts for a, b in (row, row[::-1])]
     rows += exchanged
     plain = [(a, follower[a]) for a in unmatched] + pairs[num_exchanged:]
@@ -35,27 +40,35 @@ def pack_nsp(table: PieceTable, random: np.random.Generator, config: PackingConf
 
 
 def _pairs_and_singles(file_ids: Sequence[int]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Neighbouring pieces of one file, two by two; the last piece of an odd number is single."""
-    pieces_of: dict[int, list[int]] = defaultdict(list)
-    for piece, file in enumerate(file_ids):
-        pieces_of[file].append(piece)
-    pairs = [pair for pieces in pieces_of.values() for pair in zip(pieces[::2], pieces[1::2], strict=False)]
-    return pairs, [pieces[-1] for pieces in pieces_of.values() if len(pieces) % 2]
+    """Consecutive chunks of each file in pairs, and the last chunk of files with an odd number of chunks."""
+    chunks_of: dict[int, list[int]] = defaultdict(list)
+    for chunk, file in enumerate(file_ids):
+        chunks_of[file].append(chunk)
+    pairs = [pair for chunks in chunks_of.values() for pair in zip(chunks[::2], chunks[1::2], strict=False)]
+    return pairs, [chunks[-1] for chunks in chunks_of.values() if len(chunks) % 2]
 
 
 def _across(
-    pieces: list[int], repository_ids: Sequence[int], random: np.random.Generator
+    chunks: list[int], repository_ids: Sequence[int], random: np.random.Generator
 ) -> tuple[list[tuple[int, int]], list[int]]:
-    """Pairs of pieces of two repositories, and the pieces that found no partner.
+    """Pairs of chunks of two repositories, and the chunks without a partner.
 
-    Sorted by repository, the i-th piece of the first half meets the i-th of the second: as many pairs as there can be, unless
-    one repository has more than half of all pieces.
+    Chunks are sorted by repository and the i-th of the first half is paired with the i-th of the second half. They are half the
+    list apart, so they can only be of one repository if it has more than half of all chunks.
     """
-    shuffled = [pieces[i] for i in random.permutation(len(pieces))]
-    ordered = sorted(shuffled, key=lambda piece: repository_ids[piece])
+    shuffled = [chunks[i] for i in random.permutation(len(chunks))]
+    ordered = sorted(shuffled, key=lambda chunk: repository_ids[chunk])
     half = len(ordered) // 2
     met = list(zip(ordered[:half], ordered[half:], strict=False))
     apart = [pair for pair in met if repository_ids[pair[0]] != repository_ids[pair[1]]]
-    paired = {piece for pair in apart for piece in pair}
+    paired = {chunk for pair in apart for chunk in pair}
     swapped = [pair[::-1] if random.random() < 0.5 else pair for pair in apart]
-    return [(a, b) for a, b in swapped], [piece for piece in ordered if piece not in paired]
+    return [(a, b) for a, b in swapped], [chunk for chunk in ordered if chunk not in paired]
+
+
+def _chunk_limits(num_tokens_F: INT64_ARRAY, config: PackingConfig) -> INT64_ARRAY:
+    # A text needs a continuation, so every file is split into two chunks or more.
+    return np.clip((num_tokens_F + 1) // 2, 1, config.piece_tokens)
+
+
+PACKER = Packer(pack_nsp, _chunk_limits)

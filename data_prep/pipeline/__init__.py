@@ -1,1 +1,1 @@
-"""One task: repositories in, a shard out."""
+"""Runs one task: repositories in, shards out."""

@@ -1,4 +1,4 @@
-"""Which repositories a task reads: a pure function of names, seed and number of tasks, never of machines or workers."""
+"""Assigns repositories to tasks: a pure function of their names, the seed and the number of tasks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ from mose.seeding import derive_key
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one task reads: listed repositories, or whole parts of a grouped folder; small enough to be sent to a process."""
+class TaskInputs:
+    """What one task reads: listed repositories, or whole parts of a grouped folder; small enough to send to a worker process."""
 
     refs: tuple[RepositoryRef, ...] = ()
     parts: tuple[GroupedPart, ...] = ()
 
     @property
     def expected_repositories(self) -> int:
-        """Repositories of the task."""
+        """Number of repositories of the task."""
         return len(self.refs) + sum(part.entry.repositories for part in self.parts)
 
     def read(self, config: SourcesConfig) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
-        """Every repository with its files, one after another; the files of one are taken before the next is asked for.
+        """Every repository with its files; consume the files of one repository before asking for the next.
 
         Raises:
             MoseError: a repository cannot be read; the line names it.
@@ -44,8 +44,8 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Deal:
-    """What there is to deal, and to how many tasks."""
+class Assignment:
+    """The inputs of all tasks."""
 
     num_tasks: int
     fingerprint: str
@@ -53,18 +53,18 @@ class Deal:
     refs: tuple[tuple[RepositoryRef, ...], ...] = ()
     """By task, where the sources are listed."""
     parts: tuple[GroupedPart, ...] = ()
-    """All of them, where the sources are grouped: no list of repositories exists then, they may be sixty million."""
+    """All parts, where the sources are grouped. Then no list of repositories exists: there may be sixty million."""
 
-    def share(self, task: int) -> Share:
-        """What task `task` reads: its listed repositories, or the parts whose number leaves it over when divided by the tasks."""
-        return Share(self.refs[task] if self.refs else (), self.parts[task :: self.num_tasks])
+    def inputs_of(self, task: int) -> TaskInputs:
+        """The inputs of one task: its listed repositories, or every `num_tasks`-th part from part `task` on."""
+        return TaskInputs(self.refs[task] if self.refs else (), self.parts[task :: self.num_tasks])
 
 
-def deal_sources(config: PackConfig) -> Deal:
-    """Share the sources of a config out to its tasks.
+def assign_sources(config: PackConfig) -> Assignment:
+    """Assign the sources of a config to its tasks.
 
-    Listed repositories are dealt in the order of a seeded hash of their names, so each task's are drawn from the whole input.
-    So are the parts of a grouped folder: `mose-data group` puts a repository into a part by such a hash.
+    Listed repositories are assigned in the order of a seeded hash of their names, so each task gets a random sample of the whole
+    input. So does a task that reads parts of a grouped folder: `mose-data group` puts a repository into a part by such a hash.
 
     Raises:
         MoseError: there is no repository, a source cannot be listed, or there are more tasks than parts.
@@ -77,19 +77,19 @@ def deal_sources(config: PackConfig) -> Deal:
         )
     fingerprint = source_fingerprint(config.sources)
     if parts:
-        return Deal(config.num_tasks, fingerprint, parts=tuple(parts))
-    refs = deal_repositories(list_repositories(config.sources), config)
-    return Deal(config.num_tasks, fingerprint, refs=tuple(map(tuple, refs)))
+        return Assignment(config.num_tasks, fingerprint, parts=tuple(parts))
+    refs = assign_repositories(list_repositories(config.sources), config)
+    return Assignment(config.num_tasks, fingerprint, refs=tuple(map(tuple, refs)))
 
 
-# With fewer repositories one of them may hold most of the tokens, and then half of the rows cannot be mixed.
+# Among fewer repositories, one may hold most of the tokens. Then there is too little else to mix with it in half of the rows.
 MIN_REPOSITORIES_PER_TASK = 10
 
 
-def deal_repositories(refs: Sequence[RepositoryRef], config: PackConfig) -> list[list[RepositoryRef]]:
+def assign_repositories(refs: Sequence[RepositoryRef], config: PackConfig) -> list[list[RepositoryRef]]:
     """The repositories of each task, in seeded order.
 
-    Each split is dealt to as many tasks as leave `MIN_REPOSITORIES_PER_TASK` to each, at most `num_tasks`.
+    Each split is spread over at most `num_tasks` tasks, each of which gets at least `MIN_REPOSITORIES_PER_TASK` repositories.
     """
     tasks: list[list[RepositoryRef]] = [[] for _ in range(config.num_tasks)]
     order = sorted(refs, key=lambda ref: (derive_key(config.seed, "repository order", ref.name), ref.name))

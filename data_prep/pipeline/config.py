@@ -1,4 +1,4 @@
-"""The config of `mose-data pack`: what goes into a data set, and how its rows are built."""
+"""The config of `mose-data pack`: the inputs of a data set, and how its rows are built."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,12 +11,12 @@ from data_prep.sources.registry import SourcesConfig
 from mose.config import fingerprint, require, to_plain, with_new_fields_at_default
 from mose.tokenizer import Tokenizer
 
-# These say where a data set and its inputs lie, and how fast it is made, not what is in it: tokenizer, opt-out lists,
+# These fields say where a data set and its inputs are, or how fast it is made, but not what is in it. Tokenizer, opt-out lists,
 # evaluation files and blob store count by their content.
 FREE_FIELDS = ("output", "num_workers", "tokenizer", "filters.opt_out", "decontamination.files", "sources.blob_store")
 
-# The fields that the first data sets were made with. These always count in a fingerprint. A field that is added later is not
-# listed here: it counts only where it is not at its default, so the fingerprints of existing data sets stay what they are.
+# The fields of the first version. These always count in a fingerprint. A field that is added later is not listed here and only
+# counts where it differs from its default, so that the fingerprints of existing data sets do not change.
 FIRST_FIELDS = frozenset(
     [
         *(f"sources.{name}" for name in ("directories", "repositories", "git_checkouts", "installed_packages", "stack_v2")),
@@ -33,7 +33,7 @@ FIRST_FIELDS = frozenset(
 
 @dataclass(frozen=True)
 class PackConfig:
-    """Everything that decides the bytes of a data set, and some fields that do not: see `FREE_FIELDS`."""
+    """Everything that decides the bytes of a data set, and the `FREE_FIELDS`, which do not."""
 
     output: str
     """Folder of the data set, or a URL such as s3://bucket/folder; one that holds part of the same data set is completed."""
@@ -44,18 +44,18 @@ class PackConfig:
     filters: FiltersConfig = field(default_factory=FiltersConfig)
     """Which files are kept."""
     decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
-    """Which text is dropped because it stands in evaluation files."""
+    """Which text is dropped because evaluation files contain it."""
     packing: PackingConfig = field(default_factory=PackingConfig)
     """How files become rows."""
     num_tasks: int = 8
-    """Parts that are packed independently, each into at most one shard a split; at most as many as a grouped input has parts.
-    Where repositories are few, some stay empty: a part of few repositories cannot mix them evenly."""
+    """Tasks are packed independently, each into at most one shard per split. At most the number of parts of a grouped input.
+    With few repositories some tasks stay empty, because a task of few repositories cannot mix them evenly."""
     num_workers: int = 1
-    """Processes that work on tasks at the same time; the bytes of the data set do not depend on it."""
+    """Processes that run tasks in parallel; the bytes of the data set do not depend on it."""
     held_out_fraction: float = 0.02
-    """Share of repositories, by name, whose rows go to the split held_out."""
+    """Share of repositories whose rows go to the split held_out, chosen by a hash of the name."""
     seed: int = 0
-    """Decides the held-out repositories, the order of repositories and pieces, and the labels."""
+    """Decides the held-out repositories, the order of repositories and chunks, and the labels."""
 
     def __post_init__(self) -> None:
         require(self.output != "", "output: is empty, expected a folder")
@@ -93,11 +93,11 @@ def _counted(values: dict[str, Any], without_new: dict[str, Any], prefix: str = 
 
 
 def lists_fingerprint(config: PackConfig) -> str:
-    """Changes when the content of a file that the filters go by does."""
+    """A fingerprint of the content of the opt-out and evaluation files."""
     return filters_fingerprint(config.filters, config.decontamination)
 
 
 def content_fingerprint(config: PackConfig, tokenizer: Tokenizer) -> str:
-    """Changes when the data set that this config makes with this tokenizer would hold other bytes, its sources being equal."""
+    """A fingerprint of all that decides the bytes of a data set except its sources."""
     parts = {"tokenizer": tokenizer.fingerprint(), "lists": lists_fingerprint(config)}
     return fingerprint({**content_fields(config), **parts})

@@ -1,7 +1,8 @@
-"""A task's rows on disk while their order is not yet known: written a pool at a time, read back in one random order of all.
+"""External shuffle of a task's rows: written to disk in sorted runs, merged into one random order of all rows.
 
-Each row has a random key. A pool's rows are written as one run in ascending order of key, so each block of the final order is
-one piece of each run: no file is read at random, and memory holds a block, not the rows.
+Readers take blocks of consecutive rows, so neighbours must not come from the same sample of the shuffle buffer. Each row gets a
+random key. Each run is sorted by key, so a block of the final order is one contiguous slice of every run: reads are sequential,
+and memory holds one block instead of all rows.
 
 Letters: R rows, T slots of a row.
 """
@@ -27,15 +28,16 @@ from mose.files.atomic_file import TEMPORARY_MARK
 from mose.files.storage import is_local
 from mose.seeding import UINT64_ARRAY, counter_random
 
-# 16 MB of rows of 2,048 tokens: little enough for malloc to use the same memory again; of 64 runs a block takes 64 rows each.
+# 16 MB with rows of 2,048 tokens: small enough for malloc to reuse its memory, large enough that a slice of one of 64 runs still
+# has 64 rows.
 BLOCK_ROWS = 4096
-# Larger writes take the kernel several times as long, see mose.dataset.shard_format.
+# Larger writes are several times slower in the kernel, see mose.dataset.shard_format.
 _WRITE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows with all that is written of them; `lines` holds one line a snippet, in the order of the rows."""
+    """Rows with their labels and lineage; `lines` has one line per snippet, in the order of the rows."""
 
     tokens_RT: TOKENS
     labels: RowLabels
@@ -44,7 +46,7 @@ class RowBlock:
 
 @dataclass(frozen=True)
 class _Run:
-    """Where the rows of one pool lie in the file, and the labels by which they are found."""
+    """Keys and labels of one sorted run, and its offsets in the file."""
 
     keys_R: UINT64_ARRAY
     labels: RowLabels
@@ -54,11 +56,11 @@ class _Run:
     lines_bytes: int
 
 
-class RowSpool(contextlib.AbstractContextManager["RowSpool"]):
-    """The rows of one split of one task, in a nameless file that is gone when it is closed or its process is killed."""
+class RowShuffle(contextlib.AbstractContextManager["RowShuffle"]):
+    """The rows of one split of one task, in an unnamed file that the kernel removes when it is closed or its process dies."""
 
     def __init__(self, shard: Path, key: int):
-        """The file lies beside `shard` if that is local, else in TMPDIR; `key` decides the order of rows."""
+        """The file is in the folder of `shard` if that is local, else in TMPDIR; `key` decides the order of rows."""
         self._shard = shard
         self._key = key
         self._file: IO[bytes] | None = None
@@ -66,13 +68,13 @@ class RowSpool(contextlib.AbstractContextManager["RowSpool"]):
         self.rows = 0
 
     def order(self, number: int) -> tuple[INT64_ARRAY, UINT64_ARRAY]:
-        """How the next `number` rows must be given to `write`, [R]: their order, and their keys in that order."""
+        """The order in which the next `number` rows must be passed to `write`, and their keys in that order, both [R]."""
         keys_R = counter_random(self._key, np.arange(self.rows, self.rows + number, dtype=np.uint64))
         order_R: INT64_ARRAY = np.argsort(keys_R, kind="stable")
         return order_R, keys_R[order_R]
 
     def write(self, keys_R: UINT64_ARRAY, rows: RowBlock) -> None:
-        """Append rows in the order that `order` gave with these keys.
+        """Append one run of rows, sorted as `order` returned with these keys.
 
         Raises:
             OSError: the disk is full; the line names the shard.
@@ -86,7 +88,7 @@ class RowSpool(contextlib.AbstractContextManager["RowSpool"]):
             tokens = np.ascontiguousarray(rows.tokens_RT).reshape(-1).view(np.uint8).data
             for start in range(0, len(tokens), _WRITE_BYTES):
                 file.write(tokens[start : start + _WRITE_BYTES])
-            # Arrow wants its buffers at multiples of 8 bytes.
+            # Arrow needs its buffers at multiples of 8 bytes.
             file.write(b"\0" * (-file.tell() % 8))
             first_lines_R = first_of_each(rows.labels.num_snippets)
             self._runs.append(_Run(keys_R, rows.labels, first_lines_R, offset, file.tell(), lines.size))
@@ -105,27 +107,27 @@ class RowSpool(contextlib.AbstractContextManager["RowSpool"]):
         for start in range(0, self.rows, BLOCK_ROWS):
             last_key = keys_R[min(start + BLOCK_ROWS, self.rows) - 1]
             parts = [source.take(last_key) for source in sources]
-            # Equal keys stay together, so a block may have been taken with the one before.
+            # Rows with equal keys are read together, so the block before may have read this one.
             if any(len(part.keys_R) for part in parts):
                 yield _merged([part for part in parts if len(part.keys_R)])
-            # What was read is not read again; without this the mapped pages would count as this process's memory.
+            # Pages are read once. Without this they would count as memory of this process.
             mapped.madvise(mmap.MADV_DONTNEED)
 
     def __exit__(self, *error: Any) -> None:
-        """Let go of the file."""
+        """Close and thereby remove the file."""
         if self._file is not None:
-            # What a full disk left in its buffer is not wanted any more.
+            # Closing flushes the buffer, which fails again on a full disk; its content is not needed any more.
             with contextlib.suppress(OSError):
                 self._file.close()
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[IO[bytes]]:
-        """The file; its errors name the shard, where the system's say only that the disk is full."""
+        """The file; adds the shard's name to errors, which otherwise only say that the disk is full."""
         if self._file is None:
             folder = self._shard.parent if is_local(self._shard) else None
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-            # Where a file system has no nameless files, a kill may leave this name, which is cleared as other partial files are.
+            # On a file system without unnamed files a kill may leave this name, which is removed like other partial files.
             suffix = f".{socket.gethostname()}-{os.getpid()}{TEMPORARY_MARK}"
             name = f".{self._shard.name}.rows"
             self._file = tempfile.TemporaryFile(dir=folder, prefix=name, suffix=suffix)  # noqa: SIM115 (closed by __exit__)
@@ -158,7 +160,7 @@ class _Source:
         self._next = 0
 
     def take(self, last_key: np.uint64) -> _Part:
-        """The rows that were not taken yet and whose key is `last_key` or less."""
+        """The rows that follow those read so far, up to key `last_key`."""
         run = self._run
         taken = slice(self._next, int(np.searchsorted(run.keys_R, last_key, side="right")))
         self._next = taken.stop
@@ -184,7 +186,7 @@ def _ordered_tokens(parts: list[_Part], order_R: INT64_ARRAY) -> TOKENS:
     places_R = np.empty_like(order_R)
     places_R[order_R] = np.arange(len(order_R))
     tokens_RT = np.empty((len(order_R), sequence_length), dtype)
-    # A row as one element: numpy then copies whole rows.
+    # With a row as one element numpy copies whole rows.
     row_type = f"V{sequence_length * dtype.itemsize}"
     rows_R = tokens_RT.view(row_type)[:, 0]
     first = 0
@@ -195,5 +197,5 @@ def _ordered_tokens(parts: list[_Part], order_R: INT64_ARRAY) -> TOKENS:
 
 
 def spread(firsts_R: INT64_ARRAY, counts_R: INT64_ARRAY) -> INT64_ARRAY:
-    """The numbers of each run `first, first + 1, ...` of `count` numbers, run after run."""
+    """The concatenated ranges `first, first + 1, ..., first + count - 1`."""
     return np.repeat(firsts_R - first_of_each(counts_R), counts_R) + np.arange(counts_R.sum())

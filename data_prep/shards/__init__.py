@@ -1,1 +1,1 @@
-"""A finished data set, read back."""
+"""Reads a finished data set."""

@@ -1,4 +1,4 @@
-"""A shard's lineage table read a row group at a time: by row numbers with push-down, by value, or as whole columns."""
+"""Reads a shard's lineage table one row group at a time: by row number, by value, or as whole columns."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from mose.array_types import INT64_ARRAY
 from mose.errors import MoseError
 
 FILE_SCHEMA = pa.schema([(name, pa.string()) for name in ("repository", "path", "blob_id", "licence", "language")])
-# One line a snippet. Where faithful packing cut the last token of a row, `num_tokens` is without it, `end_byte` still with it.
+# One line per snippet. If faithful packing cut off the last token of a row, `num_tokens` excludes it and `end_byte` includes it.
 LINEAGE_SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -32,7 +32,7 @@ LINEAGE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class FileLineage:
-    """What the lineage table says of a file."""
+    """The columns of the lineage table that describe a file."""
 
     repository: str
     path: str
@@ -42,24 +42,24 @@ class FileLineage:
 
 
 def lineage_of(file: SourceFile) -> FileLineage:
-    """Lineage of a file; several licences are joined with ` AND `, none told is the licence type."""
+    """Lineage of a file; several licences are joined with ` AND `, without any it is the licence type."""
     licences = file.licences
     licence = (" AND ".join(sorted(licences)) if licences else "") or file.licence_type
     return FileLineage(file.repository, file.path, file.blob_id, licence, file.language)
 
 
-# Columns whose values come again and again: held as a number and a dictionary.
+# Columns of repeated text, read as dictionary arrays to save memory.
 _REPEATED = ("repository", "path", "licence", "language")
 
 
 class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
-    """One open table; memory is that of a row group and of what the caller keeps."""
+    """An open table; holds one row group in memory."""
 
     def __init__(self, path: Path):
         """Read the footer of `path`.
 
         Raises:
-            MoseError: the table is missing, is no parquet file, or has other columns.
+            MoseError: the table is missing, not a parquet file, or has other columns.
         """
         self.path = path
         self._files = contextlib.ExitStack()
@@ -83,7 +83,7 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
         self._files.__exit__(*error)
 
     def groups(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
-        """Row groups as tables, in order, with these columns or all.
+        """All row groups in order, with these columns or all.
 
         Raises:
             MoseError: the file is damaged.
@@ -92,7 +92,7 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
             yield self._read(group, columns)
 
     def columns(self, columns: Sequence[str]) -> Any:
-        """These columns of the whole table; one dictionary for each column of repeated text.
+        """These columns of the whole table, with one dictionary per column of repeated text.
 
         Raises:
             MoseError: the file is damaged.
@@ -103,7 +103,7 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
         return pa.concat_tables(groups).unify_dictionaries().combine_chunks()
 
     def of_rows(self, rows_R: NDArray[np.int64]) -> Iterator[Any]:
-        """The lines of these rows (ascending), a table for each row group that may hold one of them."""
+        """The lines of these rows (ascending), one table per row group that has any."""
         for group in self._groups_of(rows_R):
             table = self._read(group, None)
             found = table.filter(pc.is_in(table["row"], value_set=pa.array(rows_R)))
@@ -111,14 +111,14 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
                 yield found
 
     def of_values(self, column: str, values: Any) -> Iterator[Any]:
-        """The lines whose `column` is one of `values` (an arrow array); other columns are read only where there is a hit."""
+        """The lines whose `column` is one of `values` (an arrow array); other columns are only read in row groups with a hit."""
         for group in range(self._parquet.metadata.num_row_groups):
             hits = is_one_of(self._read(group, [column])[column], values)
             if pc.any(hits).as_py():
                 yield self._read(group, None).filter(hits)
 
     def _groups_of(self, rows_R: NDArray[np.int64]) -> Iterator[int]:
-        """Row groups whose range of rows holds a wanted one; all of those that do not say their range."""
+        """Row groups whose range of rows includes one of these rows; also those without a recorded range."""
         place = LINEAGE_SCHEMA.get_field_index("row")
         for group in range(self._parquet.metadata.num_row_groups):
             statistics = self._parquet.metadata.row_group(group).column(place).statistics
@@ -140,7 +140,7 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
 
 
 def is_one_of(column: Any, values: Any) -> Any:
-    """For each line whether its text is among `values`; of a dictionary column each text is looked up once."""
+    """Whether the text of each line is one of `values`; looks up each text of a dictionary column once."""
     chunks = [
         pc.fill_null(pc.take(pc.is_in(chunk.dictionary, value_set=values), chunk.indices), False)
         if pa.types.is_dictionary(chunk.type)
@@ -151,7 +151,7 @@ def is_one_of(column: Any, values: Any) -> Any:
 
 
 def codes(column: Any) -> tuple[INT64_ARRAY, list[str]]:
-    """A column of text as numbers [S] and the texts they stand for."""
+    """A column of text as codes [S] and the texts that they index."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
@@ -160,7 +160,7 @@ def codes(column: Any) -> tuple[INT64_ARRAY, list[str]]:
 
 
 def is_of_one(row_S: INT64_ARRAY, value_S: INT64_ARRAY, rows: int) -> NDArray[np.bool_]:
-    """For each of `rows` rows whether it has lines and all of them have the same value, [R]."""
+    """Whether all lines of a row have the same value [R]; False for a row without lines."""
     smallest_R = np.full(rows, np.iinfo(np.int64).max)
     largest_R = np.full(rows, np.iinfo(np.int64).min)
     np.minimum.at(smallest_R, row_S, value_S)

@@ -1,4 +1,4 @@
-"""Rows of a finished data set by number or key, one at a time or shard by shard, from a local folder or an object store.
+"""Reads rows of a finished data set by number, by key or shard by shard, from a local folder or an object store.
 
 Letters: R rows of a block, T slots of a row.
 """
@@ -26,7 +26,7 @@ _SHARD_NUMBER = re.compile(r"shard-(\d{6})\.tar$")
 
 @dataclass(frozen=True)
 class StoredRow:
-    """One row as its record holds it."""
+    """The content of one record."""
 
     tokens_T: TOKENS
     mixed: int
@@ -36,7 +36,7 @@ class StoredRow:
 
 @dataclass(frozen=True)
 class RecordBlock:
-    """Consecutive records of a shard: their bytes [R, stride], and their tokens [R, T]."""
+    """Consecutive records of a shard: their bytes [R, stride] and tokens [R, T]."""
 
     first_row: int
     records: NDArray[np.uint8]
@@ -44,10 +44,10 @@ class RecordBlock:
 
 
 def shard_number(entry: ShardEntry) -> int:
-    """The number in a shard's name, which is that of the task that wrote it.
+    """The number in a shard's name: the task that wrote it.
 
     Raises:
-        MoseError: the manifest lists a shard of another name.
+        MoseError: the manifest lists a shard with another kind of name.
     """
     found = _SHARD_NUMBER.search(entry.path)
     if found is None:
@@ -56,10 +56,10 @@ def shard_number(entry: ShardEntry) -> int:
 
 
 def locate(manifest: Manifest, split: str, row: int) -> tuple[ShardEntry, int]:
-    """The shard that holds row `row` of a split, and the row's number in it.
+    """The shard of row `row` of a split, and the row's number in that shard.
 
     Raises:
-        MoseError: the split is empty or has fewer rows.
+        MoseError: the split has no such row.
     """
     shards = manifest.shards(split)
     if not 0 <= row < manifest.rows(split):
@@ -72,10 +72,10 @@ def locate(manifest: Manifest, split: str, row: int) -> tuple[ShardEntry, int]:
 
 
 def row_of_key(manifest: Manifest, split: str, key: str) -> int:
-    """The number in its split of the row with this webdataset key, e.g. `000003-000000123`.
+    """The row's number in its split from its webdataset key, e.g. `000003-000000123`.
 
     Raises:
-        MoseError: not a key, or no row of this split has it.
+        MoseError: the key is malformed, or no row of this split has it.
     """
     match = _KEY.fullmatch(key)
     if match is None:
@@ -95,7 +95,7 @@ def key_of(entry: ShardEntry, place: int) -> str:
 
 
 def read_row(dataset: Path, manifest: Manifest, entry: ShardEntry, place: int) -> StoredRow:
-    """Read one record, and no more than that of its shard.
+    """Read one record without the rest of its shard.
 
     Raises:
         MoseError: the shard is missing or shorter than the manifest says, or the record is damaged.
@@ -114,7 +114,7 @@ def read_row(dataset: Path, manifest: Manifest, entry: ShardEntry, place: int) -
 
 
 def check_size(path: Path, layout: RecordLayout, rows: int) -> None:
-    """Compare a shard's size with what so many rows take.
+    """Check that a shard has the size of `rows` records.
 
     Raises:
         MoseError: the shard is missing or of another size.
@@ -131,7 +131,7 @@ def check_size(path: Path, layout: RecordLayout, rows: int) -> None:
 def read_blocks(
     path: Path, layout: RecordLayout, rows: int, observe: Callable[[bytes], object] = lambda data: None
 ) -> Iterator[RecordBlock]:
-    """The records of a shard in order, at most `BLOCK_ROWS` at a time; `observe` sees every byte of the file.
+    """The records of a shard in order, at most `BLOCK_ROWS` at a time; calls `observe` with every byte of the file.
 
     Raises:
         MoseError: the shard is missing or of another size.
@@ -153,10 +153,10 @@ def read_blocks(
 
 
 def read_index(path: Path, rows: int) -> NDArray[np.void]:
-    """A copy of the index [R] of a shard's rows, 16 bytes a row.
+    """A copy of the index [R] of a shard's rows, 16 bytes per row.
 
     Raises:
-        MoseError: the file is missing, is no index, or describes another number of rows.
+        MoseError: the file is missing, not an index, or has another number of rows.
     """
     try:
         index_R: NDArray[np.void] = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)

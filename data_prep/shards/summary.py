@@ -1,4 +1,4 @@
-"""`mose-data stats`: what a data set holds, as tables for people."""
+"""Prints the counts of a manifest as tables, with warnings."""
 
 from typing import Any
 
@@ -18,32 +18,32 @@ _ROWS = (
     ("unmixed rows of one file", "single_file_share_of_unmixed"),
 )
 _LANGUAGES = 10
-# How far the share of mixed rows may be from the wanted one before it is worth a word.
+# Deviation of the share of mixed rows from the configured one above which a warning is printed.
 _MIXED_TOLERANCE = 0.02
 
 
 def print_summary(manifest: Manifest) -> None:
-    """Print the counts of each split, what the filters did, the most frequent languages, and what to be careful of."""
+    """Print the counts of each split, of the filters and of the most frequent languages, and warnings."""
     console = Console(highlight=False)
     statistics = manifest.statistics
-    for table in (_split_table(statistics), _filter_table(statistics["filters"]), _language_table(statistics["splits"])):
+    for table in (_split_table(manifest), _filter_table(statistics["filters"]), _language_table(statistics["splits"])):
         console.print(table)
     print_cautions(manifest)
 
 
 def print_overview(manifest: Manifest) -> None:
-    """Print the counts of each split only."""
-    Console(highlight=False).print(_split_table(manifest.statistics))
+    """Print only the counts of each split."""
+    Console(highlight=False).print(_split_table(manifest))
 
 
 def print_cautions(manifest: Manifest) -> None:
-    """Print what to be careful of, if anything."""
+    """Print the warnings of `cautions`."""
     for line in cautions(manifest.statistics):
         Console(highlight=False, markup=False).print(line, style="yellow", soft_wrap=True)
 
 
 def cautions(statistics: dict[str, Any]) -> list[str]:
-    """What a reader of the figures should not miss."""
+    """Warnings: an unexpected share of mixed rows, repositories without a usable file."""
     lines = []
     for split, counts in statistics["splits"].items():
         share = counts["mixed_share"]
@@ -55,12 +55,12 @@ def cautions(statistics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _split_table(statistics: dict[str, Any]) -> Table:
-    table = Table("", *SPLITS, title=f"packed {statistics['mode']}", title_justify="left")
+def _split_table(manifest: Manifest) -> Table:
+    table = Table("", *SPLITS, title=f"packed {manifest.packing_mode}", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for title, name in _ROWS:
-        table.add_row(title, *(_text(statistics["splits"][split][name]) for split in SPLITS))
+        table.add_row(title, *(_text(manifest.statistics["splits"][split][name]) for split in SPLITS))
     return table
 
 

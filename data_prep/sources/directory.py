@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.sources.file_kinds import found_file
-from data_prep.sources.repositories import READ_LIMIT_BYTES, RepositoryRef, SourceFile
+from data_prep.sources.repositories import READ_LIMIT_BYTES, RepositoryRef, SourceFile, SourceKind
 from mose.errors import MoseError
 
 KIND = "directory"
@@ -84,3 +84,7 @@ def _walk(root: Path) -> Iterator[Path]:
                 folders.append(Path(entry.path))
             elif entry.is_file(follow_symlinks=False):
                 yield Path(entry.path)
+
+
+CHILD_FOLDERS = SourceKind(KIND, lambda folder, _: list_children(folder), lambda ref, wanted, _: read(ref, wanted))
+FOLDER = SourceKind(KIND, lambda folder, _: list_one(folder), lambda ref, wanted, _: read(ref, wanted))

@@ -7,7 +7,7 @@ from typing import IO
 
 from data_prep.sources.directory import printable
 from data_prep.sources.file_kinds import found_file
-from data_prep.sources.repositories import READ_LIMIT_BYTES, RepositoryRef, SourceFile
+from data_prep.sources.repositories import READ_LIMIT_BYTES, RepositoryRef, SourceFile, SourceKind
 from mose.errors import MoseError
 
 KIND = "git"
@@ -88,3 +88,6 @@ def _git(folder: str, *arguments: str) -> bytes:
         lines = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["git failed"]
         raise MoseError(f"{folder}: git_checkouts: {lines[0]}; expected a git work tree with a commit") from None
     return done.stdout
+
+
+GIT_CHECKOUT = SourceKind(KIND, lambda folder, _: list_one(folder), lambda ref, wanted, _: read(ref, wanted))

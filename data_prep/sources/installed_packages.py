@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from data_prep.sources.directory import read_content
 from data_prep.sources.file_kinds import LANGUAGE_OF_SUFFIX, found_file
-from data_prep.sources.repositories import RepositoryRef, SourceFile
+from data_prep.sources.repositories import RepositoryRef, SourceFile, SourceKind
 from mose.errors import MoseError
 
 KIND = "installed_package"
@@ -61,3 +61,6 @@ def _is_text(name: str) -> bool:
     path = PurePosixPath(name)
     outside = ".." in path.parts or path.is_absolute()
     return path.suffix.lower() in LANGUAGE_OF_SUFFIX and not outside and not path.parts[0].endswith((".dist-info", ".egg-info"))
+
+
+INSTALLED_PACKAGES = SourceKind(KIND, lambda *_: list_all(), lambda ref, wanted, _: read(ref, wanted))

@@ -1,43 +1,51 @@
-"""The repositories of a config: listed cheaply and in order, then read one at a time."""
+"""The repositories of a config: all of them are listed by name, then each is read when its turn comes."""
 
-import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-from data_prep.sources import directory, git_checkout, installed_packages
 from data_prep.sources.blobs.store import open_store
-from data_prep.sources.repositories import RepositoryRef, SourceFile
+from data_prep.sources.directory import CHILD_FOLDERS, FOLDER
+from data_prep.sources.git_checkout import GIT_CHECKOUT
+from data_prep.sources.installed_packages import INSTALLED_PACKAGES
+from data_prep.sources.repositories import RepositoryRef, SourceFile, SourceKind
 from data_prep.sources.stack_v2 import grouped
-from data_prep.sources.stack_v2 import rows as stack_v2
-from data_prep.sources.stack_v2.parquet_file import expand, footer_fingerprint
+from data_prep.sources.stack_v2.grouped import GROUPED
+from data_prep.sources.stack_v2.rows import ROWS
 from mose.config import fingerprint, require
 from mose.errors import MoseError
 
 
+def _source(*kinds: SourceKind, default: Any = ()) -> Any:
+    """A config field whose entries are sources of these kinds."""
+    return field(default=default, metadata={"kinds": kinds})
+
+
+# The registry: each field made by `_source` is a kind of source, or several that are told apart by their entries.
 @dataclass(frozen=True)
 class SourcesConfig:
     """Where the repositories are; several kinds may be given at once."""
 
-    directories: tuple[str, ...] = ()
+    directories: tuple[str, ...] = _source(CHILD_FOLDERS)
     """Folders whose child folders are one repository each."""
-    repositories: tuple[str, ...] = ()
+    repositories: tuple[str, ...] = _source(FOLDER)
     """Folders that are one repository each."""
-    git_checkouts: tuple[str, ...] = ()
+    git_checkouts: tuple[str, ...] = _source(GIT_CHECKOUT)
     """Git work trees, one repository each; the files of HEAD are read, not those of the work tree."""
-    installed_packages: bool = False
+    installed_packages: bool = _source(INSTALLED_PACKAGES, default=False)
     """Take every distribution of this Python as a repository, named pypi/NAME."""
-    stack_v2: tuple[str, ...] = ()
-    """Parquet files, globs or folders of `mose-data group`, in The Stack v2 train-full-ids schema: one row a repository. Any may
-    be a URL such as s3://bucket/folder/*.parquet."""
+    stack_v2: tuple[str, ...] = _source(GROUPED, ROWS)
+    """Parquet files, globs or folders of `mose-data group`, in The Stack v2 train-full-ids schema: one row per repository. Each
+    may be a URL such as s3://bucket/folder/*.parquet."""
     blob_store: str = ""
-    """Folder or URL of what `mose-data fetch` brought, for stack_v2 rows without content."""
+    """Folder or URL of what `mose-data fetch` stored, for stack_v2 rows without content."""
     include_suffixes: tuple[str, ...] = ()
     """Only files whose path ends so, e.g. [.py, .pyi]; empty means all."""
     max_repositories: int = 0
     """Take only this many repositories, the first by name; 0 means all."""
     max_repository_bytes: int = 0
-    """Stop reading a repository before the file, in path order, that would pass this many bytes in all (a single file
-    above it is passed over); 0 means no limit."""
+    """Read the files of a repository in path order until the next one would exceed this many bytes in total (a single file
+    larger than it is skipped); 0 means no limit."""
 
     def __post_init__(self) -> None:
         wrong = [suffix for suffix in self.include_suffixes if not suffix.startswith(".")]
@@ -52,18 +60,7 @@ def list_repositories(config: SourcesConfig) -> list[RepositoryRef]:
     Raises:
         MoseError: there is none, a path does not exist or cannot be read, a parquet file is corrupt or lacks a column.
     """
-    refs = [ref for folder in config.directories for ref in directory.list_children(folder)]
-    refs += [ref for folder in config.repositories for ref in directory.list_one(folder)]
-    refs += [ref for folder in config.git_checkouts for ref in git_checkout.list_one(folder)]
-    refs += installed_packages.list_all() if config.installed_packages else []
-    for pattern in config.stack_v2:
-        list_rows = grouped.list_rows if grouped.is_grouped(pattern) else stack_v2.list_rows
-        refs += list_rows(pattern, bool(config.blob_store))
-    if not refs:
-        raise MoseError(
-            "sources: no repositories at all; expected directories, repositories, git_checkouts, installed_packages or stack_v2"
-        )
-    refs = sorted(_numbered(sorted(set(refs))))
+    refs = _list(_entries(config), config.blob_store)
     return refs[: config.max_repositories] if config.max_repositories else refs
 
 
@@ -73,14 +70,8 @@ def read_repository(ref: RepositoryRef, config: SourcesConfig) -> Iterator[Sourc
     Raises:
         MoseError: a folder, file, commit or row cannot be read; the line names it.
     """
-    readers: dict[str, Callable[[RepositoryRef, Callable[[str], bool]], Iterator[SourceFile]]] = {
-        directory.KIND: directory.read,
-        git_checkout.KIND: git_checkout.read,
-        installed_packages.KIND: installed_packages.read,
-        stack_v2.KIND: functools.partial(stack_v2.read, blob_store=config.blob_store),
-        grouped.KIND: functools.partial(grouped.read, blob_store=config.blob_store),
-    }
-    return _capped(readers[ref.kind](ref, _wanted(config)), config.max_repository_bytes)
+    readers = {kind.name: kind.read for kinds in _kinds().values() for kind in kinds}
+    return _capped(readers[ref.kind](ref, _wanted(config), config.blob_store), config.max_repository_bytes)
 
 
 def grouped_parts(config: SourcesConfig) -> list[grouped.GroupedPart]:
@@ -89,11 +80,11 @@ def grouped_parts(config: SourcesConfig) -> list[grouped.GroupedPart]:
     Raises:
         MoseError: a grouped folder stands beside other sources, or is limited by max_repositories; grouped.json is damaged.
     """
-    folders = [pattern for pattern in config.stack_v2 if grouped.is_grouped(pattern)]
+    entries = list(_entries(config))
+    folders = [entry for kind, entry in entries if kind is GROUPED]
     if not folders:
         return []
-    others = (config.directories, config.repositories, config.git_checkouts, config.installed_packages)
-    if any(others) or len(folders) < len(config.stack_v2):
+    if len(folders) < len(entries):
         raise MoseError(
             f"{folders[0]}: sources: a folder of `mose-data group` beside others; expected only such folders, or none"
         )
@@ -105,7 +96,7 @@ def grouped_parts(config: SourcesConfig) -> list[grouped.GroupedPart]:
 def read_part(part: grouped.GroupedPart, config: SourcesConfig) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
     """The repositories of one part in its order, each with its files in path order, within the suffixes and the byte limit.
 
-    The files of a repository must be taken before the next repository is asked for; those not taken are passed over.
+    Read the files of a repository before asking for the next repository; files that were not read are skipped.
 
     Raises:
         MoseError: the part or the blob store is damaged; the line names the file.
@@ -115,24 +106,45 @@ def read_part(part: grouped.GroupedPart, config: SourcesConfig) -> Iterator[tupl
 
 
 def source_fingerprint(config: SourcesConfig) -> str:
-    """Changes when the inputs do: size and footer of parquet files, grouped.json, packs of the blob store, else repository names.
+    """Changes with the inputs: size and footer of parquet files, grouped.json, packs of the blob store, else repository names.
 
-    No row of a parquet file is read.
+    No row of a parquet file is read, because a data set may have billions of them.
 
     Raises:
         MoseError: an input does not exist or cannot be read.
     """
     facts: list[str] = []
-    for pattern in config.stack_v2:
-        if grouped.is_grouped(pattern):
-            facts.append(grouped.read_description(pattern).fingerprint)
+    listed = []
+    for kind, entry in _entries(config):
+        if kind.facts:
+            facts += kind.facts(entry)
         else:
-            facts += [footer_fingerprint(path) for path in expand(pattern)]
-    others = replace(config, stack_v2=(), max_repositories=0)
-    if any((others.directories, others.repositories, others.git_checkouts, others.installed_packages)):
-        facts += [ref.name for ref in list_repositories(others)]
+            listed.append((kind, entry))
+    if listed:
+        facts += [ref.name for ref in _list(listed, config.blob_store)]
     store = open_store(config.blob_store).fingerprint() if config.blob_store else ""
     return fingerprint([facts, store])
+
+
+def _kinds() -> dict[str, tuple[SourceKind, ...]]:
+    """The kinds of source by config field."""
+    return {item.name: item.metadata["kinds"] for item in fields(SourcesConfig) if "kinds" in item.metadata}
+
+
+def _entries(config: SourcesConfig) -> Iterator[tuple[SourceKind, str]]:
+    """Every entry of every source field, with its kind; a field that is switched on counts as one entry without text."""
+    for name, kinds in _kinds().items():
+        value = getattr(config, name)
+        for entry in value if isinstance(value, tuple) else ("",) * value:
+            yield next(kind for kind in kinds if kind.accepts(entry)), entry
+
+
+def _list(entries: Iterable[tuple[SourceKind, str]], blob_store: str) -> list[RepositoryRef]:
+    refs = [ref for kind, entry in entries for ref in kind.list_entry(entry, blob_store)]
+    if not refs:
+        *names, last = _kinds()
+        raise MoseError(f"sources: no repositories at all; expected {', '.join(names)} or {last}")
+    return sorted(_numbered(sorted(set(refs))))
 
 
 def _wanted(config: SourcesConfig) -> Callable[[str], bool]:
@@ -154,13 +166,13 @@ def _numbered(refs: list[RepositoryRef]) -> list[RepositoryRef]:
 
 
 def _capped(files: Iterator[SourceFile], max_bytes: int) -> Iterator[SourceFile]:
-    """Files up to `max_bytes` in all; 0 means no limit."""
+    """Files up to `max_bytes` in total; 0 means no limit."""
     if not max_bytes:
         yield from files
         return
     total = 0
     for file in files:
-        # One file above the whole limit must not end the repository before it began.
+        # A file larger than the whole limit at the start of a repository must not leave it empty.
         if len(file.content) > max_bytes:
             continue
         total += len(file.content)

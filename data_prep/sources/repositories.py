@@ -1,7 +1,8 @@
-"""What flows through data preparation: a repository that was listed, a file that was read, a text that passed."""
+"""Repositories that were listed, their files and texts, the kinds of source they come from, and their split."""
 
 import hashlib
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mose.seeding import derive_key
@@ -18,7 +19,7 @@ class RepositoryRef:
     name: str
     """Unique among the listed repositories: a second one of the same name carries `#2`."""
     kind: str
-    """Which reader opens it: `directory`, `git`, `installed_package` or `stack_v2`."""
+    """Name of the `SourceKind` that reads it."""
     location: str
     """Folder, git work tree, distribution or parquet file."""
     index: int = 0
@@ -27,7 +28,7 @@ class RepositoryRef:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a repository as it was found: bytes, with what The Stack v2 says of a file."""
+    """One file of a repository as it was found: its bytes and the metadata that The Stack v2 has of a file."""
 
     repository: str
     path: str
@@ -44,6 +45,22 @@ class SourceFile:
     is_generated: bool = False
     problem: str = ""
     """Why the bytes are not here (`missing`, `not_fetched`, `not_gzip`, ...); empty when they are."""
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """A kind of repository source: how the repositories of a config entry are listed, and how one is read."""
+
+    name: str
+    """`RepositoryRef.kind` of its repositories."""
+    list_entry: Callable[[str, str], list[RepositoryRef]]
+    """The repositories of one entry of the config field, given the entry and the blob store (both may be empty)."""
+    read: Callable[[RepositoryRef, Callable[[str], bool], str], Iterator[SourceFile]]
+    """The wanted files of a repository in path order, given a predicate of paths and the blob store."""
+    accepts: Callable[[str], bool] = lambda entry: True
+    """Whether an entry is of this kind, where a config field has several kinds; the first that accepts it takes it."""
+    facts: Callable[[str], list[str]] | None = None
+    """What identifies the content of an entry without listing it; None: the names of its repositories."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +87,7 @@ def content_sha1(content: bytes) -> str:
 
 
 TRAIN = "train"
-
-
 HELD_OUT = "held_out"
-
-
 # Two sources may hold one repository; the second is listed as NAME#2 and must not land in the other split.
 _NUMBER = re.compile(r"#\d+$")
 

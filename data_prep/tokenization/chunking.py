@@ -1,6 +1,6 @@
-"""Token arrays cut into pieces at line ends, and the bytes that each piece stands for; no text is encoded twice.
+"""Splits token arrays into chunks at line ends, and finds the bytes of each chunk, without encoding any text twice.
 
-Letters: N tokens of all files, F files, P pieces of all files, V vocabulary.
+Letters: N tokens of all files, F files, C chunks of all files, V vocabulary.
 """
 
 import re
@@ -15,7 +15,7 @@ from mose.array_types import INT64_ARRAY
 from mose.dataset.packed_sequence import TOKENS
 from mose.tokenizer import SentencePieceTokenizer, Tokenizer
 
-# sentencepiece writes a space as U+2581, and gives a text's own U+2581 the same token: 3 bytes that look like 1.
+# sentencepiece writes a space as U+2581 and encodes a U+2581 of the text the same way: 3 bytes of text that look like 1.
 SPACE_MARK = "\u2581"
 _SPACE_MARK_EXCESS = len(SPACE_MARK.encode()) - 1
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -25,17 +25,17 @@ _BYTE_LEVEL_BLANKS = str.maketrans({"\u010a": "\n", "\u0120": " ", "\u0109": "\t
 
 @dataclass(frozen=True)
 class VocabularyTable:
-    """What cutting needs to know of each token id."""
+    """What chunking needs to know about each token id."""
 
     marks_V: NDArray[np.uint16]
     """Twice the UTF-8 bytes of the token's text (none for special tokens), and 1 more if it ends a line: if it holds a newline
-    with nothing but blanks after it, which is a good place to cut."""
+    with nothing but blanks after it, which is a good end for a chunk."""
     merges_space_mark: bool
     """A text's own U+2581 gets the token of a space (sentencepiece)."""
 
     def marks(self, tokens_N: TOKENS) -> NDArray[np.uint16]:
-        """The marks of these tokens; both things in one look-up, because looking up is what cutting spends its time on."""
-        # "clip" spares a pass for the bounds; ids come from the tokenizer of this vocabulary.
+        """The marks of these tokens. Size and line end share one number because chunking spends its time on this look-up."""
+        # "clip" skips the bounds check, a pass of its own; the ids come from the tokenizer of this vocabulary.
         return self.marks_V.take(tokens_N, mode="clip")
 
 
@@ -61,34 +61,35 @@ def _byte_level_text(piece: str) -> tuple[str, int]:
     return piece.translate(_BYTE_LEVEL_BLANKS), len(piece)
 
 
-def cut(marks_N: NDArray[np.uint16], files_F1: INT64_ARRAY, limits_F: INT64_ARRAY) -> tuple[INT64_ARRAY, INT64_ARRAY]:
-    """Cut files that stand one after another: bounds of pieces [P + 1], and how many pieces each file has, [F].
+def chunk_files(marks_N: NDArray[np.uint16], files_F1: INT64_ARRAY, limits_F: INT64_ARRAY) -> tuple[INT64_ARRAY, INT64_ARRAY]:
+    """Split consecutive files into chunks; returns the bounds of all chunks [C + 1] and the number of chunks per file [F].
 
-    File f is tokens `files_F1[f]` to `files_F1[f + 1]`, piece p is tokens `bounds[p]` to `bounds[p + 1]`. No piece of a file has
-    more than `limits_F[f]` tokens. Each ends at the last line end that it can reach; inside a longer line it ends at the limit. A
-    file without tokens has no piece.
+    File f is tokens `files_F1[f]` to `files_F1[f + 1]`, chunk c is tokens `bounds[c]` to `bounds[c + 1]`. No chunk of file f has
+    more than `limits_F[f]` tokens. A chunk ends at the last line end within the limit, or at the limit inside a longer line. A
+    file without tokens has no chunk.
     """
+    # Most files fit into one chunk. Their bounds are known without a look at their tokens, so Python only visits long files.
     lengths_F = np.diff(files_F1)
-    pieces_F = np.minimum(lengths_F, 1)
+    chunks_F = np.minimum(lengths_F, 1)
     long_files = np.flatnonzero(lengths_F > limits_F)
     if not len(long_files):
-        return _distinct(files_F1), pieces_F
+        return _distinct(files_F1), chunks_F
     line_ends = (np.flatnonzero((marks_N & 1).astype(np.bool_)) + 1).data
     inner: list[int] = []
     for file in long_files.tolist():
         before = len(inner)
-        _cut_file(int(files_F1[file]), int(files_F1[file + 1]), int(limits_F[file]), line_ends, inner)
-        pieces_F[file] += len(inner) - before
-    return _distinct(np.sort(np.concatenate((files_F1, np.array(inner, dtype=np.int64))))), pieces_F
+        _chunk_file(int(files_F1[file]), int(files_F1[file + 1]), int(limits_F[file]), line_ends, inner)
+        chunks_F[file] += len(inner) - before
+    return _distinct(np.sort(np.concatenate((files_F1, np.array(inner, dtype=np.int64))))), chunks_F
 
 
 def _distinct(ascending: INT64_ARRAY) -> INT64_ARRAY:
-    """What `np.unique` gives, of numbers that are sorted already."""
+    """The same as `np.unique`, for numbers that are sorted already."""
     return ascending[np.diff(ascending, prepend=-1) > 0]
 
 
-def _cut_file(start: int, end: int, limit: int, line_ends: memoryview, inner: list[int]) -> None:
-    """Append the places inside a file at which it is cut."""
+def _chunk_file(start: int, end: int, limit: int, line_ends: memoryview, inner: list[int]) -> None:
+    """Append the bounds of chunks inside a file."""
     while end - start > limit:
         place = bisect_right(line_ends, start + limit) - 1
         line_end = line_ends[place] if place >= 0 else 0
@@ -97,32 +98,32 @@ def _cut_file(start: int, end: int, limit: int, line_ends: memoryview, inner: li
 
 
 def byte_offsets(
-    marks_N: NDArray[np.uint16], bounds: INT64_ARRAY, pieces_F: INT64_ARRAY, texts: Sequence[str], merges_space_mark: bool
+    marks_N: NDArray[np.uint16], bounds: INT64_ARRAY, chunks_F: INT64_ARRAY, texts: Sequence[str], merges_space_mark: bool
 ) -> INT64_ARRAY:
-    """First and last offset, in the UTF-8 bytes of its file's text, of each piece, [P, 2]; exact, except inside a character that
-    is cut in two.
+    """First and last offset of each chunk [C, 2] in the UTF-8 bytes of its file; exact except where a bound splits a character.
 
-    `bounds` and `pieces_F` are what `cut` returns for files of these `texts` [F]; for `merges_space_mark` see `VocabularyTable`.
+    `bounds` and `chunks_F` are what `chunk_files` returns for files of these `texts` [F]; `merges_space_mark` is described in
+    `VocabularyTable`.
     """
     if not len(bounds) - 1:
         return np.zeros((0, 2), dtype=np.int64)
-    sizes_P = np.add.reduceat(marks_N >> 1, bounds[:-1], dtype=np.int64)
-    ends_P = np.cumsum(sizes_P)
-    firsts_F = np.cumsum(pieces_F) - pieces_F
-    has_pieces = pieces_F > 0
-    before_F = (ends_P - sizes_P)[firsts_F[has_pieces]]
-    ends_P = ends_P - np.repeat(before_F, pieces_F[has_pieces])
-    offsets_P2 = np.stack((ends_P - sizes_P, ends_P), axis=1)
+    sizes_C = np.add.reduceat(marks_N >> 1, bounds[:-1], dtype=np.int64)
+    ends_C = np.cumsum(sizes_C)
+    firsts_F = np.cumsum(chunks_F) - chunks_F
+    has_chunks = chunks_F > 0
+    before_F = (ends_C - sizes_C)[firsts_F[has_chunks]]
+    ends_C = ends_C - np.repeat(before_F, chunks_F[has_chunks])
+    offsets_C2 = np.stack((ends_C - sizes_C, ends_C), axis=1)
     if merges_space_mark:
         for file, text in enumerate(texts):
             if SPACE_MARK in text:
-                own = slice(int(firsts_F[file]), int(firsts_F[file] + pieces_F[file]))
-                offsets_P2[own] = _with_space_marks(offsets_P2[own], text)
-    return offsets_P2
+                own = slice(int(firsts_F[file]), int(firsts_F[file] + chunks_F[file]))
+                offsets_C2[own] = _with_space_marks(offsets_C2[own], text)
+    return offsets_C2
 
 
 def _with_space_marks(offsets: INT64_ARRAY, text: str) -> INT64_ARRAY:
-    """Offsets that count each space mark of the text as one byte, turned into real ones."""
+    """Correct offsets that count each U+2581 of the text as one byte."""
     marks = np.array([match.start() for match in re.finditer(SPACE_MARK.encode(), text.encode())], dtype=np.int64)
     marks -= _SPACE_MARK_EXCESS * np.arange(len(marks))
     return offsets + _SPACE_MARK_EXCESS * np.searchsorted(marks, offsets, side="left")

@@ -1,4 +1,4 @@
-"""Texts to token ids in bulk: gigatoken where it gives what sentencepiece gives, else the tokenizer itself.
+"""Encodes texts in bulk: with gigatoken where its output equals that of sentencepiece, else with the tokenizer itself.
 
 Letters: N tokens, F texts.
 """
@@ -16,9 +16,9 @@ from mose.dataset.packed_sequence import TOKENS
 from mose.tokenizer import SENTENCEPIECE_SPECIALS, SentencePieceTokenizer, Tokenizer
 
 LOGGER = logging.getLogger(__name__)
-# gigatoken reads "<sep>" in a text as the special token (seen in 0.10.0); sentencepiece reads it as text. gigatoken is
-# therefore given the model with other spellings, of a character that Unicode keeps out of texts, and a text that has a special
-# id all the same is encoded again by sentencepiece. That both hold is part of the check at the start.
+# gigatoken encodes "<sep>" in a text as the special token (seen in 0.10.0), sentencepiece as text. gigatoken therefore gets the
+# model with other spellings, made of a noncharacter of Unicode. A text that still gets a special id is encoded again with
+# sentencepiece. The check at the start covers both.
 _UNUSED_CHARACTER = "\U0010ffff".encode()
 SAMPLE = (
     "",
@@ -36,12 +36,12 @@ SAMPLE = (
 
 
 class Encoder:
-    """Encodes texts with one tokenizer; a text that spells a special token is encoded as text."""
+    """Encodes texts with one tokenizer; text that spells a special token stays text."""
 
     def __init__(self, tokenizer: Tokenizer):
         """Choose the back end: `backend` is `gigatoken`, `sentencepiece` or `tokenizers`.
 
-        gigatoken is taken when it encodes a built-in sample exactly as sentencepiece does; otherwise one log line says why not.
+        gigatoken is used if it encodes a built-in sample exactly as sentencepiece does; otherwise one log line says why not.
         """
         self.tokenizer = tokenizer
         self.backend = "tokenizers"
@@ -56,7 +56,7 @@ class Encoder:
         return [tokens_N[start:end] for start, end in itertools.pairwise(bounds.tolist())]
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[TOKENS, INT64_ARRAY]:
-        """Token ids of all texts [N] one after another, and where each text begins and the last one ends, [F + 1]."""
+        """Token ids of all texts, concatenated [N], and the bounds of the texts in them [F + 1]."""
         if self._fast is None:
             return _joined(self.tokenizer.encode_batch(texts), self.tokenizer.dtype)
         return _encode(self._fast, self.tokenizer, texts)
@@ -79,9 +79,9 @@ def _encode(fast: gigatoken.Tokenizer, tokenizer: Tokenizer, texts: Sequence[str
 
 
 def _texts_with_special_ids(ids: NDArray[np.integer], bounds: INT64_ARRAY, tokenizer: Tokenizer) -> INT64_ARRAY:
-    """Which texts were given an id that no text has: they spell a special token."""
+    """The texts that got a special id, which no text should have."""
     special = tokenizer.special.ids()
-    # One comparison a token, then a closer look at the few that pass: special ids are the first ones of a vocabulary.
+    # Special ids are the first of a vocabulary: one comparison per token leaves few candidates for the slower `isin`.
     places = np.flatnonzero(ids <= max(special))
     places = places[np.isin(ids[places], special)]
     return np.unique(np.searchsorted(bounds, places, side="right") - 1)
@@ -96,7 +96,7 @@ def _checked_gigatoken(tokenizer: SentencePieceTokenizer) -> gigatoken.Tokenizer
     try:
         fast = gigatoken.Tokenizer.from_sentencepiece(_with_hidden_specials(tokenizer.path.read_bytes()))
         differs = _first_difference(fast, tokenizer)
-    except Exception as error:  # gigatoken raises ValueError, RuntimeError or a panic's own class for a model it cannot read
+    except Exception as error:  # gigatoken raises ValueError, RuntimeError or a Rust panic for a model it cannot read
         differs = f"{type(error).__name__}: {error}"
     if differs is None:
         return fast
@@ -107,11 +107,11 @@ def _checked_gigatoken(tokenizer: SentencePieceTokenizer) -> gigatoken.Tokenizer
 
 
 def _with_hidden_specials(model: bytes) -> bytes:
-    """A serialized sentencepiece model in which the special pieces are spelled as no text is, in as many bytes."""
+    """Respell the special pieces of a serialized sentencepiece model with as many bytes that no text contains."""
     for number, spelling in enumerate(SENTENCEPIECE_SPECIALS.values()):
         piece = spelling.encode()
         hidden = _UNUSED_CHARACTER + b"%d" % number
-        # A piece is field 1 of its message, so its bytes stand behind the tag 10 and their number; the first one is the piece.
+        # Protobuf: a piece is field 1 of its message, so tag 10 and its length come before it; the first match is the piece.
         model = model.replace(b"\n%c" % len(piece) + piece, b"\n%c" % len(piece) + hidden.ljust(len(piece), b"_"), 1)
     return model
 

@@ -22,15 +22,15 @@ from mose.files.atomic_file import atomic_write
 from mose.seeding import derive_key, generator
 from mose.tokenizer import SENTENCEPIECE_NAME, SENTENCEPIECE_SPECIALS, SentencePieceTokenizer
 
-# Longer training sentences are skipped by sentencepiece, so a chunk of 4-byte characters must stay below it.
+# sentencepiece skips longer training sentences, so a chunk of 4-byte characters must stay below this.
 MAX_SENTENCE_BYTES = 16384
-# With millions of repositories an equal share would be a few bytes; fewer repositories with this much each are read instead.
+# With millions of repositories an equal share would be a few bytes. Reading fewer repositories, with this much each, is faster.
 MIN_REPOSITORY_BYTES = 100_000
 MEASURED_BYTES = 2_000_000
-# sentencepiece writes a space as U+2581 and an unknown as U+2585: it skips a training sentence that holds the second, and
-# cannot tell the first from a space.
+# sentencepiece writes a space as U+2581 and an unknown character as U+2585. It cannot tell a U+2581 of the text from a space,
+# and skips training sentences that contain U+2585.
 RESERVED = {0x2581: None, 0x2585: None}
-# Measured: lossless on every file, and with newlines inside the chunks the best compression of all trainers tried.
+# Measured: lossless on every file. With newlines inside the chunks it compresses best of all trainers tried.
 SETTINGS: dict[str, Any] = {
     "model_type": "bpe",
     "byte_fallback": True,
@@ -48,7 +48,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class TokenizerTrainingConfig:
-    """What a tokenizer is trained on, and how large it becomes."""
+    """Training data and size of a tokenizer."""
 
     output: str
     """Folder for tokenizer.model and config.yaml; older files of these names are replaced."""
@@ -61,18 +61,18 @@ class TokenizerTrainingConfig:
     max_training_bytes: int = 20_000_000
     """UTF-8 bytes of text to train on, spread over the repositories."""
     chunk_characters: int = 2048
-    """Texts are cut into chunks of at most this many characters; newlines stay inside, so that pieces may hold them."""
+    """Texts are split into chunks of at most this many characters; newlines stay inside, so that pieces may contain them."""
     max_run: int = 256
     """Runs of this many or more equal characters are left out of the training text."""
     character_coverage: float = 0.9999
     """Share of the text's characters that get a piece of their own; the rest are written as bytes, so nothing is lost. A
-    small vocabulary wants less, e.g. .999: one file of CJK characters can ask for thousands of pieces."""
+    small vocabulary needs less, e.g. .999: one file of CJK characters can take thousands of pieces."""
     held_out_fraction: float = 0.02
-    """Share of repositories that is not trained on; the same value and seed as for pack hold out the same repositories."""
+    """Share of repositories to hold out from training; the same value and seed hold out the same repositories as `pack` does."""
     seed: int = 0
     """Chooses the held-out repositories and the sample of text."""
     num_threads: int = 1
-    """Threads of the training; the file holds this number, so equal files need equal numbers."""
+    """Training threads. The model file contains this number, so only equal numbers give equal files."""
 
     def __post_init__(self) -> None:
         require(self.vocabulary_size > 0, f"vocabulary_size: is {self.vocabulary_size}, expected 1 or more")
@@ -117,7 +117,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
 def sample_chunks(refs: list[RepositoryRef], config: TokenizerTrainingConfig, max_bytes: int) -> Iterator[str]:
     """Chunks of text from repositories in seeded order, at most `max_bytes` UTF-8 bytes.
 
-    Each repository gives at most an equal share of what is left, so that none fills the sample alone.
+    Each repository may use an equal share of the remaining budget, so that no large one fills the sample alone.
     """
     order = sorted(refs, key=lambda ref: derive_key(config.seed, "tokenizer-repositories", ref.name))
     remaining = max_bytes
@@ -133,7 +133,7 @@ def sample_chunks(refs: list[RepositoryRef], config: TokenizerTrainingConfig, ma
 
 
 def training_chunks_of(text: str, chunk_characters: int, max_run: int) -> list[str]:
-    """One text cut into chunks, without reserved characters and without runs of `max_run` or more equal characters."""
+    """Split one text into chunks, without reserved characters and without runs of `max_run` or more equal characters."""
     text = re.sub(rf"(.)\1{{{max_run - 1},}}", "", text.translate(RESERVED), flags=re.DOTALL)
     return [text[i : i + chunk_characters] for i in range(0, len(text), chunk_characters)]
 
@@ -161,7 +161,7 @@ def train_model(chunks: Iterable[str], config: TokenizerTrainingConfig) -> bytes
             character_coverage=config.character_coverage,
         )
     except RuntimeError as error:
-        raise MoseError(_told(str(error), config.vocabulary_size)) from None
+        raise MoseError(_explained(str(error), config.vocabulary_size)) from None
     return model.getvalue()
 
 
@@ -181,15 +181,15 @@ def _print_compression(path: Path, held_out: list[str], trained_on: list[str]) -
     measured = held_out or trained_on
     tokens = sum(len(ids) for ids in encoder.encode_batch(measured))
     where = "held-out repositories" if held_out else "the training text, because no repository is held out"
-    print(f"compression: {_num_bytes(measured) / tokens:.2f} bytes a token on {_num_bytes(measured):,} bytes of {where}")
+    print(f"compression: {_num_bytes(measured) / tokens:.2f} bytes per token on {_num_bytes(measured):,} bytes of {where}")
 
 
 def _num_bytes(chunks: Iterable[str]) -> int:
     return sum(len(chunk.encode("utf-8")) for chunk in chunks)
 
 
-def _told(message: str, vocabulary_size: int) -> str:
-    """sentencepiece's own limit in one line."""
+def _explained(message: str, vocabulary_size: int) -> str:
+    """The limit that sentencepiece's message states, in one line."""
     too_high = re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", message)
     if too_high:
         limit = int(too_high.group(1))

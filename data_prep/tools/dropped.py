@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_prep.filters.decontamination import CONTAMINATED
 from data_prep.filters.dropped_log import DROPPED_SCHEMA, FOLDER, GROUP_LINES, Line
+from data_prep.filters.filters import REASONS
 from mose.command import Command
 from mose.errors import MoseError
 from mose.files.storage import storage_path
@@ -94,7 +96,10 @@ def _batches(paths: list[Path]) -> Iterator[pa.RecordBatch]:
 
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("dataset", type=str, help="Folder of the data set.")
-    parser.add_argument("--reason", type=str, default="", help="Only what was dropped for this reason, e.g. licence.")
+    reasons = ", ".join((*REASONS, CONTAMINATED))
+    parser.add_argument(
+        "--reason", type=str, default="", help=f"Only what was dropped for this reason: {reasons}, or a problem of the source."
+    )
     parser.add_argument(
         "--limit", type=int, default=0, help="At most this many lines; 0 means 50 on a terminal, and all of them in a pipe."
     )

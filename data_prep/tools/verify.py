@@ -199,7 +199,7 @@ class _Checker:
         if len(differs):
             row = block.first_row + int(differs[0])
             raise MoseError(f"{shard}: row {row}: CRC-32 of its tokens is not the one that {entry.index_path} says")
-        alternating = self._manifest.statistics.get("mode") != "faithful" and entry.path not in self._rewritten
+        alternating = self._manifest.packing_mode.alternates and entry.path not in self._rewritten
         check_lineage(table, block.first_row, block.tokens_RT, labels, self._special, alternating=alternating)
 
 

@@ -27,7 +27,7 @@ def embed_rows(
 ) -> list[NDArray[np.float32]]:
     """E tables [R, D] of normalised embeddings of token rows: one forward pass, rows of similar length together."""
     model.to(device).eval()
-    tables = [np.empty((len(rows), model.config.hidden_size), dtype=np.float32) for _ in model.config.matryoshka_layers]
+    tables = [np.empty((len(rows), model.config.hidden_size), dtype=np.float32) for _ in model.config.exit_layers]
     chunks = chunks_by_length([len(row) for row in rows], max_rows=len(rows), max_tokens=chunk_tokens)
     with torch.inference_mode(), precision(device, bf16):
         for chunk in with_progress(chunks, len(chunks), "embedding"):

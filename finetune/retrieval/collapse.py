@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from finetune.retrieval.loss import MultiExitLoss
+from finetune.retrieval.loss import RetrievalLoss
 from mose.errors import MoseError
 
 # One point: embeddings as alike as this, at a loss within this share of that of P equal candidates, ln P.
@@ -33,11 +33,11 @@ class CollapseWatch:
     exit_layers: Sequence[int]
     every: int
     warmup_steps: int
-    reports: list[MultiExitLoss] = field(default_factory=list)
+    reports: list[RetrievalLoss] = field(default_factory=list)
     collapsed: set[int] = field(default_factory=set)
     """Exits that had collapsed when last looked at."""
 
-    def add(self, step: int, report: MultiExitLoss, pairs: int) -> None:
+    def add(self, step: int, report: RetrievalLoss, pairs: int) -> None:
         """Take in the step that made the model's step count `step`.
 
         Raises:

@@ -10,17 +10,17 @@ from rich.progress import Progress, TaskID
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune.config import RetrievalConfig
-from finetune.retrieval.loss import MultiExitLoss
+from finetune.retrieval.loss import RetrievalLoss
 from finetune.retrieval.optimization import learning_rate
 from mose.config import save_config
-from mose.run_directory import RunDirectory, exit_scalar
+from mose.run_directory import LOSS_TOTAL, RunDirectory, exit_scalar
 
 
 @dataclass(frozen=True)
 class StepReport:
     """What one optimiser step measured: losses, gradient norm, pairs of the whole batch, seconds."""
 
-    loss: MultiExitLoss
+    loss: RetrievalLoss
     gradient_norm: float
     pairs: int
     seconds: float
@@ -98,4 +98,4 @@ def console_line(step: int, steps: int, scalars: dict[str, float]) -> str:
     exits = " ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in scalars.items() if name.startswith("loss/exit_"))
     cosines = " ".join(f"{value:.2f}" for name, value in scalars.items() if name.startswith("similarity/"))
     norm, speed = scalars["optimizer/gradient_norm"], scalars["throughput/pairs_per_second"]
-    return f"step {step}/{steps} loss {scalars['loss/total']:.3f} {exits} cosine {cosines} norm {norm:.3f} pairs/s {speed:,.1f}"
+    return f"step {step}/{steps} loss {scalars[LOSS_TOTAL]:.3f} {exits} cosine {cosines} norm {norm:.3f} pairs/s {speed:,.1f}"

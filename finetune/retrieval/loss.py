@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class MultiExitLoss:
+class RetrievalLoss:
     """The weighted total (with gradient); of each exit (without) the loss, the share of queries that rank their target first,
     and the mean cosine of two different texts."""
 
@@ -20,11 +20,6 @@ class MultiExitLoss:
     losses_E: Tensor
     accuracies_E: Tensor
     cosines_E: Tensor
-
-
-def exit_weights(exit_layers: Sequence[int], num_layers: int) -> list[float]:
-    """Weight i / L of each exit, as in pre-training (paper section 2.2)."""
-    return [layer / num_layers for layer in exit_layers]
 
 
 def false_negatives(query_keys_P: Tensor, target_keys_P: Tensor) -> Tensor:
@@ -65,7 +60,7 @@ def mean_cosine(embeddings_RD: Tensor) -> Tensor:
 
 def multi_exit_loss(
     queries: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float], logit_scale: float, excluded_PP: Tensor
-) -> MultiExitLoss:
+) -> RetrievalLoss:
     """Sum over exits of weight x CLIP loss; `queries` and `targets` are E tensors [P, D] of normalised embeddings.
 
     The similarity is *multiplied* by `logit_scale`: the paper's "temperature 10.0" is open_clip's logit scale.
@@ -78,4 +73,4 @@ def multi_exit_loss(
         accuracies.append(first_P.float().mean())
         cosines.append(mean_cosine(torch.cat((queries_PD, targets_PD))))
     total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
-    return MultiExitLoss(total, torch.stack(losses).detach(), torch.stack(accuracies), torch.stack(cosines))
+    return RetrievalLoss(total, torch.stack(losses).detach(), torch.stack(accuracies), torch.stack(cosines))

@@ -20,13 +20,14 @@ from finetune.retrieval.collapse import CollapseWatch
 from finetune.retrieval.examples import Example, Examples
 from finetune.retrieval.gradient_cache import Chunk, backward, gather_chunks
 from finetune.retrieval.log import StepReport, TrainingLog
-from finetune.retrieval.loss import MultiExitLoss, exit_weights, false_negatives, multi_exit_loss
+from finetune.retrieval.loss import RetrievalLoss, false_negatives, multi_exit_loss
 from finetune.retrieval.optimization import build_optimizer, optimizer_step
 from finetune.retrieval.prompts import Prompt, encode_prompts
 from mose.checkpoint.converted_checkpoint import load_pretrained, random_like, retrieval_from_pretrained, write_checkpoint
 from mose.dataset.packed_sequence import TOKENS
 from mose.errors import MoseError
 from mose.model.attention_mose import TORCH_VARLEN, choose_backend
+from mose.model.exits import exit_weights
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
 from mose.model.projection_heads import start_as_identity
 from mose.seeding import derive_key
@@ -115,7 +116,7 @@ class Trainer:
     @property
     def exit_layers(self) -> list[int]:
         """Layers of the model's exits."""
-        return list(self.model.config.matryoshka_layers)
+        return list(self.model.config.exit_layers)
 
     @property
     def max_length(self) -> int:
@@ -128,7 +129,7 @@ class Trainer:
         chunks = self._chunks(examples, step)
         excluded_PP = _false_negatives(examples).to(self.device)
 
-        def loss(embeddings: list[Tensor]) -> tuple[Tensor, MultiExitLoss]:
+        def loss(embeddings: list[Tensor]) -> tuple[Tensor, RetrievalLoss]:
             report = self._loss(embeddings, excluded_PP)
             return report.total, report
 
@@ -167,7 +168,7 @@ class Trainer:
         with precision(self.device, self.config.bf16):
             return self.model.embed(batch.input_ids_N, batch.positions_N, batch.cu_seqlens, batch.max_length)
 
-    def _loss(self, embeddings: list[Tensor], excluded_PP: Tensor) -> MultiExitLoss:
+    def _loss(self, embeddings: list[Tensor], excluded_PP: Tensor) -> RetrievalLoss:
         share = len(embeddings[0]) // 2
         queries = [gather_rows(table_RD[:share]) for table_RD in embeddings]
         targets = [gather_rows(table_RD[share:]) for table_RD in embeddings]

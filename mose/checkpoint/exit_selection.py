@@ -25,7 +25,7 @@ def parameter_shapes(model_class: ModelClass, config: ModularStarEncoderConfig) 
 
 
 @dataclass(frozen=True)
-class Selection:
+class ExitSlice:
     """A model cut from a whole one: its shape, and where each of its parameters comes from."""
 
     model_class: ModelClass
@@ -48,7 +48,7 @@ class Selection:
         return [Entry(name, dtype, self.shapes[name]) for name in self.sources.values()]
 
 
-def select_exit(model_class: ModelClass, config: ModularStarEncoderConfig, exit_layer: int | None = None) -> Selection:
+def select_exit(model_class: ModelClass, config: ModularStarEncoderConfig, exit_layer: int | None = None) -> ExitSlice:
     """The whole model, or layers 1..exit_layer with that exit's heads alone.
 
     Raises:
@@ -56,8 +56,8 @@ def select_exit(model_class: ModelClass, config: ModularStarEncoderConfig, exit_
     """
     if exit_layer is None:
         shapes = parameter_shapes(model_class, config)
-        return Selection(model_class, config, {name: name for name in sorted(shapes)}, shapes)
-    exits = list(config.matryoshka_layers)
+        return ExitSlice(model_class, config, {name: name for name in sorted(shapes)}, shapes)
+    exits = list(config.exit_layers)
     if exit_layer not in exits:
         raise MoseError(f"exit {exit_layer}: the model has exits {exits}")
     deepest = exit_layer == config.num_hidden_layers
@@ -66,11 +66,11 @@ def select_exit(model_class: ModelClass, config: ModularStarEncoderConfig, exit_
     cut = ModularStarEncoderConfig(**{**config.to_dict(), **changes})
     index, shapes = exits.index(exit_layer), parameter_shapes(model_class, cut)
     names = {name.replace("projection_heads.0.", f"projection_heads.{index}."): name for name in shapes}
-    return Selection(model_class, cut, dict(sorted(names.items())), shapes, index)
+    return ExitSlice(model_class, cut, dict(sorted(names.items())), shapes, index)
 
 
 def write_weights(
-    targets: Sequence[tuple[Path, Selection]], read: Callable[[str], Tensor], dtype: torch.dtype = torch.float32
+    targets: Sequence[tuple[Path, ExitSlice]], read: Callable[[str], Tensor], dtype: torch.dtype = torch.float32
 ) -> None:
     """Write the safetensors file of each selection, reading each tensor of the whole model once."""
     with ExitStack() as stack:

@@ -22,7 +22,7 @@ from mose.checkpoint.converted_checkpoint import (
     describe,
     read_config_fields,
 )
-from mose.checkpoint.exit_selection import ModelClass, Selection, parameter_shapes
+from mose.checkpoint.exit_selection import ExitSlice, ModelClass, parameter_shapes
 from mose.checkpoint.safetensors_file import WEIGHTS_NAME, Entry, SafetensorsWriter, WeightFiles
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_folder, write_json
@@ -104,7 +104,7 @@ def import_published(folder: Path, output: Path, tokenizer: Path | None = None) 
             describe(temporary, found.model_class, found.config)
             _copy_tensors(weights, found, temporary / WEIGHTS_NAME)
             copy_tokenizer(tokenizer or folder, temporary, found.config.max_position_embeddings)
-            write_json(temporary / FACTS_NAME, {"imported": folder.resolve().name, "exits": found.config.matryoshka_layers})
+            write_json(temporary / FACTS_NAME, {"imported": folder.resolve().name, "exits": found.config.exit_layers})
     return found
 
 
@@ -193,7 +193,7 @@ def _copy_tensors(weights: WeightFiles, found: Published, path: Path) -> None:
         writer.close()
 
 
-def published_selection(selection: Selection, whole: ModularStarEncoderConfig) -> Selection:
+def published_selection(selection: ExitSlice, whole: ModularStarEncoderConfig) -> ExitSlice:
     """The tensors of the released layout: an early exit's file keeps the final norm, as the predicted byte sizes have it."""
     if not whole.norm_after_last_layer or selection.config.norm_after_last_layer:
         return selection
@@ -202,7 +202,7 @@ def published_selection(selection: Selection, whole: ModularStarEncoderConfig) -
     return dataclasses.replace(selection, sources=sources, shapes={**selection.shapes, **norm})
 
 
-def describe_published(folder: Path, selection: Selection) -> None:
+def describe_published(folder: Path, selection: ExitSlice) -> None:
     """Write config.json with the released fields, and our source files, with which `AutoModel` opens the folder."""
     config = selection.config
     values = {name: getattr(config, name) for name in SHAPE_FIELDS} | FIXED_FIELDS

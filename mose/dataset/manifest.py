@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mose.dataset.packed_sequence import token_dtype
+from mose.dataset.packing_modes import PackingMode
 from mose.dataset.shard_format import RecordLayout
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
@@ -48,6 +49,18 @@ class Manifest:
     def layout(self) -> RecordLayout:
         """The record layout of every shard."""
         return RecordLayout(self.sequence_length, np.dtype(token_dtype(self.vocabulary_size)))
+
+    @property
+    def packing_mode(self) -> PackingMode:
+        """How the rows were packed, from `statistics`; a manifest that does not say so describes dense rows.
+
+        Raises:
+            MoseError: this version knows no such mode.
+        """
+        mode = self.statistics.get("mode", PackingMode.dense)
+        if mode not in PackingMode.__members__:
+            raise MoseError(f"{MANIFEST_NAME}: statistics.mode: {mode!r}, expected one of {', '.join(PackingMode)}")
+        return PackingMode[mode]
 
     def shards(self, split: str) -> tuple[ShardEntry, ...]:
         """The shards of a split, in row order.

@@ -78,11 +78,16 @@ class ModularStarEncoderConfig(PretrainedConfig):
         """
         if self.exit_layer is None:
             return self.num_hidden_layers
-        if self.exit_layer not in self.matryoshka_layers:
-            raise ValueError(f"exit_layer: {self.exit_layer}, expected one of the model's exits {self.matryoshka_layers}")
+        if self.exit_layer not in self.exit_layers:
+            raise ValueError(f"exit_layer: {self.exit_layer}, expected one of the model's exits {self.exit_layers}")
         return self.exit_layer
 
     @property
-    def exits(self) -> list[int]:
+    def exit_layers(self) -> list[int]:
+        """The exits of the whole model, counted in layers from 1, shallow to deep: `matryoshka_layers` of config.json."""
+        return self.matryoshka_layers
+
+    @property
+    def computed_exit_layers(self) -> list[int]:
         """The exits whose states are computed, shallow to deep."""
-        return [layer for layer in self.matryoshka_layers if layer <= self.depth]
+        return [layer for layer in self.exit_layers if layer <= self.depth]

@@ -92,7 +92,7 @@ class StarEncoder2(nn.Module):
         self.layers = nn.ModuleList(StarEncoder2Layer(config) for _ in range(config.depth))
         normed = config.norm_after_last_layer and config.depth == config.num_hidden_layers
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon) if normed else nn.Identity()
-        self.exits = nn.ModuleList(nn.Identity() for _ in config.exits)
+        self.exits = nn.ModuleList(nn.Identity() for _ in config.computed_exit_layers)
 
     def forward(self, input_ids_N: Tensor, positions_N: Tensor, cu_seqlens: Tensor, max_length: int) -> list[Tensor]:
         """States [N, D] at each exit, shallow to deep: raw at all but the deepest, which has gone through `norm`."""
@@ -101,7 +101,7 @@ class StarEncoder2(nn.Module):
         states: list[Tensor] = []
         for depth, layer in enumerate(self.layers, start=1):
             x_ND = layer(x_ND, rotary, cu_seqlens, max_length)
-            if depth in self.config.matryoshka_layers:
+            if depth in self.config.exit_layers:
                 state_ND = self.norm(x_ND) if depth == len(self.layers) else x_ND
                 states.append(self.exits[len(states)](state_ND))
         return states
@@ -154,7 +154,7 @@ class StarEncoder2PreTrainingHeads(nn.Module):
         super().__init__()
         # Without a layer index there is no such parameter: engines and file formats do badly with one of no elements.
         if config.conditional_size:
-            self.conditional_embeddings = nn.Embedding(len(config.matryoshka_layers), config.conditional_size)
+            self.conditional_embeddings = nn.Embedding(len(config.exit_layers), config.conditional_size)
         self.predictions = StarEncoder2LMPredictionHead(config)
         self.seq_relationship = nn.Linear(config.hidden_size + config.conditional_size, 2)
 
@@ -237,7 +237,7 @@ class ModularStarEncoderPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         if config.depth < config.num_hidden_layers:
             deeper = "|".join(str(layer) for layer in range(config.depth, config.num_hidden_layers))
-            heads = "|".join(str(index) for index in range(len(config.exits), len(config.matryoshka_layers)))
+            heads = "|".join(str(index) for index in range(len(config.computed_exit_layers), len(config.exit_layers)))
             # What the file holds for deeper exits is left unread on purpose, and needs no warning.
             self._keys_to_ignore_on_load_unexpected = {
                 rf"^starEncoder2\.(norm|layers\.({deeper}))\.",
@@ -305,7 +305,7 @@ class ModularStarEncoderForRetrieval(ModularStarEncoderPreTrainedModel):
         width = config.hidden_size
         self.starEncoder2 = StarEncoder2(config)
         self.projection_heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, width)) for _ in config.exits
+            nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(), nn.Linear(width, width)) for _ in config.computed_exit_layers
         )
         self.post_init()
 
@@ -321,7 +321,7 @@ class ModularStarEncoderForRetrieval(ModularStarEncoderPreTrainedModel):
         """Run rows [B, T], padded on either side; `last_hidden_state` is that of `exit_layer` (default: the deepest exit)."""
         states, rows = self.run_trunk(input_ids, attention_mask)
         projected = [head(state) for head, state in zip(self.projection_heads, states, strict=True)]
-        chosen = self.config.exits.index(exit_layer) if exit_layer is not None else -1
+        chosen = self.config.computed_exit_layers.index(exit_layer) if exit_layer is not None else -1
         return RetrievalOutput(
             last_hidden_state=rows.pad(projected[chosen]),
             projected_pooled_normalized=tuple(F.normalize(state[rows.last_B], dim=-1) for state in projected),

@@ -22,7 +22,7 @@ def head_parameters(config: ModularStarEncoderConfig) -> int:
     width, wide = config.hidden_size, config.hidden_size + config.conditional_size
     transform = wide * wide + wide + 2 * wide
     decoder = config.vocab_size * wide + config.vocab_size
-    return width * width + width + len(config.matryoshka_layers) * config.conditional_size + transform + decoder + 2 * wide + 2
+    return width * width + width + len(config.exit_layers) * config.conditional_size + transform + decoder + 2 * wide + 2
 
 
 def flops_per_row(config: ModularStarEncoderConfig, exit_layer: int, num_tokens: int) -> int:
@@ -41,4 +41,4 @@ def head_flops(config: ModularStarEncoderConfig, masked_tokens: int, rows: int) 
     width, wide = config.hidden_size, config.hidden_size + config.conditional_size
     predictions = 2 * masked_tokens * wide * (wide + config.vocab_size)
     classification = 2 * rows * (width * width + 2 * wide)
-    return len(config.matryoshka_layers) * (predictions + classification)
+    return len(config.exit_layers) * (predictions + classification)

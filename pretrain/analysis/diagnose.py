@@ -19,7 +19,8 @@ from pretrain.checkpoints.export import open_source
 from pretrain.config.run import PretrainConfig
 from pretrain.data.loader import BatchPlan, validation_batches
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.step import exit_metrics
 from pretrain.storage.run_data import open_run_data
@@ -84,7 +85,7 @@ def _first_rows(config: PretrainConfig, num_rows: int, split: str) -> MicroBatch
 
 def _report(found: ExitGradients, batch: MicroBatch) -> dict[str, Any]:
     names = [f"{layer:02d}" for layer in found.exit_layers]
-    losses = exit_metrics(torch.from_numpy(found.sums_E4), Denominators(batch.num_masked, batch.num_rows), found.exit_layers)
+    losses = exit_metrics(torch.from_numpy(found.sums_EC), Denominators(batch.num_masked, batch.num_rows), found.exit_layers)
     norms = dict(zip(names, found.norms_EP.tolist(), strict=True))
     return {
         "rows": batch.num_rows,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import encoder_parameters, flops_per_row, head_parameters
 from pretrain.config.run import Layout, PretrainConfig
-from pretrain.storage.run_data import Source
+from pretrain.model.terms.registry import terms_of
+from pretrain.storage.run_data import DatasetSource
 
 GIB = 1 << 30
 # AdamW's two moments and a master copy, each float32; ZeRO partitions all three over data ranks from stage 1 on.
@@ -37,8 +38,8 @@ def shape_of(config: PretrainConfig) -> ModularStarEncoderConfig:
 def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
     """Bytes that a device needs.
 
-    Logits: masked tokens x vocabulary of one exit at a time, with their gradients, both also in float32, and with distillation
-    the teacher's in float32. Fragmentation and communication buffers are not included: allow 10-20 % more.
+    Logits: masked tokens x vocabulary of one exit at a time, with their gradients, both also in float32, and what terms of the
+    loss add, such as a teacher's in float32. Fragmentation and communication buffers are not included: allow 10-20 % more.
     """
     shape, stage, tensor, data = shape_of(config), config.parallel.zero_stage, layout.tensor_ranks, layout.data_ranks
     size = 2 if config.parallel.precision == "bf16" else 4
@@ -46,12 +47,13 @@ def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
     parameters = (encoder_parameters(shape, deepest) + head_parameters(shape)) // tensor
     tokens = config.micro_batch_tokens
     masked = int(tokens * config.data.masking_share)
+    term_bytes = sum(term.bytes_per_logit for term in terms_of(config.objective))
     return MemoryEstimate(
         weights=parameters * size // (data if stage == 3 else 1),
         gradients=parameters * size // (data if stage >= 2 else 1),
         optimizer=parameters * OPTIMIZER_BYTES // (data if stage >= 1 else 1),
         activations=int(tokens * activation_numbers(config, tensor) * size),
-        logits=masked * config.model.padded_vocabulary_size // tensor * (2 * size + 8 + 4 * int(config.objective.distils)),
+        logits=masked * config.model.padded_vocabulary_size // tensor * (2 * size + 8 + term_bytes),
     )
 
 
@@ -75,7 +77,7 @@ def activation_numbers(config: PretrainConfig, tensor_ranks: int) -> float:
     return layers * (between + (inside - kept) / tensor_ranks)
 
 
-def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[Source]) -> list[tuple[str, str]]:
+def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[DatasetSource]) -> list[tuple[str, str]]:
     """Label and value of every line of `--dry-run`; lines about data only where `sources` are given."""
     shape, batch, memory = shape_of(config), config.batch, estimate_memory(config, layout)
     deepest, length = config.model.exit_layers[-1], config.model.max_length
@@ -112,7 +114,7 @@ def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[So
     return lines + [(f"memory per device: {name}", f"{getattr(memory, name) / GIB:.2f} GiB (estimate)") for name in parts]
 
 
-def _data_numbers(config: PretrainConfig, sources: Sequence[Source]) -> list[tuple[str, str]]:
+def _data_numbers(config: PretrainConfig, sources: Sequence[DatasetSource]) -> list[tuple[str, str]]:
     """Rows of each data set, and the number of epochs over it."""
     split, total, lines = config.data.split, sum(source.weight for source in sources), []
     for source in sources:

@@ -3,7 +3,8 @@
 The gradients of all exits on the whole trunk never exist at once: from the last block to the first, a block's forward pass is
 repeated and each exit's gradient sent through it alone, so that one block's gradients are in memory.
 
-Letters: E exits, L layers, P blocks of the trunk (embedding, layers, final norm), N real tokens, D width.
+Letters: E exits, L layers, P blocks of the trunk (embedding, layers, final norm), N real tokens,
+D width, C columns of sums.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.model.loss import Denominators
+from pretrain.model.terms.term import Denominators
 from pretrain.model.training_model import TrainingModel
 
 FLOATS = NDArray[np.float64]
@@ -32,8 +33,8 @@ class ExitGradients:
     """Names of the blocks, from the embedding to the norm; a layer's is its number, counted from 1."""
     products_PEE: FLOATS
     """Of each block: the inner product of exit e's gradient with exit f's."""
-    sums_E4: FLOATS
-    """Sums over the rows in the order of `pretrain.model.loss.COLUMNS`."""
+    sums_EC: FLOATS
+    """Sums over the rows in the order of `pretrain.model.terms.registry.COLUMNS`."""
 
     @property
     def norms_EP(self) -> FLOATS:
@@ -96,7 +97,7 @@ def exit_gradients(model: TrainingModel, batch: MicroBatch, exit_layers: Sequenc
     was_training = model.training
     model.eval()
     blocks, states = _recorded_trunk(model, batch)
-    gradients, sums_E4 = _gradients_of_states(model, batch, states)
+    gradients, sums_EC = _gradients_of_states(model, batch, states)
     products = []
     tops = _top_blocks(blocks, exit_layers)
     flowing: dict[int, Tensor] = {}
@@ -106,7 +107,7 @@ def exit_gradients(model: TrainingModel, batch: MicroBatch, exit_layers: Sequenc
         products.append(products_EE)
     model.train(was_training)
     names = tuple(block.name for block in blocks)
-    return ExitGradients(tuple(exit_layers), names, np.stack(products[::-1]), sums_E4.double().cpu().numpy())
+    return ExitGradients(tuple(exit_layers), names, np.stack(products[::-1]), sums_EC.double().cpu().numpy())
 
 
 def _top_blocks(blocks: Sequence[_Block], exit_layers: Sequence[int]) -> list[int]:
@@ -136,13 +137,13 @@ def _recorded_trunk(model: TrainingModel, batch: MicroBatch) -> tuple[list[_Bloc
 
 
 def _gradients_of_states(model: TrainingModel, batch: MicroBatch, states: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """The gradient of the loss on each exit's state [N, D], and the sums [E, 4]; a state enters only its own exit's loss."""
+    """The gradient of the loss on each exit's state [N, D], and the sums [E, C]; a state enters only its own exit's loss."""
     leaves = [state.detach().requires_grad_() for state in states]
     trunk = model.starEncoder2
     model.starEncoder2 = _GivenStates(leaves)  # type: ignore[assignment]
     try:
-        share, sums_E4 = model(batch, Denominators(max(batch.num_masked, 1), max(batch.num_rows, 1)))
-        return list(torch.autograd.grad(share, leaves)), sums_E4
+        share, sums_EC = model(batch, Denominators(max(batch.num_masked, 1), max(batch.num_rows, 1)))
+        return list(torch.autograd.grad(share, leaves)), sums_EC
     finally:
         model.starEncoder2 = trunk
 

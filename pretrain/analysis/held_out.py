@@ -1,11 +1,11 @@
-"""What a converted checkpoint knows of held-out rows: each exit's losses beside what frequencies alone reach.
+"""Evaluation of a converted checkpoint on held-out rows: each exit's losses beside what token frequencies alone reach.
 
 Letters: V vocabulary, M masked tokens.
 """
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from mose.dataset.manifest import read_manifest
 from mose.files.atomic_file import write_json
 from mose.run_directory import exit_scalar
 from mose.tokenizer import load_tokenizer
-from pretrain.config.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
+from pretrain.config.objective import NONE, ObjectiveConfig, SequenceTask, sequence_task
 from pretrain.data.loader import BatchPlan, validation_batches
 from pretrain.data.rows import Rows
-from pretrain.model.loss import COLUMNS, Denominators, whole_vocabulary
+from pretrain.model.terms.registry import COLUMNS, terms_of
+from pretrain.model.terms.term import Denominators, RowTerm
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.step import exit_metrics
 from pretrain.storage.run_data import open_split
@@ -41,13 +43,13 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
 
 
 def cross_entropy_of_frequencies(counts_V: NDArray[np.int64], frequencies_V: NDArray[np.int64]) -> float:
-    """Nats a token when tokens that occur `counts_V` times are predicted by `frequencies_V` (one added to each)."""
+    """Nats per token when tokens that occur `counts_V` times are predicted by `frequencies_V` (one added to each)."""
     chances_V = (frequencies_V + 1) / (frequencies_V + 1).sum()
     return float(-(counts_V * np.log(chances_V)).sum() / max(counts_V.sum(), 1))
 
 
 def entropy(counts_V: NDArray[np.int64]) -> float:
-    """Nats a token when tokens are predicted by their own frequencies: no unigram model can do better on them."""
+    """Nats per token when tokens are predicted by their own frequencies: no unigram model can do better on them."""
     present = counts_V[counts_V > 0]
     return float(-(present * np.log(present / present.sum())).sum() / max(present.sum(), 1))
 
@@ -65,7 +67,7 @@ def evaluate_held_out(checkpoint: Path, dataset: Path, split: str, max_rows: int
     rows = open_split(dataset, split, tokenizer.fingerprint())
     plan = BatchPlan(seed, 8, 8, tokenizer.special, tokenizer.ordinary_ids())
     model = TrainingModel(encoder, whole_vocabulary(tokenizer.vocabulary_size)).eval()
-    layers = encoder.config.matryoshka_layers
+    layers = encoder.config.exit_layers
     totals = torch.zeros(len(layers), len(COLUMNS), dtype=torch.float64)
     counts_V = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
     num_rows, mixed = 0, 0
@@ -89,23 +91,25 @@ def evaluate_held_out(checkpoint: Path, dataset: Path, split: str, max_rows: int
     }
 
 
-def task_of_rows(trained: str, dataset: Path) -> Literal["icc", "nsp", "none"]:
+def task_of_rows(trained: str, dataset: Path) -> SequenceTask:
     """The task on whole rows that a model was trained on, or `none` where the labels of these rows mean another."""
-    mode = read_manifest(dataset).statistics.get("mode", DENSE)
-    task: Literal["icc", "nsp"] = NSP if trained == NSP else ICC
-    return task if trained == task and mode in PACKING_MODES[task] else NONE
+    task = sequence_task(trained)
+    return task if task == read_manifest(dataset).packing_mode.task else NONE
 
 
 def _exits(totals: torch.Tensor, denominators: Denominators, layers: list[int], objective: ObjectiveConfig) -> dict[str, Any]:
-    values, task = exit_metrics(totals, denominators, layers, objective), objective.sequence_task
-    exits = {}
+    values, exits = exit_metrics(totals, denominators, layers, objective), {}
     for layer, row in zip(layers, totals.tolist(), strict=True):
         found: dict[str, Any] = {}
-        for name in objective.names:
+        for term in terms_of(objective):
+            name = term.name(objective)
             found[name] = values[exit_scalar("loss", layer, name)]
-            found[f"{name}_accuracy"] = values[exit_scalar("accuracy", layer, name)]
-        if task != NONE:
-            found[f"{task}_interval"] = wilson_interval(row[COLUMNS.index("task_correct")], denominators.rows)
+            if term.correct is not None:
+                found[f"{name}_accuracy"] = values[exit_scalar("accuracy", layer, name)]
+            # Masked tokens of one row depend on each other, so that only rows make independent trials.
+            if term.correct is not None and isinstance(term, RowTerm):
+                right = row[COLUMNS.index(term.correct_key)]
+                found[f"{name}_interval"] = wilson_interval(right, term.denominator(denominators))
         exits[f"{layer:02d}"] = found
     return {"exits": exits}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mose.config import load_config
 from mose.errors import MoseError
-from mose.run_directory import RunDirectory
+from mose.run_directory import LOSS_TOTAL, RunDirectory
 from pretrain.checkpoints.files import (
     ABANDONED_MARK,
     DAMAGED_MARK,
@@ -18,8 +18,6 @@ from pretrain.checkpoints.files import (
 )
 from pretrain.config.identity import describe_layout
 from pretrain.config.run import PretrainConfig
-
-LOSS_TOTAL = "loss/total"
 
 
 @dataclass(frozen=True)

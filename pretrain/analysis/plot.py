@@ -1,4 +1,4 @@
-"""Pictures of a run: losses, learning rate, gradient norm and speed over steps; and gradients of a checkpoint's exits."""
+"""Plots of a run: losses, learning rate, gradient norm and speed over steps; and gradients of a checkpoint's exits."""
 
 import io
 import re
@@ -14,14 +14,14 @@ from mose.errors import MoseError
 from mose.files.atomic_file import atomic_write
 from mose.run_directory import VALIDATION, RunDirectory, exit_scalar
 from pretrain.analysis.exit_gradients import ExitGradients
-from pretrain.config.objective import ICC, NSP
+from pretrain.model.terms.registry import TERMS
 from pretrain.monitoring.metrics import FLOPS_UTILIZATION, GRADIENT_NORM, LEARNING_RATE, TOKENS_PER_SECOND
 
 Lines = list[dict[str, Any]]
 
 
 def plot_losses(run: RunDirectory, output: Path) -> None:
-    """Write a PNG: MLM and ICC (or NSP) loss (training as lines, validation as points), gradient norm, rate, tokens a second.
+    """Write a PNG: the loss of each term (training as lines, validation as points), gradient norm, rate, tokens per second.
 
     Raises:
         MoseError: the run has no training losses yet, or its metrics cannot be read.
@@ -30,15 +30,16 @@ def plot_losses(run: RunDirectory, output: Path) -> None:
     exits = exit_layers(lines)
     if not exits:
         raise MoseError(f"{run.metrics}: no line with a loss of an exit, expected a run that has trained")
-    figure = Figure(figsize=(9, 11), layout="constrained")
-    mlm, task, norm, rate, speed = figure.subplots(5, 1, sharex=True, height_ratios=(3, 2, 1, 1, 1))
-    _draw_losses(mlm, lines, exits, "mlm", "MLM loss (nats a masked token)")
-    name = task_of(lines)
-    _draw_losses(task, lines, exits, name, f"{name.upper()} loss (nats a row)")
-    mlm.legend(ncols=2, fontsize="small", title="line: training, point: validation", title_fontsize="small")
+    units = loss_units(lines)
+    heights = (*(3 if place == 0 else 2 for place in range(len(units))), 1, 1, 1)
+    figure = Figure(figsize=(9, 1.375 * sum(heights)), layout="constrained")
+    *losses, norm, rate, speed = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    for axes, (name, unit) in zip(losses, units.items(), strict=True):
+        _draw_losses(axes, lines, exits, name, f"{name.upper()} loss (nats per {unit})")
+    losses[0].legend(ncols=2, fontsize="small", title="line: training, point: validation", title_fontsize="small")
     _draw_one(norm, lines, GRADIENT_NORM, "gradient norm")
     _draw_one(rate, lines, LEARNING_RATE, "learning rate")
-    _draw_one(speed, lines, TOKENS_PER_SECOND, "tokens/s\na device")
+    _draw_one(speed, lines, TOKENS_PER_SECOND, "tokens/s\nper device")
     if any(line.get(FLOPS_UTILIZATION) is not None for line in lines):
         share = speed.twinx()
         _draw_one(share, lines, FLOPS_UTILIZATION, "utilization", "tab:orange")
@@ -56,13 +57,14 @@ def _draw_one(axes: Axes, lines: Lines, name: str, label: str, colour: str = "bl
 def exit_layers(lines: Lines) -> list[int]:
     """The layers of the exits that have a training loss in these lines, ascending."""
     names = {name for line in lines for name in line}
-    found = (re.fullmatch(r"loss/exit_(\d+)/mlm", name) for name in names)
-    return sorted(int(match.group(1)) for match in found if match)
+    found = (re.fullmatch(r"loss/exit_(\d+)/.+", name) for name in names)
+    return sorted({int(match.group(1)) for match in found if match})
 
 
-def task_of(lines: Lines) -> str:
-    """The task on whole rows that has a loss in these lines; `icc`, whose panel stays empty, where none has."""
-    return NSP if any(name.endswith(f"/{NSP}") for line in lines for name in line) else ICC
+def loss_units(lines: Lines) -> dict[str, str]:
+    """Name of each term that has a loss in these lines, and what that loss is a mean over, in the order of the registry."""
+    found = {name.rpartition("/")[2] for line in lines for name in line if name.startswith("loss/exit_")}
+    return {name: term.unit for term in TERMS for name in term.meanings if name in found}
 
 
 def _draw_losses(axes: Axes, lines: Lines, exits: list[int], objective: str, label: str) -> None:

@@ -18,7 +18,7 @@ from mose.run_directory import RunDirectory
 from pretrain.checkpoints.files import CHANGES_NAME
 from pretrain.config.run import PretrainConfig
 from pretrain.data.mixture import Mixture
-from pretrain.storage.run_data import Source, sources_of
+from pretrain.storage.run_data import DatasetSource, sources_of
 
 # If one of these was changed in the middle of a run, the present config gives wrong rows for earlier steps.
 _ORDER_FIELDS = ("seed", "batch.global_rows", "data.block_rows", "data.window_rows", "data.fingerprint", "data.split")
@@ -28,7 +28,7 @@ _ORDER_FIELDS = ("seed", "batch.global_rows", "data.block_rows", "data.window_ro
 class SourceRows:
     """The rows that a step takes from one data set, in the order of the run, with the epoch of each."""
 
-    source: Source
+    source: DatasetSource
     split: str
     rows_G: INT64_ARRAY
     epochs_G: INT64_ARRAY

@@ -10,12 +10,13 @@ import torch
 from mose.run_directory import VALIDATION
 from pretrain.config.objective import PAPER, ObjectiveConfig
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.model.loss import COLUMNS, Denominators
+from pretrain.model.terms.registry import COLUMNS
+from pretrain.model.terms.term import Denominators
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.engine import Engine
 from pretrain.step import exit_metrics
 
-# Sums do not depend on what they are divided by later; the share that the forward also returns is not used here.
+# The sums do not depend on the denominators; the forward pass also returns a share of the loss, which is not used here.
 UNIT = Denominators(1, 1)
 
 
@@ -29,7 +30,7 @@ def validate(
 ) -> dict[str, float]:
     """Mean loss and accuracy of each exit, named `validation/loss/exit_04/mlm` and so on; every rank calls it.
 
-    Each data rank must bring the same number of micro-batches, since the ranks of a layer talk in every forward.
+    Each data rank must have the same number of micro-batches, since tensor and ZeRO 3 ranks communicate in every forward pass.
     """
     engine.train(False)
     totals = torch.zeros(len(exit_layers) * len(COLUMNS) + 2, dtype=torch.float64, device=context.device)

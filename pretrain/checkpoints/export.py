@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mose.checkpoint.converted_checkpoint import FACTS_NAME, copy_tokenizer, describe, read_model_config
-from mose.checkpoint.exit_selection import ModelClass, Selection, select_exit, write_weights
+from mose.checkpoint.exit_selection import ExitSlice, ModelClass, select_exit, write_weights
 from mose.checkpoint.published_checkpoint import PUBLISHED_DTYPE, describe_published, published_selection
 from mose.checkpoint.safetensors_file import WEIGHTS_NAME, WeightFiles
 from mose.config import load_config
@@ -35,7 +35,7 @@ LAYOUTS = (OURS, PUBLISHED)
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """A model that is exported: its shape, its weights one at a time, and what is known of it."""
 
     model_class: ModelClass
@@ -74,7 +74,7 @@ def export_run(run_folder: Path, output: Path, request: ExportRequest) -> dict[s
     if output.exists():
         raise MoseError(f"{output}: already exists; a checkpoint is never overwritten")
     with open_source(run_folder, request.step) as source, atomic_folder(output) as temporary:
-        exits = tuple(source.config.matryoshka_layers) if request.all_exits else request.exits
+        exits = tuple(source.config.exit_layers) if request.all_exits else request.exits
         several = request.all_exits or len(exits) > 1
         selections = {
             temporary / f"exit_{layer:02d}" if several else temporary: select_exit(source.model_class, source.config, layer)
@@ -93,7 +93,7 @@ def export_run(run_folder: Path, output: Path, request: ExportRequest) -> dict[s
     return reports
 
 
-def _complete(folder: Path, selection: Selection, source: Source, layout: str, dtype: torch.dtype) -> dict[str, Any] | None:
+def _complete(folder: Path, selection: ExitSlice, source: ExportSource, layout: str, dtype: torch.dtype) -> dict[str, Any] | None:
     """Write all but the weights, then run the folder's exits against the live model's."""
     config = selection.config
     if layout == PUBLISHED:
@@ -102,7 +102,7 @@ def _complete(folder: Path, selection: Selection, source: Source, layout: str, d
         describe(folder, selection.model_class, config)
     # Users of the released layout write <sep> and <cls> themselves.
     copy_tokenizer(source.tokenizer, folder, config.max_position_embeddings, framed=layout == OURS)
-    exit_layer = config.matryoshka_layers[0] if selection.exit_index is not None else None
+    exit_layer = config.exit_layers[0] if selection.exit_index is not None else None
     write_json(folder / FACTS_NAME, {**source.facts, "exit": exit_layer, "layout": layout})
     if source.card is None or source.probe is None:
         return None
@@ -113,7 +113,7 @@ def _complete(folder: Path, selection: Selection, source: Source, layout: str, d
 
 
 @contextmanager
-def open_source(folder: Path, step: int | None) -> Iterator[Source]:
+def open_source(folder: Path, step: int | None) -> Iterator[ExportSource]:
     """Open a run directory or a converted checkpoint.
 
     Raises:
@@ -128,16 +128,16 @@ def open_source(folder: Path, step: int | None) -> Iterator[Source]:
         yield _run_source(folder, step)
 
 
-def _converted_source(folder: Path, weights: WeightFiles) -> Source:
+def _converted_source(folder: Path, weights: WeightFiles) -> ExportSource:
     config = read_model_config(folder)
     classes = {kind.__name__: kind for kind in (ModularStarEncoder, ModularStarEncoderForRetrieval)}
     found = (config.architectures or [None])[0]
     if found not in classes:
         raise MoseError(f"{folder / 'config.json'}: architectures is {found}, expected one of {', '.join(classes)}")
-    return Source(classes[found], config, weights.read, folder, {"converted": folder.name})
+    return ExportSource(classes[found], config, weights.read, folder, {"converted": folder.name})
 
 
-def _run_source(folder: Path, step: int | None) -> Source:
+def _run_source(folder: Path, step: int | None) -> ExportSource:
     run = RunDirectory(folder)
     config = load_config(PretrainConfig, run.config)
     checkpoint = find_checkpoint(run, step)
@@ -162,7 +162,7 @@ def _run_source(folder: Path, step: int | None) -> Source:
 
     shape = ModularStarEncoderConfig(**config.model.hugging_face(), sequence_task=config.objective.sequence_task)
     facts = {"run": card.name, "progress": progress, "identity": manifest["identity"]}
-    return Source(ModularStarEncoder, shape, read, folder, facts, card, checkpoint / PROBE_NAME)
+    return ExportSource(ModularStarEncoder, shape, read, folder, facts, card, checkpoint / PROBE_NAME)
 
 
 def find_checkpoint(run: RunDirectory, step: int | None) -> Path:

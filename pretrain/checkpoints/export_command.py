@@ -59,5 +59,5 @@ def _import(parsed: Namespace) -> None:
 
     tokenizer = Path(parsed.tokenizer) if parsed.tokenizer else None
     found = import_published(Path(parsed.folder), Path(parsed.output), tokenizer)
-    exits = ", ".join(str(layer) for layer in found.config.matryoshka_layers)
+    exits = ", ".join(str(layer) for layer in found.config.exit_layers)
     print(f"{parsed.output}: {found.model_class.__name__}, {len(found.stored_names)} tensors, exits {exits}")

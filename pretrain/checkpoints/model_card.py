@@ -8,6 +8,8 @@ from typing import Any
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import encoder_parameters, flops_per_row
 from mose.run_directory import exit_scalar
+from pretrain.config.objective import ObjectiveConfig, sequence_task
+from pretrain.model.terms.registry import terms_of
 
 CARD_NAME = "README.md"
 # A row of this many tokens is what the table's operations are counted for.
@@ -16,7 +18,7 @@ TOKENS_OF_A_ROW = 512
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a card says of the run."""
+    """Facts about the run for the card."""
 
     name: str
     step: int
@@ -51,14 +53,17 @@ def model_card(config: ModularStarEncoderConfig, facts: RunFacts) -> str:
         ("heads, key-value heads", f"{config.num_attention_heads}, {config.num_key_value_heads}"),
         ("vocabulary, longest row", f"{config.vocab_size:,}, {config.max_position_embeddings:,} tokens"),
     ]
-    task = config.sequence_task
-    columns = (*_EXIT_COLUMNS, *((f"{task.upper()} loss", f"{task.upper()} accuracy") if task in _TASKS else ()))
+    objective = ObjectiveConfig(sequence_task=sequence_task(config.sequence_task))
+    scalars = [f"{term.name(objective).upper()} {kind}" for term in terms_of(objective) for kind in term.kinds]
+    meanings = ", and ".join(term.meanings[term.name(objective)] for term in terms_of(objective))
+    exits = [_exit_row(config, layer, facts.metrics) for layer in config.exit_layers]
     parts = [
         _FRONT_MATTER,
         f"# {facts.name}, step {facts.step:,}\n\n{_INTRODUCTION}",
         "## Run\n\n" + _table(("fact", "value"), rows),
-        "## Exits\n\n" + _table(columns, [_exit_row(config, layer, facts.metrics) for layer in config.matryoshka_layers]),
-        f"{_LOSS_NOTE.format(tokens=TOKENS_OF_A_ROW, task=_TASKS.get(task, ''))}\n\n## Use\n\n" + _use(config),
+        "## Exits\n\n" + _table((*_EXIT_COLUMNS, *scalars), exits),
+        _LOSS_NOTE.format(tokens=TOKENS_OF_A_ROW, meanings=meanings),
+        f"## Use\n\n{_use(config)}",
         f"## Files\n\n{_FILES}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -75,21 +80,17 @@ tags:
 ---"""
 _INTRODUCTION = "A bidirectional encoder of source code, trained at several exits at once: each exit is a smaller model."
 _FILES = "`parity.json`: largest difference of each exit to the model as it was trained; `facts.json`: the run's config."
-_EXIT_COLUMNS = ("exit", "parameters up to it", "GFLOP a row", "MLM loss", "MLM accuracy")
+_EXIT_COLUMNS = ("exit", "parameters up to it", "GFLOP a row")
 _LOSS_NOTE = (
     "Parameters of the encoder without heads; operations of the forward pass over a row of {tokens} tokens; losses of the last "
-    "logged training interval (masked-token prediction{task})."
+    "logged training interval ({meanings})."
 )
-_TASKS = {
-    "icc": ", and whether a row mixes two repositories",
-    "nsp": ", and whether a row's two segments are of two repositories",
-}
 
 
 def _exit_row(config: ModularStarEncoderConfig, layer: int, metrics: dict[str, Any]) -> tuple[str, ...]:
-    objectives = ("mlm", config.sequence_task) if config.sequence_task in _TASKS else ("mlm",)
-    scalars = [(kind, objective) for objective in objectives for kind in ("loss", "accuracy")]
-    values = [metrics.get(exit_scalar(kind, layer, objective)) for kind, objective in scalars]
+    objective = ObjectiveConfig(sequence_task=sequence_task(config.sequence_task))
+    names = [(kind, term.name(objective)) for term in terms_of(objective) for kind in term.kinds]
+    values = [metrics.get(exit_scalar(kind, layer, name)) for kind, name in names]
     size, operations = encoder_parameters(config, layer), flops_per_row(config, layer, TOKENS_OF_A_ROW)
     shown = ["" if value is None else f"{value:.4f}" for value in values]
     return (str(layer), f"{size:,}", f"{operations / 1e9:,.2f}", *shown)
@@ -101,7 +102,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _use(config: ModularStarEncoderConfig) -> str:
-    exits = config.matryoshka_layers
+    exits = config.exit_layers
     chosen = f", exit_layer={exits[0]}" if len(exits) > 1 else ""
     keyword = f', model_kwargs={{"exit_layer": {exits[0]}}}' if len(exits) > 1 else ""
     lines = [

@@ -19,7 +19,6 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import StarEncoder2
 
 PARITY_NAME = "parity.json"
-PROBE_NAME = "probe.safetensors"
 # Of the largest value. fp32: sums over tensor-parallel ranks are added in another order than on one device. bf16: eight bits
 # a number, over dozens of layers; weights merged wrongly are off by about 1 (docs/decisions.md).
 TOLERANCES = {"fp32": 5e-6, "bf16": 0.1}
@@ -65,7 +64,7 @@ def exit_states(
     with SafetensorsReader(folder / WEIGHTS_NAME) as reader, _streamed(trunk, reader, dtype):
         longest = int(torch.diff(probe["cu_seqlens"]).max())
         states = trunk(probe["input_ids_N"], probe["positions_N"], probe["cu_seqlens"], longest)
-    return {layer: state_ND.float() for layer, state_ND in zip(config.exits, states, strict=True)}
+    return {layer: state_ND.float() for layer, state_ND in zip(config.computed_exit_layers, states, strict=True)}
 
 
 @contextmanager

@@ -62,7 +62,7 @@ class ResumeRequest:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ResumePoint:
     """A whole checkpoint that this run may resume from, and newer ones that it passes over because they are damaged."""
 
     checkpoint: Path
@@ -178,7 +178,7 @@ class CheckpointStore:
             if not (permanent_every and step_of(checkpoint) % permanent_every == 0):
                 shutil.rmtree(checkpoint)
 
-    def select(self, request: ResumeRequest) -> Selection | None:
+    def select(self, request: ResumeRequest) -> ResumePoint | None:
         """The checkpoint to resume from, with every byte checked; None where the run has none yet. Every rank calls it.
 
         If the newest one is damaged, a warning is printed and the one before is taken, unless the user named the step.
@@ -194,7 +194,7 @@ class CheckpointStore:
             manifest, fault = self._checked(checkpoint)
             if fault is None:
                 changes = check_changes(checkpoint, manifest["identity"], self._identity, request.allowed)
-                return Selection(
+                return ResumePoint(
                     checkpoint, Progress.from_plain(manifest["progress"]), manifest["identity"], changes, tuple(damaged)
                 )
             if request.step is not None:
@@ -227,7 +227,7 @@ class CheckpointStore:
             fault = str(error)
         return manifest, next((found for found in self._gather(fault) if found), None)
 
-    def load(self, engine: "Engine", selection: Selection) -> Progress:
+    def load(self, engine: "Engine", selection: ResumePoint) -> Progress:
         """Load a selected checkpoint into an engine; every rank calls it. Newer checkpoints are renamed out of the way.
 
         A checkpoint of the same layout is loaded as it is, which is fast. For another layout, rank 0 first converts it to
@@ -252,7 +252,7 @@ class CheckpointStore:
         self._on_main(lambda: self._take_over(selection))
         return selection.progress
 
-    def _take_over(self, selection: Selection) -> None:
+    def _take_over(self, selection: ResumePoint) -> None:
         """Make the selected checkpoint the newest: rename newer ones, which are damaged or belong to an abandoned course."""
         for checkpoint in checkpoint_folders(self._folder):
             if step_of(checkpoint) > selection.progress.step:
@@ -311,7 +311,7 @@ def _merge(checkpoint: Path, target: Path) -> None:
     merge_parts(checkpoint, target / STATE_TAG)
 
 
-def record_changes(path: Path, selection: Selection) -> None:
+def record_changes(path: Path, selection: ResumePoint) -> None:
     """Append one line of JSON per value that differs from the run that saved."""
     lines = [
         json.dumps({"step": selection.progress.step, "unix_seconds": time.time()} | change.plain())

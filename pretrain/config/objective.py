@@ -3,17 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, cast, get_args
 
 from mose.config import require
+from mose.model.exits import exit_weights
 
-MLM, DISTILLATION = "mlm", "distillation"
-ICC: Final = "icc"
-NSP: Final = "nsp"
 NONE: Final = "none"
-DENSE = "dense"
-# How a data set of each task was packed (`packing.mode` of `mose-data pack`).
-PACKING_MODES: dict[str, tuple[str, ...]] = {ICC: (DENSE, "faithful"), NSP: ("nsp",), NONE: (DENSE, "faithful", "nsp")}
+SequenceTask = Literal["icc", "nsp", "none"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +18,8 @@ class ObjectiveConfig:
 
     exit_weights: tuple[float, ...] | Literal["depth", "uniform"] = "depth"
     """depth: i / L for the exit after layer i of L (paper section 2.2). uniform: the same for each exit, with the same sum as
-    depth, so that gradients keep their size. Or one number an exit, shallow to deep."""
-    sequence_task: Literal["icc", "nsp", "none"] = "icc"
+    depth, so that gradients keep their size. Or one number per exit, shallow to deep."""
+    sequence_task: SequenceTask = "icc"
     """Task on whole rows beside masked tokens. icc: does the row mix two repositories (paper section 2.1). nsp: are the two
     segments of a row of two repositories; takes rows packed with `packing.mode: nsp`. none: masked tokens alone."""
     distillation_weight: float = 0.0
@@ -45,12 +41,6 @@ class ObjectiveConfig:
     def distils(self) -> bool:
         """Whether there is a distillation term."""
         return self.distillation_weight > 0
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The terms of an exit's loss, as scalars are named: `loss/exit_04/NAME`."""
-        task = () if self.sequence_task == NONE else (self.sequence_task,)
-        return (MLM, *task, *((DISTILLATION,) if self.distils else ()))
 
     def weights_of(self, exit_layers: Sequence[int], num_layers: int) -> tuple[float, ...]:
         """The weight of each exit.
@@ -78,7 +68,6 @@ class ObjectiveConfig:
 PAPER = ObjectiveConfig()
 
 
-def exit_weights(exit_layers: Sequence[int], num_layers: int, rule: str = "depth") -> tuple[float, ...]:
-    """i / L for each exit after layer i of L (paper section 2.2); by rule `uniform`, their mean for each."""
-    by_depth = tuple(layer / num_layers for layer in exit_layers)
-    return by_depth if rule == "depth" else (sum(by_depth) / len(by_depth),) * len(by_depth)
+def sequence_task(name: str) -> SequenceTask:
+    """The task on whole rows that a model's configuration names; `none` where it names another thing."""
+    return cast(SequenceTask, name) if name in get_args(SequenceTask) else NONE

@@ -20,9 +20,10 @@ from pretrain.config.run import ParallelConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.model.activation_checkpointing import apply_activation_checkpointing
 from pretrain.model.compilation import compile_layers
-from pretrain.model.distillation import VocabularyReductions
 from pretrain.model.dropout import DropoutSeeds
-from pretrain.model.loss import Denominators, MultiExitLoss, VocabularyOperations, whole_vocabulary
+from pretrain.model.loss import MultiExitLoss
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import VocabularyOperations, VocabularyReductions, whole_vocabulary
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.sequence import padded_tokens
 
@@ -47,13 +48,13 @@ class TrainingModel(nn.Module):
         self.starEncoder2 = encoder.starEncoder2
         self.pooler = encoder.pooler
         self.cls = encoder.cls
-        weights = objective.weights_of(encoder.config.matryoshka_layers, encoder.config.num_hidden_layers)
+        weights = objective.weights_of(encoder.config.exit_layers, encoder.config.num_hidden_layers)
         self._loss = MultiExitLoss(self.pooler, self.cls, vocabulary, objective, weights)
         self._shards = shards
         self._dropout = dropout
 
     def forward(self, batch: MicroBatch, denominators: Denominators | None) -> tuple[Tensor, Tensor] | list[Tensor]:
-        """This micro-batch's share of the global loss, and sums [E, C] in the order of `loss.COLUMNS`.
+        """This micro-batch's share of the global loss, and sums [E, C] in the order of `terms.registry.COLUMNS`.
 
         With `denominators` None: the exits' states [N, D] instead, for comparing an exported model.
         """

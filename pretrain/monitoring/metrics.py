@@ -1,4 +1,4 @@
-"""What a run says of itself, on rank 0: metrics.jsonl, TensorBoard over steps and over tokens, one console line an interval."""
+"""Metrics of a run, written by rank 0: metrics.jsonl, TensorBoard over steps and tokens, one console line per interval."""
 
 import sys
 from collections.abc import Mapping
@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from mose.run_directory import VALIDATION, RunDirectory
-from pretrain.config.objective import DISTILLATION, ICC, MLM, NSP
+from mose.run_directory import LOSS_TOTAL, VALIDATION, RunDirectory
+from pretrain.model.terms.registry import TERMS
 
-LOSS_TOTAL = "loss/total"
 LEARNING_RATE = "optimizer/learning_rate"
 GRADIENT_NORM = "optimizer/gradient_norm"
 SKIPPED_STEPS = "optimizer/skipped_steps"
@@ -25,11 +24,9 @@ STEP_SECONDS = ("throughput/step_seconds_p50", "throughput/step_seconds_p90", "t
 STRAGGLER_RATIO = "throughput/straggler_ratio"
 PADDING = "data/padding_fraction"
 PEAK_MEMORY = "memory/peak_gib"
-# These tell how fast the machine was; every other value is equal, bit for bit, in two runs of the same layout.
+# These depend on the speed of the machine; every other value is equal, bit for bit, in two runs of the same layout.
 TIMING_KEYS = (TOKENS_PER_SECOND, FLOPS_UTILIZATION, DATA_WAIT, *STEP_SECONDS, STRAGGLER_RATIO, PEAK_MEMORY)
 BY_TOKENS = "by_tokens"
-# The losses of an exit in the order in which the console shows them.
-EXIT_LOSSES = (MLM, ICC, NSP, DISTILLATION)
 
 
 class MetricWriter:
@@ -38,7 +35,7 @@ class MetricWriter:
     def __init__(
         self, run: RunDirectory, total_steps: int, done_steps: int = 0, consumed_tokens: int = 0, stream: TextIO | None = None
     ):
-        """Go on after `done_steps` steps and `consumed_tokens` tokens: later values that a killed run left are dropped.
+        """Continue after `done_steps` steps and `consumed_tokens` tokens; later values that a killed run left are dropped.
 
         `stream` (default: standard error) gets the lines, and a progress bar where it is a terminal.
         """
@@ -58,7 +55,7 @@ class MetricWriter:
     def write(self, step: int, consumed_tokens: int, values: Mapping[str, float], note: str = "") -> None:
         """Write one interval: `values` by scalar name, after `step` steps and `consumed_tokens` tokens.
 
-        `note` ends the console line; nothing else keeps it.
+        `note` is appended to the console line and is written nowhere else.
 
         Training values and validation values (names that begin with `validation/`) come in calls of their own. In
         TensorBoard each scalar stands twice: over steps, and as `by_tokens/NAME` over consumed tokens.
@@ -98,16 +95,17 @@ def _progress(console: Console) -> Progress:
 def console_line(step: int, total_steps: int, values: Mapping[str, float]) -> str:
     """One line for people: `step 20/300 loss 3.912 exit_04 3.801/0.693 ... lr 6.0e-04 norm 1.23 tok/s 1,234 wait 0.1%`.
 
-    An exit shows its MLM loss, a slash and its ICC (or NSP) loss, and a second slash where there is distillation; a line of
-    validation values says so.
+    An exit shows the losses of its terms in the order of the registry, with a slash between two; a line of validation values
+    says so.
     """
     validation = any(name.startswith(VALIDATION) for name in values)
     bare = {name.removeprefix(VALIDATION): value for name, value in values.items()}
     words = [f"step {step}/{total_steps}", *(["validation"] if validation else [])]
     if LOSS_TOTAL in bare:
         words.append(f"loss {bare[LOSS_TOTAL]:.3f}")
+    term_scalars = [name for term in TERMS for name in term.meanings]
     for name in dict.fromkeys(name.split("/")[1] for name in bare if name.startswith("loss/exit_")):
-        losses = [bare[f"loss/{name}/{objective}"] for objective in EXIT_LOSSES if f"loss/{name}/{objective}" in bare]
+        losses = [bare[scalar] for term in term_scalars if (scalar := f"loss/{name}/{term}") in bare]
         words.append(f"{name} " + "/".join(f"{loss:.3f}" for loss in losses))
     forms = {
         LEARNING_RATE: "lr {:.1e}",

@@ -9,7 +9,7 @@ import torch
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import flops_per_row, head_flops
-from pretrain.model.loss import Denominators
+from pretrain.model.terms.term import Denominators
 from pretrain.monitoring.metrics import DATA_WAIT, FLOPS_UTILIZATION, PADDING, PEAK_MEMORY, TOKENS_PER_SECOND
 from pretrain.monitoring.step_times import StepTimes
 from pretrain.step import BatchCounts, StepResult

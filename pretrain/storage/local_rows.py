@@ -110,7 +110,7 @@ class _OpenShard:
     index: RowIndex
 
 
-class PackedRows:
+class LocalRows:
     """The rows of one split on a local file system; shards are mapped when first read, and memory does not grow with the rows.
 
     Not thread-safe: rows that a `Prefetcher` reads must not be read by another thread.

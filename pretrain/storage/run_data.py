@@ -11,12 +11,12 @@ from mose.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mose.errors import MoseError
 from mose.files.storage import is_local, storage_path
 from mose.tokenizer import Tokenizer, load_tokenizer
-from pretrain.config.objective import DENSE, ICC, NONE, NSP, PACKING_MODES, ObjectiveConfig
+from pretrain.config.objective import NONE, ObjectiveConfig
 from pretrain.config.run import DataConfig, PretrainConfig
 from pretrain.data.mixture import Mixture
 from pretrain.data.rows import Rows
 from pretrain.storage.joined_rows import JoinedRows
-from pretrain.storage.local_rows import PackedRows, SplitTable
+from pretrain.storage.local_rows import LocalRows, SplitTable
 from pretrain.storage.range_rows import LoadedRows, RangeReader, RangeRows, Retry
 from pretrain.storage.staged_rows import StagedRows, StagingPlan, clear_abandoned
 from pretrain.storage.window_file import RunOrder
@@ -27,7 +27,7 @@ _LOCAL_RANKS_NAMES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSource:
     """One data set of a run."""
 
     name: str
@@ -70,7 +70,7 @@ def named_sources(data: DataConfig) -> tuple[tuple[str, Path, float], ...]:
     return tuple((source.label, storage_path(source.dataset), source.weight) for source in data.mixture)
 
 
-def sources_of(data: DataConfig) -> tuple[Source, ...]:
+def sources_of(data: DataConfig) -> tuple[DatasetSource, ...]:
     """The data sets that a config names, with their manifests.
 
     Raises:
@@ -79,7 +79,7 @@ def sources_of(data: DataConfig) -> tuple[Source, ...]:
     sources = []
     for name, path, weight in named_sources(data):
         with one_line_of_a_store(path):
-            sources.append(Source(name, path, weight, read_manifest(path)))
+            sources.append(DatasetSource(name, path, weight, read_manifest(path)))
         _check_alike(sources[0], sources[-1])
     return tuple(sources)
 
@@ -102,7 +102,7 @@ def one_line_of_a_store(path: Path) -> Iterator[None]:
         raise MoseError(f"{path}: cannot be read from the store: {' '.join(reason.split())}") from None
 
 
-def _check_alike(first: Source, other: Source) -> None:
+def _check_alike(first: DatasetSource, other: DatasetSource) -> None:
     for field in ("tokenizer_fingerprint", "sequence_length", "vocabulary_size"):
         expected, found = getattr(first.manifest, field), getattr(other.manifest, field)
         same = f"expected {expected} as in source {first.name}: all sources of a mixture share tokenizer and row length"
@@ -110,17 +110,17 @@ def _check_alike(first: Source, other: Source) -> None:
         require(expected == found, f"{where}, {same}")
 
 
-def check_task(objective: ObjectiveConfig, sources: Sequence[Source]) -> None:
-    """Compare the objective's task on whole rows with what the rows' labels mean; data sets that do not tell pass as `icc`'s.
+def check_task(objective: ObjectiveConfig, sources: Sequence[DatasetSource]) -> None:
+    """Compare the objective's task on whole rows with what the rows' labels mean; a data set without a mode counts as dense.
 
     Raises:
         MoseError: the rows of a data set were packed for another task.
     """
     for source in sources:
-        mode, task = str(source.manifest.statistics.get("mode", DENSE)), objective.sequence_task
+        mode, task = source.manifest.packing_mode, objective.sequence_task
         packed = f"the rows of {source.dataset} were packed with packing.mode {mode}"
-        wanted = next(name for name in (ICC, NSP) if mode in PACKING_MODES[name])
-        require(mode in PACKING_MODES[task], f"objective.sequence_task: {task}, but {packed}, expected {wanted} (or {NONE})")
+        wanted = f"expected {mode.task} (or {NONE})"
+        require(task in (mode.task, NONE), f"objective.sequence_task: {task}, but {packed}, {wanted}")
 
 
 def open_run_data(config: PretrainConfig) -> RunData:
@@ -159,7 +159,7 @@ def data_set_identity(table: SplitTable) -> list[object]:
 def _training_rows(table: SplitTable, config: PretrainConfig, tokenizer: Tokenizer, sources: int) -> Rows:
     data, staging = config.data, config.data.staging
     if not staging.folder:
-        return PackedRows(table.dataset, data.split, tokenizer.fingerprint(), sources)
+        return LocalRows(table.dataset, data.split, tokenizer.fingerprint(), sources)
     local_rank, local_ranks = place_on_node(os.environ)
     plan = StagingPlan(
         Path(staging.folder),
@@ -187,7 +187,7 @@ def place_on_node(environment: Mapping[str, str]) -> tuple[int, int]:
     return (rank, ranks) if rank < ranks else (0, 1)
 
 
-def _held_out_rows(sources: tuple[Source, ...], config: PretrainConfig, tokenizer: Tokenizer) -> Rows | None:
+def _held_out_rows(sources: tuple[DatasetSource, ...], config: PretrainConfig, tokenizer: Tokenizer) -> Rows | None:
     """The rows to validate on: of a mixture, the first held-out rows of each source, in proportion to its weight."""
     split, wanted = config.data.validation_split, config.intervals.validation_rows
     having = [source for source in sources if source.manifest.rows(split)]
@@ -203,20 +203,20 @@ def _held_out_rows(sources: tuple[Source, ...], config: PretrainConfig, tokenize
     return JoinedRows(parts, numbering, config.seed)
 
 
-def _held_out_part(source: Source, limit: int, config: PretrainConfig, tokenizer: Tokenizer) -> Rows:
+def _held_out_part(source: DatasetSource, limit: int, config: PretrainConfig, tokenizer: Tokenizer) -> Rows:
     split = config.data.validation_split
     if is_local(source.dataset) and not config.data.staging.folder:
-        return PackedRows(source.dataset, split, tokenizer.fingerprint())
+        return LocalRows(source.dataset, split, tokenizer.fingerprint())
     return LoadedRows(range_reader(SplitTable(source.dataset, split, tokenizer.fingerprint()), config.data), limit)
 
 
-def open_split(dataset: Path, split: str, tokenizer_fingerprint: str) -> PackedRows | RangeRows:
+def open_split(dataset: Path, split: str, tokenizer_fingerprint: str) -> LocalRows | RangeRows:
     """One split for reading in order, local or remote.
 
     Raises:
         MoseError: no such data set or split, or rows of another tokenizer.
     """
     if is_local(dataset):
-        return PackedRows(dataset, split, tokenizer_fingerprint)
+        return LocalRows(dataset, split, tokenizer_fingerprint)
     with one_line_of_a_store(dataset):
         return RangeRows(RangeReader(SplitTable(dataset, split, tokenizer_fingerprint), Retry()))

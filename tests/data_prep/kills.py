@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.execution.lease import read_claim
+from data_prep.execution.lease import read_lease
 from data_prep.execution.task_files import list_tasks
 from data_prep.pipeline.config import PackConfig
 from mose.config import save_config
@@ -69,9 +69,9 @@ def wait_for_group(group: int) -> None:
 
 
 def is_at_work(dataset: Path) -> bool:
-    """Whether a living process holds a task; claims that killed ones left do not count."""
-    claims = [read_claim(dataset, task) for task in list_tasks(dataset).claimed]
-    return any(claim is not None and claim.is_alive(time.time()) for claim in claims)
+    """Whether a living process holds a task; leases that killed processes left do not count."""
+    leases = [read_lease(dataset, task) for task in list_tasks(dataset).held]
+    return any(lease is not None and lease.is_alive(time.time()) for lease in leases)
 
 
 def moment_of(dataset: Path, started: float, num_tasks: int) -> str:
@@ -105,7 +105,7 @@ def kill_and_restart(config: PackConfig, folder: Path, expected: dict[str, str],
         if busy and report.kills < kills and _kill(process, config, random, busy, report):
             continue
         if not busy:
-            _wait_for_claim(process, dataset)
+            _wait_for_lease(process, dataset)
             busy = -time.monotonic()
         error = process.communicate()[1]
         busy += time.monotonic() if busy < 0 else 0.0
@@ -120,7 +120,7 @@ def kill_and_restart(config: PackConfig, folder: Path, expected: dict[str, str],
         subprocess.run(["rm", "-r", str(dataset)], check=True)
 
 
-def _wait_for_claim(process: "subprocess.Popen[str]", dataset: Path) -> None:
+def _wait_for_lease(process: "subprocess.Popen[str]", dataset: Path) -> None:
     while process.poll() is None and not is_at_work(dataset):
         time.sleep(0.002)
 
@@ -134,7 +134,7 @@ def _kill(
     """
     dataset, delay, started = Path(config.output), random.uniform(0.0, 1.0), time.time()
     if random.random() < 0.8:
-        _wait_for_claim(process, dataset)
+        _wait_for_lease(process, dataset)
         # Not scaled to what is left to do: the last tasks of a data set would be killed for ever.
         delay *= busy
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.cli import commands
-from data_prep.execution.lease import Claim
+from data_prep.execution.lease import Lease
 from data_prep.execution.pack import pack_dataset
 from mose.command import run_command
 from mose.config import save_config
@@ -59,7 +59,7 @@ def test_every_command_explains_its_fields() -> None:
         shown = mose_data(name, "--help")
         assert shown.returncode == 0
     shown = mose_data("pack", "--help").stdout
-    assert "Cut files into pieces of at most this many tokens, at line ends" in " ".join(shown.split())
+    assert "Split files into chunks of at most this many tokens, at line ends" in " ".join(shown.split())
     assert "--task" in shown
 
 
@@ -82,7 +82,7 @@ def test_one_element_of_an_array_from_the_command_line(tmp_path: Path) -> None:
     assert done.stdout == f"task 0 of 2 is done; `mose-data finish {tmp_path}/dataset` when all are\n"
     shown = mose_data("status", tmp_path / "dataset", "--missing")
     assert (shown.returncode, shown.stdout) == (1, "1\n")
-    with Claim(tmp_path / "dataset", 1):
+    with Lease(tmp_path / "dataset", 1):
         refused = mose_data(*words, "--task", 1)
     assert refused.returncode == 2
     assert refused.stderr.startswith("mose-data: error: task 1: process ")

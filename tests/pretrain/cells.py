@@ -18,7 +18,7 @@ from pretrain.data.loader import GlobalBatchLoader
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.launch import build_context
 from pretrain.step import train_step
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 
 GLOBAL_ROWS = 8
 
@@ -70,7 +70,7 @@ def loader_of(config: PretrainConfig, data_rank: int, data_ranks: int) -> Global
     dataset = Path(config.data.dataset)
     tokenizer = load_tokenizer(dataset)
     plan = batch_plan(config, tokenizer.special, tokenizer.ordinary_ids(), data_rank, data_ranks)
-    return GlobalBatchLoader(PackedRows(dataset, "train"), plan)
+    return GlobalBatchLoader(LocalRows(dataset, "train"), plan)
 
 
 def context_of(config: PretrainConfig) -> ParallelContext:

@@ -21,7 +21,8 @@ from mose.tokenizer import Tokenizer
 from pretrain.checkpoints.export import ExportRequest, export_run
 from pretrain.config.objective import ObjectiveConfig
 from pretrain.config.run import BatchConfig, PretrainConfig
-from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.monitoring.throughput import step_flops
 from pretrain.step import BatchCounts, exit_metrics

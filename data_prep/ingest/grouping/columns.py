@@ -45,7 +45,7 @@ _PLACES_AN_INPUT = 40
 
 
 @dataclass(frozen=True)
-class Layout:
+class OutputColumns:
     """The columns of the output."""
 
     repository: tuple[str, ...]
@@ -88,7 +88,7 @@ class FlatInput:
     path: str
     number: int
     """Among the inputs."""
-    layout: Layout
+    layout: OutputColumns
     seed: int
     limit_bytes: int
     """The most that one row may hold decoded."""
@@ -171,7 +171,7 @@ def part_of(keys_F: NDArray[np.uint64], num_parts: int) -> NDArray[np.int64]:
     return (((keys_F >> np.uint64(32)) * np.uint64(num_parts)) >> np.uint64(32)).astype(np.int64)
 
 
-def layout_of(paths: Sequence[str], repository: Sequence[str], file: Sequence[str]) -> Layout:
+def layout_of(paths: Sequence[str], repository: Sequence[str], file: Sequence[str]) -> OutputColumns:
     """The output's columns: those asked for, in the order of The Stack v2; content only where an input has it.
 
     Raises:
@@ -182,7 +182,7 @@ def layout_of(paths: Sequence[str], repository: Sequence[str], file: Sequence[st
     has_content = any(CONTENT in columns for columns in known)
     repository = [name for name in REPOSITORY_TYPES if name in repository or name == NAME]
     files = [name for name in FILE_TYPES if name in file or name in REQUIRED_FILE_COLUMNS]
-    return Layout(tuple(repository), tuple(name for name in files if name != CONTENT or has_content))
+    return OutputColumns(tuple(repository), tuple(name for name in files if name != CONTENT or has_content))
 
 
 def _value_counts(names: pa.Array) -> tuple[list[str], list[int]]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_prep.ingest.grouping.columns import KEY, NAME, SIZE, Layout, part_of
+from data_prep.ingest.grouping.columns import KEY, NAME, SIZE, OutputColumns, part_of
 from data_prep.sources.stack_v2.grouped import PartEntry
 from data_prep.sources.stack_v2.parquet_file import CONTENT, LENGTH, footer_fingerprint
 from mose.files.atomic_file import atomic_write
@@ -28,7 +28,7 @@ _VALUES_A_CHECK = 64
 
 
 def write_parts(
-    output: str, first: int, last: int, num_parts: int, tables: Iterator[pa.Table], layout: Layout
+    output: str, first: int, last: int, num_parts: int, tables: Iterator[pa.Table], layout: OutputColumns
 ) -> list[PartEntry]:
     """Write the parts `first` to `last` - 1 from sorted tables of their files; each appears whole, one after another.
 
@@ -49,7 +49,7 @@ def write_parts(
     return entries
 
 
-def _write_part(path: Path, tables: Iterator[pa.Table], layout: Layout) -> PartEntry:
+def _write_part(path: Path, tables: Iterator[pa.Table], layout: OutputColumns) -> PartEntry:
     rows = repositories = files = num_bytes = 0
     last_name = None
     with atomic_write(path) as file:
@@ -77,7 +77,7 @@ def _write_part(path: Path, tables: Iterator[pa.Table], layout: Layout) -> PartE
     return PartEntry(path.name, repositories, rows, files, num_bytes, path.stat().st_size, footer_fingerprint(str(path)))
 
 
-def row_groups(table: pa.Table, layout: Layout) -> Iterator[pa.Table]:
+def row_groups(table: pa.Table, layout: OutputColumns) -> Iterator[pa.Table]:
     """Rows of one repository each, in tables of at most about `ROW_GROUP_BYTES`, from files in their order."""
     sizes_F = table.column(SIZE).to_numpy()
     starts_R = row_starts(table.column(NAME), sizes_F)
@@ -106,7 +106,7 @@ def row_starts(names_F: pa.ChunkedArray, sizes_F: NDArray[np.int64]) -> NDArray[
     return np.array(starts, np.int64)
 
 
-def _rows(table: pa.Table, starts_R: NDArray[np.int64], layout: Layout) -> pa.Table:
+def _rows(table: pa.Table, starts_R: NDArray[np.int64], layout: OutputColumns) -> pa.Table:
     first_R = starts_R - starts_R[0]
     offsets = pa.array(np.append(first_R, len(table)).astype(np.int32))
     element: Any = layout.schema.field("files").type.value_type

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_prep.console import show_progress
 from data_prep.ingest.folder_lock import lock_folder
-from data_prep.ingest.grouping.columns import KEY, FlatInput, InputCounts, Layout, layout_of, part_of
+from data_prep.ingest.grouping.columns import KEY, FlatInput, InputCounts, OutputColumns, layout_of, part_of
 from data_prep.ingest.grouping.config import GroupConfig
 from data_prep.ingest.grouping.parts import write_parts
 from data_prep.ingest.grouping.sorting import sorted_tables
@@ -51,7 +51,7 @@ class Grouping:
 
     config: GroupConfig
     paths: tuple[str, ...]
-    layout: Layout
+    layout: OutputColumns
     fingerprint: str
 
     @property

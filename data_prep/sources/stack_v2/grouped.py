@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.sources.repositories import RepositoryRef, SourceFile
+from data_prep.sources.repositories import RepositoryRef, SourceFile, SourceKind
 from data_prep.sources.stack_v2.parquet_file import footer_fingerprint, open_parquet, stamp
 from data_prep.sources.stack_v2.row_batches import row_batches
 from data_prep.sources.stack_v2.row_cache import process_cache
@@ -180,3 +180,12 @@ def _files(
 def to_plain(folder: GroupedFolder) -> dict[str, Any]:
     """grouped.json as nested dictionaries."""
     return dataclasses.asdict(folder)
+
+
+GROUPED = SourceKind(
+    KIND,
+    list_entry=lambda folder, blob_store: list_rows(folder, bool(blob_store)),
+    read=read,
+    accepts=is_grouped,
+    facts=lambda folder: [read_description(folder).fingerprint],
+)

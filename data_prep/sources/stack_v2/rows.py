@@ -8,8 +8,17 @@ import pyarrow as pa
 
 from data_prep.sources.blobs.store import BODY, NOT_FETCHED, open_store
 from data_prep.sources.file_kinds import UNKNOWN_LANGUAGE
-from data_prep.sources.repositories import RepositoryRef, SourceFile, content_sha1
-from data_prep.sources.stack_v2.parquet_file import CONTENT, FILE_COLUMNS, columns_of, corrupt, expand, open_parquet, stamp
+from data_prep.sources.repositories import RepositoryRef, SourceFile, SourceKind, content_sha1
+from data_prep.sources.stack_v2.parquet_file import (
+    CONTENT,
+    FILE_COLUMNS,
+    columns_of,
+    corrupt,
+    expand,
+    footer_fingerprint,
+    open_parquet,
+    stamp,
+)
 from data_prep.sources.stack_v2.row_batches import LIMIT_BYTES, binary_content, leaves_of, plan_row_group, row_batches
 from data_prep.sources.stack_v2.row_cache import CACHE_BYTES, process_cache
 from mose.errors import MoseError
@@ -189,3 +198,11 @@ def _position(path: str, row: int) -> tuple[int, int]:
             return group, inside
         inside -= rows
     raise MoseError(f"{path}: has no row {row}; expected the file that was listed")
+
+
+ROWS = SourceKind(
+    KIND,
+    list_entry=lambda pattern, blob_store: list_rows(pattern, bool(blob_store)),
+    read=read,
+    facts=lambda pattern: [footer_fingerprint(path) for path in expand(pattern)],
+)

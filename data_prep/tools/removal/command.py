@@ -18,7 +18,7 @@ from rich.table import Table
 
 from data_prep.console import counted, show_progress
 from data_prep.execution.finish import finish
-from data_prep.pipeline.task import marker_path, read_marker
+from data_prep.pipeline.task_marker import marker_path, read_marker, write_marker
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import shard_number
 from data_prep.tools.removal.journal import Removal, complete, read_unfinished, unfinished_line, write_unfinished
@@ -28,7 +28,6 @@ from mose.command import Command
 from mose.dataset.manifest import Manifest, ShardEntry, read_manifest
 from mose.dataset.packed_sequence import SpecialTokens
 from mose.errors import MoseError
-from mose.files.atomic_file import write_json
 from mose.files.storage import is_local, storage_path
 from mose.tokenizer import load_tokenizer
 
@@ -157,7 +156,7 @@ def _rewrite(dataset: Path, manifest: Manifest, found: ShardHits, special: Speci
         changed = dataclasses.replace(
             result, shards={**result.shards, found.split: entry}, rows={**result.rows, found.split: rows}
         )
-        write_json(path, dataclasses.asdict(changed))
+        write_marker(dataset, changed)
 
 
 def print_plan(hits: Sequence[ShardHits]) -> None:

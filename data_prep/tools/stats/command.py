@@ -52,7 +52,7 @@ def write_stats(output: Path, dataset: Path, manifest: Manifest, figures: Figure
         return
     lines = [
         f"{manifest.rows('train'):,} training rows of {manifest.sequence_length:,} slots, packed "
-        f"{manifest.statistics.get('mode', '')}, vocabulary {manifest.vocabulary_size:,}; tokenizer "
+        f"{manifest.packing_mode}, vocabulary {manifest.vocabulary_size:,}; tokenizer "
         f"{manifest.tokenizer_fingerprint}, config {manifest.config_fingerprint}.",
     ]
     write_text(output, stats_page(page_title(dataset), lines, cautions(manifest.statistics), sections))

@@ -75,12 +75,12 @@ class Checkpoint:
         """Normalised embeddings [R, D] at each exit by its layer, shallow to deep, from one pass over the rows."""
         config = self.config
         tables = embed_rows(self.model, rows, config.chunk_tokens, pick_device(config.device), config.bf16)
-        return dict(zip(self.model.config.matryoshka_layers, tables, strict=True))
+        return dict(zip(self.model.config.exit_layers, tables, strict=True))
 
     def costs(self, rows: Sequence[TOKENS]) -> tuple[int, dict[str, ExitCost]]:
         """The row length that costs are for (the config's, or else the mean of `rows`), and each exit's cost by its name."""
         tokens = self.config.flops_tokens or round(float(np.mean([len(row) for row in rows])))
-        return tokens, {exit_name(layer): self._cost(layer, tokens) for layer in self.model.config.matryoshka_layers}
+        return tokens, {exit_name(layer): self._cost(layer, tokens) for layer in self.model.config.exit_layers}
 
     def _cost(self, layer: int, tokens: int) -> ExitCost:
         shape = self.model.config

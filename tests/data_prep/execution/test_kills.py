@@ -102,15 +102,15 @@ def test_a_full_disk_is_one_line_and_a_relaunch_completes(tmp_path: Path) -> Non
 def test_the_schedulers_signal_ends_a_task_at_once_and_frees_it(tmp_path: Path) -> None:
     config = make_config(tmp_path, 200, num_tasks=1)
     process = start_pack(config, tmp_path)
-    claim = tmp_path / "dataset/tasks/task-000000.running.json"
-    while not claim.exists() and process.poll() is None:
+    lease = tmp_path / "dataset/tasks/task-000000.running.json"
+    while not lease.exists() and process.poll() is None:
         time.sleep(0.01)
     process.terminate()
     began = time.monotonic()
     process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert time.monotonic() - began < 5
-    assert not claim.exists()
+    assert not lease.exists()
     wait_for_group(process.pid)
     pack_dataset(config, 0)
     assert finish(tmp_path / "dataset").rows("train") > 0

@@ -1,4 +1,4 @@
-"""Claims: one living process a task, the dead ones taken over, and what a process says of itself while it works."""
+"""Leases: one living process per task, dead ones taken over, and the progress that a heartbeat carries."""
 
 import dataclasses
 import json
@@ -11,30 +11,30 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.execution import lease as claim_module
-from data_prep.execution.lease import DEAD_AFTER_SECONDS, Claim, ClaimRecord, TaskTakenError, read_claim
-from data_prep.execution.task_files import claim_path
+from data_prep.execution import lease as lease_module
+from data_prep.execution.lease import DEAD_AFTER_SECONDS, Lease, LeaseRecord, TaskHeldError, read_lease
+from data_prep.execution.task_files import lease_path
 from data_prep.pipeline.task import TaskProgress
 from mose.files.storage import storage_path
 
 
-def held(dataset: Path, task: int = 3) -> ClaimRecord:
-    record = read_claim(dataset, task)
+def held(dataset: Path, task: int = 3) -> LeaseRecord:
+    record = read_lease(dataset, task)
     assert record is not None
     return record
 
 
 def change(dataset: Path, **values: object) -> None:
-    """Make a claim look as if somebody else had written it."""
-    path = claim_path(dataset, 3)
+    """Make a lease look as if somebody else had written it."""
+    path = lease_path(dataset, 3)
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def forge(dataset: Path, **values: object) -> None:
-    """Leave a claim whose process is not this one."""
-    with Claim(dataset, 3):
-        content = claim_path(dataset, 3).read_text()
-    claim_path(dataset, 3).write_text(content)
+    """Leave a lease whose process is not this one."""
+    with Lease(dataset, 3):
+        content = lease_path(dataset, 3).read_text()
+    lease_path(dataset, 3).write_text(content)
     change(dataset, token="of another", **values)
 
 
@@ -44,8 +44,8 @@ def dead_pid() -> int:
     return process.pid
 
 
-def test_a_claim_says_who_and_goes_with_its_block(tmp_path: Path) -> None:
-    with Claim(tmp_path, 3, expected_repositories=12):
+def test_a_lease_says_who_and_goes_with_its_block(tmp_path: Path) -> None:
+    with Lease(tmp_path, 3, expected_repositories=12):
         record = held(tmp_path)
         assert (record.task, record.pid, record.expected_repositories) == (3, os.getpid(), 12)
         assert record.is_alive(time.time())
@@ -53,36 +53,36 @@ def test_a_claim_says_who_and_goes_with_its_block(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused_with_who_and_since_when(tmp_path: Path) -> None:
-    with Claim(tmp_path, 3):
+    with Lease(tmp_path, 3):
         host = held(tmp_path).host
-        with pytest.raises(TaskTakenError) as caught:
-            Claim(tmp_path, 3).__enter__()
-        assert f"task 3: process {os.getpid()} of {host}, begun 20" in str(caught.value)
-        assert "last sign of life 20" in str(caught.value)
+        with pytest.raises(TaskHeldError) as caught:
+            Lease(tmp_path, 3).__enter__()
+        assert f"task 3: process {os.getpid()} of {host}, started 20" in str(caught.value)
+        assert "last heartbeat 20" in str(caught.value)
         assert held(tmp_path).pid == os.getpid()
-        with Claim(tmp_path, 4):
+        with Lease(tmp_path, 4):
             pass
 
 
 def test_a_process_that_is_gone_is_taken_over_at_once(tmp_path: Path) -> None:
     forge(tmp_path, pid=dead_pid())
-    with Claim(tmp_path, 3):
+    with Lease(tmp_path, 3):
         assert held(tmp_path).pid == os.getpid()
     assert list(tmp_path.rglob("*.json")) + list(tmp_path.rglob(".*")) == []
 
 
 def test_another_process_that_got_the_same_number_does_not_count(tmp_path: Path) -> None:
     forge(tmp_path, process_start="1")
-    with Claim(tmp_path, 3):
+    with Lease(tmp_path, 3):
         pass
 
 
 def test_a_process_elsewhere_is_taken_over_when_it_is_silent(tmp_path: Path) -> None:
     forge(tmp_path, machine="another", pid=1, heartbeat=time.time() - DEAD_AFTER_SECONDS + 20)
-    with pytest.raises(TaskTakenError, match="task 3: process 1 of"):
-        Claim(tmp_path, 3).__enter__()
+    with pytest.raises(TaskHeldError, match="task 3: process 1 of"):
+        Lease(tmp_path, 3).__enter__()
     change(tmp_path, heartbeat=time.time() - DEAD_AFTER_SECONDS - 1)
-    with Claim(tmp_path, 3):
+    with Lease(tmp_path, 3):
         pass
 
 
@@ -91,18 +91,18 @@ def test_a_job_that_the_scheduler_started_again_need_not_wait_for_its_former_sel
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     forge(tmp_path, machine="another", pid=1)
-    with pytest.raises(TaskTakenError):
-        Claim(tmp_path, 3).__enter__()
+    with pytest.raises(TaskHeldError):
+        Lease(tmp_path, 3).__enter__()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    with Claim(tmp_path, 3):
+    with Lease(tmp_path, 3):
         pass
 
 
 def test_heartbeats_carry_the_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim_module, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.02)
     progress = TaskProgress(5, 100, 20_000, 60_000)
-    with Claim(tmp_path, 3) as claim:
-        claim.observe(progress)
+    with Lease(tmp_path, 3) as lease:
+        lease.observe(progress)
         first = held(tmp_path).heartbeat
         deadline = time.monotonic() + 10
         while held(tmp_path).progress != progress and time.monotonic() < deadline:
@@ -111,48 +111,48 @@ def test_heartbeats_carry_the_progress(tmp_path: Path, monkeypatch: pytest.Monke
         assert held(tmp_path).heartbeat > first
 
 
-def test_a_claim_that_was_taken_over_ends_the_work_and_stays_with_its_taker(
+def test_a_lease_that_was_taken_over_ends_the_work_and_stays_with_its_taker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claim_module, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.02)
 
     def work() -> None:
-        with Claim(tmp_path, 3) as claim:
+        with Lease(tmp_path, 3) as lease:
             change(tmp_path, token="of another", host="elsewhere")
             deadline = time.monotonic() + 10
             while time.monotonic() < deadline:
-                claim.observe(TaskProgress(1, 1, 1, 1))
+                lease.observe(TaskProgress(1, 1, 1, 1))
                 time.sleep(0.01)
 
-    with pytest.raises(TaskTakenError, match="of elsewhere, .*: took it over while this process gave no sign of life"):
+    with pytest.raises(TaskHeldError, match="of elsewhere, .*: took it over while this process wrote no heartbeat"):
         work()
     assert held(tmp_path).token == "of another"
 
 
-def test_a_living_claim_that_was_put_aside_by_mistake_comes_back(tmp_path: Path) -> None:
-    with Claim(tmp_path, 3):
+def test_a_living_lease_that_was_put_aside_by_mistake_comes_back(tmp_path: Path) -> None:
+    with Lease(tmp_path, 3):
         dead = dataclasses.replace(held(tmp_path), token="of a dead process")
-        Claim(tmp_path, 3)._put_aside(dead)
+        Lease(tmp_path, 3)._put_aside(dead)
         assert held(tmp_path).token not in ("", dead.token)
         assert list(tmp_path.rglob(".*")) == []
 
 
-def test_an_unreadable_claim_counts_by_its_age(tmp_path: Path) -> None:
-    path = claim_path(tmp_path, 3)
+def test_an_unreadable_lease_counts_by_its_age(tmp_path: Path) -> None:
+    path = lease_path(tmp_path, 3)
     path.parent.mkdir()
     path.write_text('{"task": 3')
     os.utime(path, (time.time() - DEAD_AFTER_SECONDS - 1,) * 2)
-    with Claim(tmp_path, 3):
+    with Lease(tmp_path, 3):
         pass
 
 
 def take(dataset: Path, barrier: "multiprocessing.synchronize.Barrier", results: "multiprocessing.SimpleQueue[bool]") -> None:
     barrier.wait()
     try:
-        with Claim(dataset, 3):
+        with Lease(dataset, 3):
             results.put(True)
             barrier.wait()
-    except TaskTakenError:
+    except TaskHeldError:
         results.put(False)
         barrier.wait()
 
@@ -172,12 +172,12 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path, is_dead: bool) -> None:
 
 
 def test_on_an_object_store_it_works_as_far_as_it_can() -> None:
-    dataset = storage_path(f"memory://claims-{os.getpid()}")
-    with Claim(dataset, 3):
-        with pytest.raises(TaskTakenError, match="task 3: process"):
-            Claim(dataset, 3).__enter__()
-        path = claim_path(dataset, 3)
+    dataset = storage_path(f"memory://leases-{os.getpid()}")
+    with Lease(dataset, 3):
+        with pytest.raises(TaskHeldError, match="task 3: process"):
+            Lease(dataset, 3).__enter__()
+        path = lease_path(dataset, 3)
         path.write_text(json.dumps({**json.loads(path.read_text()), "pid": dead_pid()}))
-    with Claim(dataset, 3):
+    with Lease(dataset, 3):
         assert held(dataset).pid == os.getpid()
-    assert not claim_path(dataset, 3).exists()
+    assert not lease_path(dataset, 3).exists()

@@ -14,7 +14,7 @@ FILE_BYTES = 400_000
 PACK = """
 import re, sys
 import numpy as np
-from data_prep.pipeline.config import PackingConfig
+from data_prep.packing.config import PackingConfig
 from data_prep.sources.repositories import RepositoryRef, SourceFile, content_sha1
 from data_prep.pipeline.task import run_task
 from tests.data_prep.repositories import make_config
@@ -41,11 +41,11 @@ def peak_of(folder: Path, megabytes: int) -> float:
     """Peak resident megabytes of a process that packs a repository of so much text."""
     make_config(folder)
     command = [sys.executable, "-c", PACK, str(folder), str(round(megabytes * 1e6 / FILE_BYTES)), str(FILE_BYTES)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[3]).stdout.split()
-    assert float(told[1]) >= 0.9 * megabytes * 1e6
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[3]).stdout.split()
+    assert float(printed[1]) >= 0.9 * megabytes * 1e6
     # More than two pools, so that the waiting texts are as many as they ever are.
-    assert int(told[2]) > 2 * 16_000_000
-    return float(told[0])
+    assert int(printed[2]) > 2 * 16_000_000
+    return float(printed[0])
 
 
 @pytest.mark.soak

@@ -10,9 +10,9 @@ import pytest
 import webdataset
 
 from data_prep.execution.finish import finish
-from data_prep.execution.lease import Claim, ClaimRecord
+from data_prep.execution.lease import Lease, LeaseRecord
 from data_prep.execution.pack import pack_dataset
-from data_prep.execution.task_files import claim_path, write_failure
+from data_prep.execution.task_files import lease_path, write_failure
 from data_prep.filters.filters import FiltersConfig
 from data_prep.filters.opt_out import load_opt_out
 from data_prep.packing.config import PackingConfig
@@ -58,8 +58,8 @@ def test_what_a_killed_process_left_of_a_task_that_is_done_is_removed(tmp_path: 
     sums = checksums(tmp_path / "dataset")
     write_failure(tmp_path / "dataset", 0, "was killed by signal 9")
     # Older than any heartbeat of a living process.
-    record = ClaimRecord(0, "token", "host", 1, "machine", "1", "", "0", 0.0, 0.0, 0, TaskProgress(0, 0, 0, 0))
-    write_json(claim_path(tmp_path / "dataset", 0), asdict(record))
+    record = LeaseRecord(0, "token", "host", 1, "machine", "1", "", "0", 0.0, 0.0, 0, TaskProgress(0, 0, 0, 0))
+    write_json(lease_path(tmp_path / "dataset", 0), asdict(record))
     finish(tmp_path / "dataset")
     assert checksums(tmp_path / "dataset") == sums
 
@@ -247,7 +247,7 @@ def test_a_data_set_that_is_being_begun_with_another_config_is_refused(tmp_path:
     config = make_config(tmp_path)
     pack_dataset(config, 0)
     (tmp_path / "dataset/tasks/task-000000.json").unlink()
-    with Claim(tmp_path / "dataset", 0), pytest.raises(MoseError, match=r"config.yaml: seed: is 0 in this data set, 1 was asked"):
+    with Lease(tmp_path / "dataset", 0), pytest.raises(MoseError, match=r"config.yaml: seed: is 0 in this data set, 1 was asked"):
         pack_dataset(replace(config, seed=1), 1)
     pack_dataset(replace(config, seed=1), 1)
 

@@ -8,11 +8,11 @@ import pytest
 
 from data_prep.cli import commands
 from data_prep.execution import status as status_module
-from data_prep.execution.lease import DEAD_AFTER_SECONDS, Claim
+from data_prep.execution.lease import DEAD_AFTER_SECONDS, Lease
 from data_prep.execution.pack import pack_dataset
 from data_prep.execution.status import Status, status_of
-from data_prep.execution.task_files import claim_path, write_failure
-from data_prep.pipeline.task import marker_path
+from data_prep.execution.task_files import lease_path, write_failure
+from data_prep.pipeline.task_marker import marker_path
 from mose.command import run_command
 from tests.data_prep.repositories import make_config
 
@@ -26,12 +26,12 @@ def here(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 
 
 def running(dataset: Path, task: int, **values: object) -> None:
-    """Leave the claim of a process of another machine."""
-    with Claim(dataset, task, expected_repositories=100):
-        record = json.loads(claim_path(dataset, task).read_text())
+    """Leave the lease of a process of another machine."""
+    with Lease(dataset, task, expected_repositories=100):
+        record = json.loads(lease_path(dataset, task).read_text())
     now = time.time()
     base = {"machine": "another", "host": f"node{task}", "started": now - MINUTES_2, "heartbeat": now}
-    claim_path(dataset, task).write_text(json.dumps({**record, **base, **values}))
+    lease_path(dataset, task).write_text(json.dumps({**record, **base, **values}))
 
 
 def rows_of(dataset: Path, task: int) -> int:

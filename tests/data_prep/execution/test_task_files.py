@@ -51,7 +51,7 @@ def test_a_listing_knows_each_kind_of_file(tmp_path: Path) -> None:
     for name in (*names, *others):
         (tmp_path / "tasks" / name).touch()
     states = list_tasks(tmp_path)
-    assert (states.done, states.claimed, states.failed) == ({3, 1234567}, {4}, {4})
+    assert (states.done, states.held, states.failed) == ({3, 1234567}, {4}, {4})
 
 
 def test_a_failure_is_one_line_with_time_and_host(tmp_path: Path) -> None:

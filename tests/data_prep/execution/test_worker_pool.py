@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from data_prep.execution import worker_pool as workers
-from data_prep.execution.lease import Claim
+from data_prep.execution.lease import Lease
 from data_prep.execution.pack import pack_dataset
 from data_prep.execution.status import status_of
 from data_prep.execution.task_files import list_tasks
-from data_prep.execution.task_runner import Job
+from data_prep.execution.task_runner import TaskRunner
 from data_prep.pipeline.config import PackConfig
 from mose.errors import MoseError
 from tests.data_prep.kills import start_pack, wait_for_group, workers_of
@@ -28,15 +28,15 @@ Run = Callable[..., None]
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *bad: int, **changes: object) -> tuple[PackConfig, list[int]]:
     """A config, and the tasks that a run tries; the tasks `bad` fail."""
     tried: list[int] = []
-    run: Run = Job.run
+    run: Run = TaskRunner.run
 
-    def run_or_fail(self: Job, task: int, *rest: object) -> None:
+    def run_or_fail(self: TaskRunner, task: int, *rest: object) -> None:
         tried.append(task)
         if task in bad:
             raise MoseError(f"task {task} is broken")
         run(self, task, *rest)
 
-    monkeypatch.setattr(Job, "run", run_or_fail)
+    monkeypatch.setattr(TaskRunner, "run", run_or_fail)
     return make_config(tmp_path, MANY, **changes), tried
 
 
@@ -60,7 +60,7 @@ def test_a_worker_that_is_killed_fails_its_task_and_the_others_are_done(tmp_path
     config = make_config(tmp_path, 200, num_tasks=6, num_workers=2)
     process = start_pack(config, tmp_path)
     dataset = tmp_path / "dataset"
-    while process.poll() is None and not list_tasks(dataset).claimed:
+    while process.poll() is None and not list_tasks(dataset).held:
         time.sleep(0.01)
     victims = workers_of(process.pid)
     os.kill(victims[0], signal.SIGKILL)
@@ -86,11 +86,11 @@ def test_a_task_of_another_command_is_waited_for(
 ) -> None:
     monkeypatch.setattr(workers, "_WAIT_SECONDS", 0.05)
     config = make_config(tmp_path, MANY, num_tasks=3)
-    claim = Claim(tmp_path / "dataset", 1)
+    lease = Lease(tmp_path / "dataset", 1)
     pack_dataset(replace(config, output=str(tmp_path / "whole")))
     pack_dataset(config, 0)
-    with claim:
-        with pytest.raises(MoseError, match="task 1: process .* works on it; expected one process a task"):
+    with lease:
+        with pytest.raises(MoseError, match="task 1: process .* works on it; expected one process per task"):
             pack_dataset(config, 1)
         thread = threading.Thread(target=pack_dataset, args=(config,))
         thread.start()

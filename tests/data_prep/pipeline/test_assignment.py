@@ -10,7 +10,7 @@ from data_prep.execution.pack import pack_dataset
 from data_prep.execution.status import status_of
 from data_prep.ingest.grouping.config import GroupConfig
 from data_prep.ingest.grouping.run import group
-from data_prep.pipeline.assignment import deal_sources
+from data_prep.pipeline.assignment import assign_sources
 from data_prep.pipeline.config import PackConfig
 from data_prep.sources import registry as source
 from data_prep.sources.registry import SourcesConfig
@@ -33,12 +33,12 @@ def grouped(tmp_path: Path) -> PackConfig:
 
 def test_every_part_is_read_by_one_task(grouped: PackConfig) -> None:
     for num_tasks in range(1, PARTS + 1):
-        deal = deal_sources(replace(grouped, num_tasks=num_tasks))
-        shares = [deal.share(task) for task in range(num_tasks)]
-        assert all(part.number % num_tasks == task for task, share in enumerate(shares) for part in share.parts)
-        assert sorted(part.number for share in shares for part in share.parts) == list(range(PARTS))
-        assert sum(share.expected_repositories for share in shares) == 60
-        names = [ref.name for share in shares for ref, _ in share.read(grouped.sources)]
+        assignment = assign_sources(replace(grouped, num_tasks=num_tasks))
+        inputs = [assignment.inputs_of(task) for task in range(num_tasks)]
+        assert all(part.number % num_tasks == task for task, own in enumerate(inputs) for part in own.parts)
+        assert sorted(part.number for own in inputs for part in own.parts) == list(range(PARTS))
+        assert sum(own.expected_repositories for own in inputs) == 60
+        names = [ref.name for own in inputs for ref, _ in own.read(grouped.sources)]
         assert len(set(names)) == len(names) == 60
 
 
@@ -55,9 +55,9 @@ def test_no_repository_of_a_grouped_folder_is_listed(grouped: PackConfig, monkey
 
     monkeypatch.setattr("data_prep.pipeline.assignment.list_repositories", refuse)
     monkeypatch.setattr(source, "list_repositories", refuse)
-    deal = deal_sources(grouped)
-    assert deal.refs == ()
-    assert [len(deal.share(task).parts) for task in (0, 1)] == [3, 2]
+    assignment = assign_sources(grouped)
+    assert assignment.refs == ()
+    assert [len(assignment.inputs_of(task).parts) for task in (0, 1)] == [3, 2]
 
 
 def test_a_grouped_folder_becomes_a_data_set(grouped: PackConfig, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.execution import inputs as begin_module
+from data_prep.execution import inputs as inputs_module
 from data_prep.execution.finish import finish
 from data_prep.execution.inputs import inputs_path, read_config_of
 from data_prep.execution.pack import pack_dataset
@@ -24,7 +24,7 @@ from data_prep.tools.removal.removal_list import RemovalList
 from data_prep.tools.verify import verify_dataset
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "dataset_2026_11_21.tar.gz"
 DATASET = Path("dataset")
@@ -60,7 +60,7 @@ def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     with tarfile.open(FIXTURE) as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(begin_module, "PackConfig", GrownConfig)
+    monkeypatch.setattr(inputs_module, "PackConfig", GrownConfig)
     sums: dict[str, str] = json.loads(Path("sha256.json").read_text("utf-8"))
     return sums
 
@@ -75,7 +75,7 @@ def test_a_data_set_of_an_earlier_version_is_used_after_its_config_has_grown(exp
     assert made == {name: expected[name] for name in made}
     finish(DATASET, checksums=True)
     assert verify_dataset(DATASET) == []
-    rows = PackedRows(DATASET, "train")
+    rows = LocalRows(DATASET, "train")
     assert rows.tokens(np.arange(len(rows))).shape == (len(rows), 128)
     rows.close()
 

@@ -9,30 +9,30 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_prep.pipeline import row_shuffle as row_spool
-from data_prep.pipeline.row_shuffle import RowBlock, RowSpool, spread
+from data_prep.pipeline import row_shuffle as row_shuffle_module
+from data_prep.pipeline.row_shuffle import RowBlock, RowShuffle, spread
 from mose.dataset.shard_format import RowLabels
 
 LENGTH = 16
 DTYPE = np.dtype(np.uint16)
 
 
-def write_rows(spool: RowSpool, counts: list[int]) -> None:
+def write_rows(shuffle: RowShuffle, counts: list[int]) -> None:
     """Runs of so many rows; row i of all holds i in every slot and has i % 3 + 1 lines that say i."""
     for count in counts:
-        numbers = np.arange(spool.rows, spool.rows + count)
-        order, keys = spool.order(count)
+        numbers = np.arange(shuffle.rows, shuffle.rows + count)
+        order, keys = shuffle.order(count)
         numbers = numbers[order]
         snippets = numbers % 3 + 1
         tokens = np.repeat(numbers[:, None], LENGTH, axis=1).astype(DTYPE)
         lines = pa.table({"said": np.repeat(numbers, snippets), "name": [f"row {n}" for n in np.repeat(numbers, snippets)]})
-        spool.write(keys, RowBlock(tokens, RowLabels(numbers % 2, numbers + 5, snippets), lines))
+        shuffle.write(keys, RowBlock(tokens, RowLabels(numbers % 2, numbers + 5, snippets), lines))
 
 
-def read_numbers(spool: RowSpool) -> list[int]:
+def read_numbers(shuffle: RowShuffle) -> list[int]:
     """The rows' numbers as they come back; all that belongs to a row is checked to come with it."""
     found: list[int] = []
-    for block in spool.blocks(LENGTH, DTYPE):
+    for block in shuffle.blocks(LENGTH, DTYPE):
         numbers = block.tokens_RT[:, 0].astype(np.int64)
         assert (block.tokens_RT == numbers[:, None]).all()
         labels = block.labels
@@ -49,50 +49,50 @@ def read_numbers(spool: RowSpool) -> list[int]:
 def test_every_row_comes_back_once_with_all_that_belongs_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_rows: int
 ) -> None:
-    monkeypatch.setattr(row_spool, "BLOCK_ROWS", block_rows)
-    with RowSpool(tmp_path / "train" / "shard.tar", 1) as spool:
-        write_rows(spool, [10, 1, 29, 60])
-        assert sorted(read_numbers(spool)) == list(range(100))
+    monkeypatch.setattr(row_shuffle_module, "BLOCK_ROWS", block_rows)
+    with RowShuffle(tmp_path / "train" / "shard.tar", 1) as shuffle:
+        write_rows(shuffle, [10, 1, 29, 60])
+        assert sorted(read_numbers(shuffle)) == list(range(100))
 
 
 def test_the_order_depends_on_the_key_only(tmp_path: Path) -> None:
     orders = []
     for key, counts in ((1, [100]), (1, [30, 70]), (2, [100])):
-        with RowSpool(tmp_path / "shard.tar", key) as spool:
-            write_rows(spool, counts)
-            orders.append(read_numbers(spool))
+        with RowShuffle(tmp_path / "shard.tar", key) as shuffle:
+            write_rows(shuffle, counts)
+            orders.append(read_numbers(shuffle))
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_neighbours_are_no_nearer_than_chance_says(tmp_path: Path) -> None:
-    with RowSpool(tmp_path / "shard.tar", 3) as spool:
-        write_rows(spool, [400] * 5)
-        numbers = read_numbers(spool)
+    with RowShuffle(tmp_path / "shard.tar", 3) as shuffle:
+        write_rows(shuffle, [400] * 5)
+        numbers = read_numbers(shuffle)
     same_run = np.mean([a // 400 == b // 400 for a, b in pairwise(numbers)])
     assert 0.15 < same_run < 0.25  # one of five runs; 1 if runs followed one another
 
 
 def test_equal_keys_on_a_block_border_lose_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_spool, "BLOCK_ROWS", 2)
-    monkeypatch.setattr(row_spool, "counter_random", lambda key, counters: counters // np.uint64(4))
-    with RowSpool(tmp_path / "shard.tar", 0) as spool:
-        write_rows(spool, [10, 10])
-        assert sorted(read_numbers(spool)) == list(range(20))
+    monkeypatch.setattr(row_shuffle_module, "BLOCK_ROWS", 2)
+    monkeypatch.setattr(row_shuffle_module, "counter_random", lambda key, counters: counters // np.uint64(4))
+    with RowShuffle(tmp_path / "shard.tar", 0) as shuffle:
+        write_rows(shuffle, [10, 10])
+        assert sorted(read_numbers(shuffle)) == list(range(20))
 
 
 def test_the_file_has_no_name_and_is_gone_at_the_end(tmp_path: Path) -> None:
-    with RowSpool(tmp_path / "train" / "shard.tar", 0) as spool:
-        write_rows(spool, [5])
+    with RowShuffle(tmp_path / "train" / "shard.tar", 0) as shuffle:
+        write_rows(shuffle, [5])
         assert list((tmp_path / "train").iterdir()) == []
     assert not list((tmp_path / "train").iterdir())
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     code = (
-        "import resource, sys; from pathlib import Path; from data_prep.pipeline.row_shuffle import RowSpool\n"
+        "import resource, sys; from pathlib import Path; from data_prep.pipeline.row_shuffle import RowShuffle\n"
         "from tests.data_prep.pipeline.test_row_shuffle import write_rows\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "with RowSpool(Path(sys.argv[1]), 0) as spool: write_rows(spool, [100] * 50)"
+        "with RowShuffle(Path(sys.argv[1]), 0) as shuffle: write_rows(shuffle, [100] * 50)"
     )
     shard = tmp_path / "train" / "shard.tar"
     root = Path(__file__).parents[3]
@@ -103,8 +103,8 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 
 def test_nothing_is_made_without_rows(tmp_path: Path) -> None:
-    with RowSpool(tmp_path / "train" / "shard.tar", 0) as spool:
-        assert list(spool.blocks(LENGTH, DTYPE)) == []
+    with RowShuffle(tmp_path / "train" / "shard.tar", 0) as shuffle:
+        assert list(shuffle.blocks(LENGTH, DTYPE)) == []
     assert not (tmp_path / "train").exists()
 
 

@@ -11,16 +11,18 @@ import pytest
 
 from data_prep.filters.decontamination import DecontaminationConfig
 from data_prep.packing.config import PackingConfig
-from data_prep.pipeline import chunker as cutter_module
-from data_prep.pipeline.assignment import MIN_REPOSITORIES_PER_TASK, deal_repositories
+from data_prep.pipeline import chunker as chunker_module
+from data_prep.pipeline.assignment import MIN_REPOSITORIES_PER_TASK, assign_repositories
 from data_prep.pipeline.config import PackConfig
-from data_prep.pipeline.task import TaskProgress, TaskResult, marker_path, read_marker, run_task
+from data_prep.pipeline.task import TaskProgress, run_task
+from data_prep.pipeline.task_marker import TaskMarker, marker_path, read_marker
 from data_prep.sources.registry import list_repositories, read_repository
 from data_prep.sources.repositories import RepositoryRef, SourceFile, split_of
-from data_prep.tokenization.chunking import cut
+from data_prep.tokenization.chunking import chunk_files
 from data_prep.tools.dropped import read_dropped
 from mose.dataset.manifest import SPLITS
 from mose.dataset.packed_sequence import snippet_bounds
+from mose.dataset.packing_modes import PackingMode
 from mose.dataset.row_index import RowIndex, token_checksums
 from mose.dataset.shard_format import RecordLayout, ShardReader
 from mose.errors import MoseError
@@ -30,7 +32,7 @@ from mose.tokenizer import load_tokenizer
 from tests.data_prep.repositories import SEQUENCE_LENGTH, checksums, make_config
 
 
-def run_only_task(folder: Path, **changes: object) -> tuple[Path, TaskResult]:
+def run_only_task(folder: Path, **changes: object) -> tuple[Path, TaskMarker]:
     config = make_config(folder, num_tasks=1, **changes).resolve()
     return Path(config.output), run_task(config, 0, read_all(config), "listing")
 
@@ -39,20 +41,20 @@ def read_all(config: PackConfig) -> Iterator[tuple[RepositoryRef, Iterator[Sourc
     return ((ref, read_repository(ref, config.sources)) for ref in list_repositories(config.sources))
 
 
-def test_every_repository_is_dealt_once_whatever_the_number_of_tasks(tmp_path: Path) -> None:
+def test_every_repository_is_assigned_once_whatever_the_number_of_tasks(tmp_path: Path) -> None:
     refs = [RepositoryRef(f"repository-{i}", "directory", "") for i in range(100)]
     for num_tasks in (1, 3, 200):
         config = make_config(tmp_path, num_tasks=num_tasks)
-        dealt = deal_repositories(refs, config)
-        assert len(dealt) == num_tasks
-        assert sorted(ref for part in dealt for ref in part) == sorted(refs)
-        assert dealt == deal_repositories(refs[::-1], config)
+        assigned = assign_repositories(refs, config)
+        assert len(assigned) == num_tasks
+        assert sorted(ref for part in assigned for ref in part) == sorted(refs)
+        assert assigned == assign_repositories(refs[::-1], config)
 
 
 def test_no_task_gets_too_few_repositories_of_a_split_to_mix(tmp_path: Path) -> None:
     refs = [RepositoryRef(f"repository-{i}", "directory", "") for i in range(60)]
     config = make_config(tmp_path, num_tasks=50)
-    for part in deal_repositories(refs, config):
+    for part in assign_repositories(refs, config):
         for split in SPLITS:
             members = [ref for ref in part if split_of(ref.name, config.seed, config.held_out_fraction) == split]
             assert not members or len(members) >= MIN_REPOSITORIES_PER_TASK
@@ -108,7 +110,7 @@ def test_all_text_is_in_the_rows_and_the_splits_share_no_repository(tmp_path: Pa
 
 @pytest.mark.parametrize("mode", ["faithful", "nsp"])
 def test_the_other_modes_write_rows_too(tmp_path: Path, mode: str) -> None:
-    packing = PackingConfig(mode=mode, sequence_length=512)  # type: ignore[arg-type]
+    packing = PackingConfig(mode=PackingMode(mode), sequence_length=512)
     _, result = run_only_task(tmp_path, packing=packing)
     counts = result.rows["train"]
     assert counts["rows"] > 0
@@ -127,16 +129,16 @@ def test_a_split_without_rows_has_no_shard(tmp_path: Path) -> None:
 def test_an_error_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
-    def cut_once_too_often(*arguments: object) -> object:
+    def chunk_once_too_often(*arguments: object) -> object:
         nonlocal calls
         calls += 1
         if calls > 20:
             assert list((tmp_path / "dataset" / "train").iterdir()) == [], "rows on disk have no name"
             raise MoseError("a file went away")
-        return cut(*arguments)  # type: ignore[arg-type]
+        return chunk_files(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cutter_module, "cut", cut_once_too_often)
-    monkeypatch.setattr(cutter_module, "BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(chunker_module, "chunk_files", chunk_once_too_often)
+    monkeypatch.setattr(chunker_module, "BATCH_CHARACTERS", 100)
     with pytest.raises(MoseError, match="a file went away"):
         run_only_task(tmp_path, packing=PackingConfig(sequence_length=64, pool_tokens=64))
     assert [path for path in (tmp_path / "dataset").rglob("*") if path.is_file()] == []
@@ -157,7 +159,7 @@ def test_repositories_without_a_usable_file_are_named(tmp_path: Path) -> None:
 
 
 def test_rows_stand_in_random_order_over_all_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cutter_module, "BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(chunker_module, "BATCH_CHARACTERS", 1000)
     dataset, result = run_only_task(tmp_path, held_out_fraction=0.0, packing=PackingConfig(sequence_length=64, pool_tokens=600))
     lines = pq.read_table(dataset / result.shards["train"].lineage_path).to_pylist()
     rows = result.rows["train"]["rows"]
@@ -203,7 +205,7 @@ def test_a_task_reports_how_far_it_is_after_each_repository(tmp_path: Path) -> N
     assert all(before.rows <= after.rows for before, after in itertools.pairwise(seen))
 
 
-def test_pieces_that_repeat_an_evaluation_file_are_dropped_and_listed(tmp_path: Path) -> None:
+def test_chunks_that_repeat_an_evaluation_file_are_dropped_and_listed(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     victim = sorted((tmp_path / "repositories").rglob("*.py"))[5]
     evaluation = tmp_path / "evaluation.txt"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.tokenization.chunking import VocabularyTable, byte_offsets, cut, vocabulary_table
+from data_prep.tokenization.chunking import VocabularyTable, byte_offsets, chunk_files, vocabulary_table
 from mose.tokenizer import Tokenizer
 from tests.data_prep.repositories import make_byte_level_tokenizer
 from tests.datasets import make_tokenizer
@@ -19,10 +19,10 @@ FILES = st.lists(st.lists(st.integers(0, 3), max_size=40), max_size=6)
 
 
 def cut_files(files: list[list[int]], limits: list[int]) -> list[list[int]]:
-    """Bounds of the pieces of each file, from its own beginning."""
+    """Bounds of the chunks of each file, from its own beginning."""
     tokens = np.array(list(itertools.chain(*files)), dtype=np.uint16)
     starts = np.cumsum([0, *map(len, files)])
-    bounds, counts = cut(TABLE.marks(tokens), starts, np.array(limits, dtype=np.int64))
+    bounds, counts = chunk_files(TABLE.marks(tokens), starts, np.array(limits, dtype=np.int64))
     firsts = np.cumsum(counts) - counts
     spans = zip(firsts.tolist(), counts.tolist(), starts.tolist(), strict=False)
     return [(bounds[first : first + count + 1] - start).tolist() for first, count, start in spans]
@@ -67,12 +67,12 @@ def test_byte_offsets_are_exact_for_byte_level(byte_level_tokenizer: Tokenizer, 
 
 
 def _check_offsets(tokenizer: Tokenizer, texts: list[str]) -> None:
-    """Each piece's bytes, decoded, are what the tokenizer itself says of its tokens, when no character is cut in two."""
+    """Each chunk's bytes, decoded, are what the tokenizer itself says of its tokens, when no character is cut in two."""
     table = vocabulary_table(tokenizer)
     parts = [tokenizer.encode(text) for text in texts]
     tokens = np.concatenate(parts)
     marks = table.marks(tokens)
-    bounds, counts = cut(marks, np.cumsum([0, *map(len, parts)]), np.full(len(texts), 3))
+    bounds, counts = chunk_files(marks, np.cumsum([0, *map(len, parts)]), np.full(len(texts), 3))
     offsets = byte_offsets(marks, bounds, counts, texts, table.merges_space_mark)
     assert offsets.shape == (len(bounds) - 1, 2)
     owners = np.repeat(np.arange(len(texts)), counts).tolist()

@@ -19,6 +19,7 @@ from data_prep.shards.lineage import LINEAGE_SCHEMA
 from data_prep.tools.verify import COMMAND, verify, verify_dataset
 from mose.command import run_command
 from mose.dataset.manifest import ShardEntry, read_manifest, write_manifest
+from mose.dataset.packing_modes import PackingMode
 from mose.dataset.shard_format import RecordLayout
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
@@ -91,7 +92,7 @@ def test_an_untouched_data_set_passes(packed: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["faithful", "nsp"])
 def test_the_other_modes_pass(tmp_path: Path, mode: str) -> None:
-    packing = PackingConfig(mode=mode, sequence_length=512)  # type: ignore[arg-type]
+    packing = PackingConfig(mode=PackingMode(mode), sequence_length=512)
     pack_dataset(make_config(tmp_path, packing=packing))
     assert verify_dataset(tmp_path / "dataset") == []
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import finetune.retrieval.train
 from finetune.config import RetrievalConfig
 from finetune.retrieval.collapse import CollapseError, CollapseWatch
-from finetune.retrieval.loss import MultiExitLoss, mean_cosine
+from finetune.retrieval.loss import RetrievalLoss, mean_cosine
 from finetune.retrieval.train import build_model, train
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
 from mose.run_directory import RunDirectory
@@ -60,8 +60,8 @@ def test_heads_of_zeros_are_told(config: RetrievalConfig, monkeypatch: pytest.Mo
 
 
 def test_warm_up_and_one_bad_interval_are_no_collapse():
-    def report(cosine: float, loss: float) -> MultiExitLoss:
-        return MultiExitLoss(torch.tensor(0.0), torch.tensor([loss, 1.0]), torch.zeros(2), torch.tensor([cosine, 0.1]))
+    def report(cosine: float, loss: float) -> RetrievalLoss:
+        return RetrievalLoss(torch.tensor(0.0), torch.tensor([loss, 1.0]), torch.zeros(2), torch.tensor([cosine, 0.1]))
 
     guess, watch = math.log(32), CollapseWatch((1, 2), every=2, warmup_steps=4)
     bad, dull, good = report(1.0, guess), report(0.5, guess), report(1.0, guess / 2)

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finetune.retrieval.loss import clip_logits, clip_loss, exit_weights, false_negatives, multi_exit_loss
+from finetune.retrieval.loss import clip_logits, clip_loss, false_negatives, multi_exit_loss
+from mose.model.exits import exit_weights
 
 NONE_4 = torch.zeros(4, 4, dtype=torch.bool)
 
@@ -38,7 +39,7 @@ def test_equals_sentence_transformers_symmetric_loss():
 
 
 def test_exits_are_weighted_by_their_depth_and_summed():
-    assert exit_weights([4, 9, 18, 27, 36], 36) == [4 / 36, 0.25, 0.5, 0.75, 1.0]
+    assert list(exit_weights([4, 9, 18, 27, 36], 36)) == [4 / 36, 0.25, 0.5, 0.75, 1.0]
     queries, targets = [embeddings(5), embeddings(6)], [embeddings(7), embeddings(8)]
     report = multi_exit_loss(queries, targets, [0.25, 1.0], 10.0, NONE_4)
     singles = [numpy_clip(q.numpy(), t.numpy(), 10.0) for q, t in zip(queries, targets, strict=True)]

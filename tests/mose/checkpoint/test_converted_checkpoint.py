@@ -62,7 +62,7 @@ def test_round_trip_is_exact(folder: Path) -> None:
 @pytest.mark.parametrize("exit_layer", [1, 2, 4])
 def test_truncated_model_gives_that_exit(exit_layer: int, folder: Path, tmp_path: Path) -> None:
     whole = load_pretrained(folder)
-    index = CONFIG.matryoshka_layers.index(exit_layer)
+    index = CONFIG.exit_layers.index(exit_layer)
     write_checkpoint(tmp_path / "cut", truncate_at(whole, exit_layer), folder, {})
     cut, expected = outputs(load_pretrained(tmp_path / "cut")), outputs(whole)
     assert torch.equal(cut.last_hidden_state, expected.exit_hidden_states[index])
@@ -201,7 +201,7 @@ def test_other_libraries_give_our_embeddings_at_each_exit_without_our_packages(k
         "python": [python],
         "query": [query],
     }
-    for index, layer in enumerate(config.matryoshka_layers):
+    for index, layer in enumerate(config.exit_layers):
         assert found[f"layers {layer}"] == layer
         for name, instruction in before.items():
             for text, theirs in zip(TEXTS, found[f"{name} {layer}"], strict=True):

@@ -102,7 +102,7 @@ def test_a_file_of_full_size_is_examined_by_its_header(tmp_path: Path) -> None:
     with WeightFiles(tmp_path) as weights:
         found = examine_published(tmp_path, weights)
     assert found.model_class is ModularStarEncoder
-    assert (found.config.matryoshka_layers, found.config.vocab_size) == ([4, 9, 18, 27, 36], 49156)
+    assert (found.config.exit_layers, found.config.vocab_size) == ([4, 9, 18, 27, 36], 49156)
     assert len(found.stored_names) == 590
 
 
@@ -154,13 +154,13 @@ def test_a_file_of_one_exit_gives_that_exit(
     exit_layer: int, with_norm: bool, head: str, retrieval: ModularStarEncoderForRetrieval, tmp_path: Path
 ) -> None:
     folder = write_published(tmp_path / "published", retrieval, exit_layer)
-    index = SMALL.matryoshka_layers.index(exit_layer) if head == "own" else 0
+    index = SMALL.exit_layers.index(exit_layer) if head == "own" else 0
     rename(folder, lambda name: name.replace("heads.0.", f"heads.{index}.") if with_norm or ".norm." not in name else None)
     # The config of the whole model, as it may stand beside a cut file.
     change_config(folder, num_hidden_layers=4, matryoshka_layers=[1, 2, 4])
     import_published(folder, tmp_path / "ours")
     read = load_retrieval(tmp_path / "ours")
-    assert read.config.matryoshka_layers == [exit_layer]
+    assert read.config.exit_layers == [exit_layer]
     with torch.no_grad():
         expected = truncate_at(retrieval.bfloat16().float(), exit_layer)(IDS_BT).projected_pooled_normalized[0]
         assert torch.equal(read(IDS_BT).projected_pooled_normalized[0], expected)

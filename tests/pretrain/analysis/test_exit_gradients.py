@@ -13,9 +13,10 @@ from mose.tokenizer import Tokenizer
 from pretrain.analysis.exit_gradients import ExitGradients, exit_gradients
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.data.micro_batch import MicroBatch
-from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 from tests.pretrain.cells import tiny_config
 
 EXITS, NUM_LAYERS = (1, 2, 4), 4
@@ -33,7 +34,7 @@ def model(dataset: Path, tokenizer: Tokenizer) -> TrainingModel:
 @pytest.fixture(scope="module")
 def batch(dataset: Path, tokenizer: Tokenizer) -> MicroBatch:
     (batch,) = GlobalBatchLoader(
-        PackedRows(dataset, "train"), BatchPlan(1, 6, 6, tokenizer.special, tokenizer.ordinary_ids())
+        LocalRows(dataset, "train"), BatchPlan(1, 6, 6, tokenizer.special, tokenizer.ordinary_ids())
     ).share(0)
     return batch
 

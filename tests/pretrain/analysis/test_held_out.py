@@ -13,7 +13,7 @@ from mose.checkpoint.converted_checkpoint import random_like, write_checkpoint
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from pretrain.analysis.held_out import cross_entropy_of_frequencies, entropy, evaluate_held_out, token_counts, wilson_interval
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 from tests.datasets import make_dataset
 from tests.pretrain.cells import tiny_config
 
@@ -45,7 +45,7 @@ def test_report_of_a_random_model_is_near_uniform(dataset: Path, tmp_path: Path)
 
 
 def test_counts_are_those_of_real_tokens(dataset: Path) -> None:
-    rows = PackedRows(dataset, "held_out")
+    rows = LocalRows(dataset, "held_out")
     assert token_counts(rows, rows.table.manifest.vocabulary_size).sum() == rows.table.manifest.tokens("held_out")
 
 

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from mose.config import load_config, save_config
 from mose.dataset.manifest import read_manifest
 from mose.errors import MoseError
+from mose.model.exits import exit_weights
 from mose.model.model_config import ModelConfig
 from pretrain.config.identity import check_changes, config_values
-from pretrain.config.objective import ObjectiveConfig, exit_weights
+from pretrain.config.objective import ObjectiveConfig
 from pretrain.config.run import PretrainConfig
-from pretrain.storage.run_data import Source, check_task
+from pretrain.model.terms.registry import term_names
+from pretrain.storage.run_data import DatasetSource, check_task
 
 EXITS = (4, 9, 18, 27, 36)
 
@@ -60,9 +62,9 @@ def test_a_single_exit_has_no_teacher() -> None:
 
 
 def test_names_follow_the_terms() -> None:
-    assert ObjectiveConfig().names == ("mlm", "icc")
-    assert ObjectiveConfig(sequence_task="nsp").names == ("mlm", "nsp")
-    assert ObjectiveConfig(sequence_task="none", distillation_weight=0.5).names == ("mlm", "distillation")
+    assert term_names(ObjectiveConfig()) == ("mlm", "icc")
+    assert term_names(ObjectiveConfig(sequence_task="nsp")) == ("mlm", "nsp")
+    assert term_names(ObjectiveConfig(sequence_task="none", distillation_weight=0.5)) == ("mlm", "distillation")
 
 
 @pytest.mark.parametrize("weights", ["uniform", [1.0, 1.0, 0.5, 0.5, 0.25]])
@@ -88,7 +90,7 @@ def test_written_config_reads_back(weights: object, tmp_path: Path) -> None:
 )
 def test_rows_of_another_task_are_refused(task: str, mode: str | None, fits: bool, dataset: Path) -> None:
     manifest = dataclasses.replace(read_manifest(dataset), statistics={"mode": mode} if mode else {})
-    source = Source("data", dataset, 1.0, manifest)
+    source = DatasetSource("data", dataset, 1.0, manifest)
     objective = ObjectiveConfig(sequence_task=task)  # type: ignore[arg-type]
     if fits:
         check_task(objective, [source])

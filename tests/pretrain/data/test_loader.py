@@ -28,7 +28,7 @@ from pretrain.data.micro_batch import IGNORED_LABEL, MicroBatch
 from pretrain.data.order import rows_of_run
 from pretrain.data.prefetch import Prefetcher
 from pretrain.data.rows import Rows
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 from tests.datasets import make_dataset
 
 GLOBAL_ROWS = 24
@@ -36,8 +36,8 @@ SEED = 7
 
 
 @pytest.fixture
-def rows(dataset: Path, tokenizer: Tokenizer) -> Iterator[PackedRows]:
-    opened = PackedRows(dataset, "train", tokenizer.fingerprint())
+def rows(dataset: Path, tokenizer: Tokenizer) -> Iterator[LocalRows]:
+    opened = LocalRows(dataset, "train", tokenizer.fingerprint())
     yield opened
     opened.close()
 
@@ -76,7 +76,7 @@ def numbers_of(batches: list[MicroBatch]) -> list[int]:
     return [number for number, _ in as_rows(batches)]
 
 
-def test_rows_equal_those_that_webdataset_decodes(dataset: Path, rows: PackedRows) -> None:
+def test_rows_equal_those_that_webdataset_decodes(dataset: Path, rows: LocalRows) -> None:
     shards = [str(dataset / shard.path) for shard in read_manifest(dataset).shards("train")]
     assert len(shards) > 1
     samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
@@ -87,7 +87,7 @@ def test_rows_equal_those_that_webdataset_decodes(dataset: Path, rows: PackedRow
         assert [sample["json"][name] for sample in samples] == getattr(labels, name).tolist()
 
 
-def test_rows_come_in_the_order_asked_for(rows: PackedRows) -> None:
+def test_rows_come_in_the_order_asked_for(rows: LocalRows) -> None:
     everything, all_labels = read(rows, np.arange(len(rows)))
     asked = np.random.default_rng(0).integers(0, len(rows), 60)
     tokens_RT, labels = read(rows, asked)
@@ -99,7 +99,7 @@ def test_rows_come_in_the_order_asked_for(rows: PackedRows) -> None:
 @pytest.mark.parametrize("consumed_rows", [0, 24, 96, 480])
 @pytest.mark.parametrize("equal", [False, True])
 def test_the_global_batch_is_the_same_however_it_is_dealt(
-    rows: PackedRows, tokenizer: Tokenizer, data_ranks: int, micro_batch_rows: int, consumed_rows: int, equal: bool
+    rows: LocalRows, tokenizer: Tokenizer, data_ranks: int, micro_batch_rows: int, consumed_rows: int, equal: bool
 ) -> None:
     reference = GlobalBatchLoader(rows, plan_for(tokenizer, micro_batch_rows=GLOBAL_ROWS)).share(consumed_rows)
     union, numbers = [], set()
@@ -116,7 +116,7 @@ def test_the_global_batch_is_the_same_however_it_is_dealt(
 
 
 def test_every_row_is_seen_once_an_epoch_and_masked_anew_in_the_next(
-    dataset: Path, rows: PackedRows, tokenizer: Tokenizer
+    dataset: Path, rows: LocalRows, tokenizer: Tokenizer
 ) -> None:
     loader = GlobalBatchLoader(rows, plan_for(tokenizer, global_rows=20))
     epochs = [as_rows([batch for k in range(5) for batch in loader.share(100 * epoch + 20 * k)]) for epoch in range(2)]
@@ -127,18 +127,18 @@ def test_every_row_is_seen_once_an_epoch_and_masked_anew_in_the_next(
 
 def test_resume_is_the_share_at_consumed_rows_also_at_another_size(dataset: Path, tokenizer: Tokenizer) -> None:
     """accelerate#2016, streaming#437: a resumed loader must neither replay nor skip rows, also past the first epoch."""
-    with_rows = PackedRows(dataset, "train")
+    with_rows = LocalRows(dataset, "train")
     uninterrupted = GlobalBatchLoader(with_rows, plan_for(tokenizer))
     expected = [as_rows(uninterrupted.share(consumed)) for consumed in range(0, 240, GLOBAL_ROWS)]
     for step in range(5, 10):
-        reopened = PackedRows(dataset, "train")
+        reopened = LocalRows(dataset, "train")
         shares = [GlobalBatchLoader(reopened, plan_for(tokenizer, rank, 2, 2)).share(step * GLOBAL_ROWS) for rank in range(2)]
         assert as_rows([batch for share in shares for batch in share if batch.num_rows]) == expected[step]
         reopened.close()
     with_rows.close()
 
 
-def test_micro_batches_are_the_stored_rows_without_padding(rows: PackedRows, tokenizer: Tokenizer) -> None:
+def test_micro_batches_are_the_stored_rows_without_padding(rows: LocalRows, tokenizer: Tokenizer) -> None:
     plan = plan_for(tokenizer)
     numbers, epochs = rows_of_run(plan.seed, 96, GLOBAL_ROWS, len(rows), plan.block_rows, plan.window_rows)
     assert set(epochs) == {0, 1}, "this batch crosses the end of an epoch"
@@ -172,7 +172,7 @@ def test_micro_batches_are_the_stored_rows_without_padding(rows: PackedRows, tok
         assert (batch.input_ids_N[batch.cu_seqlens[1:].long() - 1] == tokenizer.special.cls).all()
 
 
-def test_types_are_those_that_the_model_takes(rows: PackedRows, tokenizer: Tokenizer) -> None:
+def test_types_are_those_that_the_model_takes(rows: LocalRows, tokenizer: Tokenizer) -> None:
     batch = GlobalBatchLoader(rows, plan_for(tokenizer)).share(0)[0]
     tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     assert len(tensors) == 7
@@ -184,7 +184,7 @@ def test_types_are_those_that_the_model_takes(rows: PackedRows, tokenizer: Token
 
 def test_a_micro_batch_of_emptied_rows_is_a_placeholder_that_adds_nothing(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, rows=6, empty_rows=tuple(range(6)))
-    rows = PackedRows(dataset, "train")
+    rows = LocalRows(dataset, "train")
     tokenizer = load_tokenizer(dataset)
     (batch,) = GlobalBatchLoader(rows, plan_for(tokenizer, micro_batch_rows=6, global_rows=6)).share(0)
     assert (batch.num_rows, batch.num_tokens, batch.num_masked, batch.padded_slots) == (0, 0, 0, 6 * 32)
@@ -199,7 +199,7 @@ def test_a_micro_batch_of_emptied_rows_is_a_placeholder_that_adds_nothing(tmp_pa
 
 @pytest.mark.parametrize("data_ranks", [1, 2, 3, 4])
 def test_validation_is_every_held_out_row_once_with_equal_turns(dataset: Path, tokenizer: Tokenizer, data_ranks: int) -> None:
-    rows = PackedRows(dataset, "held_out")
+    rows = LocalRows(dataset, "held_out")
     by_rank = [list(validation_batches(rows, plan_for(tokenizer, rank, data_ranks, 4, 48))) for rank in range(data_ranks)]
     assert {len(batches) for batches in by_rank} == {-(-3 // data_ranks)}
     real = [batch for batches in by_rank for batch in batches if batch.num_rows]
@@ -215,7 +215,7 @@ def test_open_shards_are_bounded(dataset: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("pretrain.storage.local_rows.raise_descriptor_limit", lambda: 8)
     closed = []
     monkeypatch.setattr(ShardReader, "close", lambda reader: closed.append(reader.path.name))
-    rows = PackedRows(dataset, "train")
+    rows = LocalRows(dataset, "train")
     expected = [read(rows, np.array([row]))[0] for row in (0, 30, 60, 99, 0)]
     assert closed == [f"shard-{number:06d}.tar" for number in (0, 1, 2)]
     assert np.array_equal(expected[0], expected[-1])
@@ -225,9 +225,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     """Opening and reading a split of 14 MB, all of it in shuffled order, adds far less than 14 MB to the process's own memory."""
     dataset = make_dataset(tmp_path, rows=2500, sequence_length=2048, rows_per_shard=1000, held_out_rows=1)
     program = (
-        "import sys, numpy as np; from pathlib import Path; from pretrain.storage.local_rows import PackedRows\n"
+        "import sys, numpy as np; from pathlib import Path; from pretrain.storage.local_rows import LocalRows\n"
         "def private(): return int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1])\n"
-        "before = private(); rows = PackedRows(Path(sys.argv[1]), 'train')\n"
+        "before = private(); rows = LocalRows(Path(sys.argv[1]), 'train')\n"
         "for part in np.random.default_rng(0).permutation(len(rows)).reshape(-1, 20): rows.tokens(part)\n"
         "print(private() - before)"
     )
@@ -242,7 +242,7 @@ def copy(dataset: Path, tmp_path: Path) -> Path:
 
 def test_missing_shard_is_named(copy: Path) -> None:
     (copy / "train" / "shard-000002.tar").unlink()
-    rows = PackedRows(copy, "train")
+    rows = LocalRows(copy, "train")
     rows.tokens(np.arange(48))
     with pytest.raises(MoseError, match=r"shard-000002\.tar: no such shard, but the manifest lists it"):
         rows.tokens(np.arange(100))
@@ -254,13 +254,13 @@ def test_truncated_shard_is_named(copy: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(size - 512)
     with pytest.raises(MoseError, match=rf"shard-000001\.tar: {size - 512} bytes, its manifest says {size}"):
-        PackedRows(copy, "train").labels(np.array([30]))
+        LocalRows(copy, "train").labels(np.array([30]))
 
 
 def test_first_shard_is_looked_at_when_the_data_set_is_opened(copy: Path) -> None:
     (copy / "train" / "shard-000000.tar").unlink()
     with pytest.raises(MoseError, match=r"shard-000000\.tar: no such shard"):
-        PackedRows(copy, "train")
+        LocalRows(copy, "train")
 
 
 def test_manifest_that_contradicts_itself_is_named(copy: Path) -> None:
@@ -270,17 +270,17 @@ def test_manifest_that_contradicts_itself_is_named(copy: Path) -> None:
     with pytest.raises(
         MoseError, match=r"manifest\.json: splits\.train: num_bytes of train/shard-000000\.tar: \d+, expected \d+ for 25 rows"
     ):
-        PackedRows(copy, "train")
+        LocalRows(copy, "train")
 
 
 def test_tokenizer_of_other_rows_is_refused(dataset: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(MoseError, match=rf"tokenizer_fingerprint: {tokenizer.fingerprint()}, expected .* feed$"):
-        PackedRows(dataset, "train", "feed")
+        LocalRows(dataset, "train", "feed")
 
 
 def test_unknown_split_is_refused(dataset: Path) -> None:
     with pytest.raises(MoseError, match="split 'test' has no rows"):
-        PackedRows(dataset, "test")
+        LocalRows(dataset, "test")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_damaged_row_is_found_when_it_is_read(copy: Path, name: str, offset: str
     with (copy / "train" / name).open("r+b") as file:
         file.seek(places[offset])
         file.write(damage)
-    with pytest.raises(MoseError, match=message), contextlib.closing(PackedRows(copy, "train")) as rows:
+    with pytest.raises(MoseError, match=message), contextlib.closing(LocalRows(copy, "train")) as rows:
         read(rows, np.arange(100))
 
 
@@ -315,8 +315,8 @@ def test_bad_plan_names_its_field(tokenizer: Tokenizer, changes: dict[str, int],
         dataclasses.replace(plan_for(tokenizer), **changes)
 
 
-def test_prefetched_shares_are_the_loaders_own(dataset: Path, rows: PackedRows, tokenizer: Tokenizer) -> None:
-    plain = PackedRows(dataset, "train")
+def test_prefetched_shares_are_the_loaders_own(dataset: Path, rows: LocalRows, tokenizer: Tokenizer) -> None:
+    plain = LocalRows(dataset, "train")
     expected = [as_rows(GlobalBatchLoader(plain, plan_for(tokenizer)).share(step * GLOBAL_ROWS)) for step in range(2, 9)]
     threads = threading.active_count()
     with Prefetcher(GlobalBatchLoader(rows, plan_for(tokenizer)), consumed_rows=2 * GLOBAL_ROWS) as prefetcher:
@@ -326,7 +326,7 @@ def test_prefetched_shares_are_the_loaders_own(dataset: Path, rows: PackedRows, 
 
 
 def test_prefetcher_raises_in_the_step_that_it_concerns(copy: Path, tokenizer: Tokenizer) -> None:
-    rows = PackedRows(copy, "train")
+    rows = LocalRows(copy, "train")
     shutil.rmtree(copy / "train")
     with (
         Prefetcher(GlobalBatchLoader(rows, plan_for(tokenizer)), 0) as prefetcher,
@@ -335,7 +335,7 @@ def test_prefetcher_raises_in_the_step_that_it_concerns(copy: Path, tokenizer: T
         prefetcher.take()
 
 
-def test_prefetcher_reports_how_long_it_waited(rows: PackedRows, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefetcher_reports_how_long_it_waited(rows: LocalRows, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
     share = GlobalBatchLoader.share
     monkeypatch.setattr(GlobalBatchLoader, "share", lambda loader, consumed: (gate.wait(10), share(loader, consumed))[1])

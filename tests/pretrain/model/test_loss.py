@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.exits import exit_weights
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.tokenizer import Tokenizer
-from pretrain.config.objective import exit_weights
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
-from pretrain.model.loss import COLUMNS, Denominators, whole_vocabulary
+from pretrain.model.terms.registry import COLUMNS
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 from tests.pretrain.cells import tiny_config
 
 
@@ -26,7 +28,7 @@ def model_of(dataset: Path, vocabulary_rows: int, live_rows: int) -> TrainingMod
 
 def loader_of(dataset: Path, tokenizer: Tokenizer, micro_batch_rows: int) -> GlobalBatchLoader:
     return GlobalBatchLoader(
-        PackedRows(dataset, "train"), BatchPlan(1, 8, micro_batch_rows, tokenizer.special, tokenizer.ordinary_ids())
+        LocalRows(dataset, "train"), BatchPlan(1, 8, micro_batch_rows, tokenizer.special, tokenizer.ordinary_ids())
     )
 
 

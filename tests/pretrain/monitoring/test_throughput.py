@@ -13,11 +13,12 @@ from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.size import head_flops
 from mose.tokenizer import Tokenizer
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
-from pretrain.model.loss import Denominators, whole_vocabulary
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from pretrain.monitoring.throughput import DEVICE_PEAKS, Stopwatch, device_peak, peak_of, step_flops
 from pretrain.step import BatchCounts, StepResult
-from pretrain.storage.local_rows import PackedRows
+from pretrain.storage.local_rows import LocalRows
 from tests.pretrain.cells import tiny_config
 
 
@@ -26,7 +27,7 @@ def test_operations_of_a_step_follow_torchs_counter(dataset: Path, tokenizer: To
     shape = ModularStarEncoderConfig(**tiny_config(dataset).model.hugging_face())
     model = TrainingModel(ModularStarEncoder(shape), whole_vocabulary(tokenizer.vocabulary_size))
     plan = BatchPlan(1, 8, 8, tokenizer.special, tokenizer.ordinary_ids())
-    (batch,) = GlobalBatchLoader(PackedRows(dataset, "train"), plan).share(0)
+    (batch,) = GlobalBatchLoader(LocalRows(dataset, "train"), plan).share(0)
     denominators = Denominators(batch.num_masked, batch.num_rows)
     squared = int(torch.diff(batch.cu_seqlens.long()).square().sum())
     ours = step_flops(shape, denominators, BatchCounts(batch.num_tokens, batch.num_tokens + batch.padded_slots, squared))

@@ -16,7 +16,7 @@ from mose.dataset.row_index import INDEX_DTYPE, index_bytes
 from mose.dataset.shard_format import ShardReader
 from mose.errors import MoseError
 from pretrain.data.order import rows_of_run
-from pretrain.storage.local_rows import PackedRows, SplitTable, raise_descriptor_limit
+from pretrain.storage.local_rows import LocalRows, SplitTable, raise_descriptor_limit
 from tests.pretrain.simulated import simulated
 
 
@@ -25,7 +25,7 @@ def test_row_500_million_comes_at_once(tmp_path: Path) -> None:
     start = 500_000_000
     dataset = simulated(tmp_path / "data", 100, 6_000_000, start, 256)
     began = time.process_time()
-    with contextlib.closing(PackedRows(dataset, "train")) as rows:
+    with contextlib.closing(LocalRows(dataset, "train")) as rows:
         numbers, _ = rows_of_run(0, start, 256, len(rows))
         labels, tokens = rows.labels(numbers), rows.tokens(numbers)
     assert time.process_time() - began < 1
@@ -41,7 +41,7 @@ def test_no_shard_but_the_first_is_looked_at_on_opening(dataset: Path, tmp_path:
     first = manifest.splits["train"][0]
     for name in (first.path, first.index_path):
         (tmp_path / name).write_bytes((dataset / name).read_bytes())
-    with contextlib.closing(PackedRows(tmp_path, "train")) as rows:
+    with contextlib.closing(LocalRows(tmp_path, "train")) as rows:
         assert rows.tokens(np.arange(24)).shape == (24, 48)
         with pytest.raises(MoseError, match=r"shard-000003\.tar: no such shard"):
             rows.labels(np.array([80]))
@@ -51,7 +51,7 @@ def test_labels_come_from_the_index_alone(dataset: Path, monkeypatch: pytest.Mon
     """Dealing looks at every row of the global batch: it may not pull their records from the disk."""
     monkeypatch.setattr(ShardReader, "tokens", None)
     monkeypatch.setattr(ShardReader, "labels", None)
-    with contextlib.closing(PackedRows(dataset, "train")) as rows:
+    with contextlib.closing(LocalRows(dataset, "train")) as rows:
         labels = rows.labels(np.array([3, 0, 99]))
     assert labels.num_tokens[0] == 0
     assert (labels.num_tokens[1:] > 0).all()
@@ -73,7 +73,7 @@ def test_a_shard_without_rows_is_passed_over(dataset: Path, tmp_path: Path) -> N
     nothing = np.zeros(0, dtype=np.int64)
     assert reader.labels(nothing).mixed.size == reader.tokens(nothing).size == 0
     reader.close()
-    with contextlib.closing(PackedRows(folder, "train")) as rows:
+    with contextlib.closing(LocalRows(folder, "train")) as rows:
         assert len(rows) == first.rows
         assert rows.labels(np.arange(first.rows)).num_tokens.sum() == first.tokens
 

@@ -19,7 +19,7 @@ from mose.errors import MoseError
 from mose.tokenizer import Tokenizer
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.data.order import rows_of_run
-from pretrain.storage.local_rows import PackedRows, SplitTable
+from pretrain.storage.local_rows import LocalRows, SplitTable
 from pretrain.storage.range_rows import LoadedRows, RangeReader, RangeRows, Retry
 from pretrain.storage.staged_rows import StagedRows, StagingPlan, clear_abandoned
 from pretrain.storage.window_file import RunOrder
@@ -62,7 +62,7 @@ def plan_for(tokenizer: Tokenizer, global_rows: int = GLOBAL_ROWS) -> BatchPlan:
     return BatchPlan(SEED, global_rows, 3, tokenizer.special, ordinary, block_rows=BLOCK, window_rows=WINDOW)
 
 
-def shares(rows: StagedRows | PackedRows, tokenizer: Tokenizer, starts: range, global_rows: int = GLOBAL_ROWS) -> list[object]:
+def shares(rows: StagedRows | LocalRows, tokenizer: Tokenizer, starts: range, global_rows: int = GLOBAL_ROWS) -> list[object]:
     loader = GlobalBatchLoader(rows, plan_for(tokenizer, global_rows))
     return [as_rows(loader.share(start)) for start in starts]
 
@@ -70,7 +70,7 @@ def shares(rows: StagedRows | PackedRows, tokenizer: Tokenizer, starts: range, g
 @pytest.fixture
 def expected(dataset: Path, tokenizer: Tokenizer) -> Callable[..., list[object]]:
     def of(starts: range, global_rows: int = GLOBAL_ROWS) -> list[object]:
-        with contextlib.closing(PackedRows(dataset, "train")) as rows:
+        with contextlib.closing(LocalRows(dataset, "train")) as rows:
             return shares(rows, tokenizer, starts, global_rows)
 
     return of
@@ -318,7 +318,7 @@ def test_killed_mid_way_and_restarted_goes_on_with_what_is_there(
 def test_two_processes_share_a_folder_and_the_work(dataset: Path, tmp_path: Path) -> None:
     readers = [start_reader(dataset, tmp_path, rank, 2, 0.02) for rank in range(2)]
     results = [json.loads(reader.communicate()[0]) for reader in readers]
-    with contextlib.closing(PackedRows(dataset, "train")) as rows:
+    with contextlib.closing(LocalRows(dataset, "train")) as rows:
         batches = [rows_of_run(SEED, start, GLOBAL_ROWS, len(rows), BLOCK, WINDOW)[0] for start in range(0, 96, GLOBAL_ROWS)]
         expected = [int(rows.tokens(numbers).astype(np.int64).sum()) for numbers in batches]
     assert [found for _, found in results] == [expected, expected]
@@ -347,7 +347,7 @@ def test_no_thread_is_left(remote: Path, tokenizer: Tokenizer, tmp_path: Path, f
 
 def test_rows_by_ranges_and_loaded_rows_are_the_rows(remote: Path, dataset: Path) -> None:
     asked = np.array([9, 3, 4, 5, 24, 23, 99, 3])
-    with contextlib.closing(PackedRows(dataset, "train")) as plain:
+    with contextlib.closing(LocalRows(dataset, "train")) as plain:
         reader = RangeReader(SplitTable(remote, "train"), Retry(1, 0.0))
         for rows in (RangeRows(reader), LoadedRows(reader, 100)):
             assert np.array_equal(rows.tokens(asked), plain.tokens(asked))
@@ -358,4 +358,4 @@ def test_rows_by_ranges_and_loaded_rows_are_the_rows(remote: Path, dataset: Path
 
 def test_a_store_needs_a_staging_folder(remote: Path) -> None:
     with pytest.raises(MoseError, match=r"not a local folder; expected data\.staging\.folder"):
-        PackedRows(remote, "train")
+        LocalRows(remote, "train")

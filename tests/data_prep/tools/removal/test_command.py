@@ -20,7 +20,7 @@ import pytest
 from data_prep.execution.finish import finish
 from data_prep.execution.pack import pack_dataset
 from data_prep.packing.config import PackingConfig
-from data_prep.pipeline.task import marker_path, read_marker
+from data_prep.pipeline.task_marker import marker_path, read_marker
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import read_index
 from data_prep.tools.inspect_row import read_shown_row
@@ -32,6 +32,7 @@ from data_prep.tools.verify import verify_dataset
 from mose.command import run_command
 from mose.dataset.manifest import read_manifest
 from mose.dataset.packed_sequence import check_row, snippet_bounds
+from mose.dataset.packing_modes import PackingMode
 from mose.dataset.row_index import RowIndex
 from mose.dataset.shard_format import ShardReader
 from mose.errors import MoseError
@@ -160,7 +161,7 @@ def test_labels_index_marker_and_manifest_tell_what_is_left(dataset: Path) -> No
 
 @pytest.mark.parametrize("mode", ["dense", "faithful", "nsp"])
 def test_rows_are_counted_as_packing_counts_them(tmp_path: Path, mode: str) -> None:
-    packing = PackingConfig(mode=mode, sequence_length=128, pool_tokens=4000)  # type: ignore[arg-type]
+    packing = PackingConfig(mode=PackingMode(mode), sequence_length=128, pool_tokens=4000)
     pack_dataset(make_config(tmp_path, packing=packing))
     checked = 0
     for task in range(3):
@@ -215,12 +216,12 @@ def test_a_run_that_has_the_old_files_mapped_goes_on(dataset: Path) -> None:
 def test_training_reads_the_rows_that_are_left(dataset: Path) -> None:
     pytest.importorskip("torch")
     from pretrain.data.loader import BatchPlan, validation_batches
-    from pretrain.storage.local_rows import PackedRows
+    from pretrain.storage.local_rows import LocalRows
 
     remove(dataset, RemovalList(tuple(sorted(set(blobs_of_row(dataset, 0))))))
     tokenizer = load_tokenizer(dataset)
     plan = BatchPlan(0, 8, 4, tokenizer.special, tokenizer.ordinary_ids())
-    rows = PackedRows(dataset, "train", tokenizer.fingerprint())
+    rows = LocalRows(dataset, "train", tokenizer.fingerprint())
     seen: list[int] = []
     for batch in validation_batches(rows, plan):
         seen += batch.row_numbers_B.tolist()

@@ -20,8 +20,10 @@ from mose.model.initialization import initialize
 from mose.model.modeling_mose import ModularStarEncoder
 from pretrain.config.objective import ObjectiveConfig
 from pretrain.config.run import BatchConfig, PretrainConfig
-from pretrain.model.distillation import divergence, log_probabilities
-from pretrain.model.loss import COLUMNS, Denominators, whole_vocabulary
+from pretrain.model.terms.distillation import divergence
+from pretrain.model.terms.registry import COLUMNS
+from pretrain.model.terms.term import Denominators
+from pretrain.model.terms.vocabulary import log_probabilities, whole_vocabulary
 from pretrain.model.training_model import TrainingModel
 from tests.datasets import make_dataset
 from tests.distributed import RankPools
