@@ -1,7 +1,7 @@
 """Activation checkpointing and torch.compile: memory and time of a forward and backward pass against neither. CPU, one run.
 
-The shape has the 1B model's proportions (feed-forward 12 times the width), 12 layers deep. Time: the ways take turns in one
-process, medians. Memory: a process each; the most it holds during a pass, less what it held before.
+The shape has the 1B model's proportions (feed-forward 12 times the width), 12 layers deep. Time: medians, the ways taking turns
+in one process. Memory: one process per way; its peak during a pass, minus what it held before.
 
 python -m benchmarks.activation_checkpointing [--repeats 5] [--output benchmarks/results/FILE.json]
 """
@@ -67,7 +67,7 @@ def made_config(parallel: dict[str, Any], dropout: float) -> PretrainConfig:
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Figures of every way without dropout, and of the uncompiled ones with it."""
+    """Numbers of every way without dropout, and of the uncompiled ones with it."""
     ways = {(name, 0.0): fields for name, fields in WAYS.items()}
     ways |= {(name, 0.1): fields for name, fields in WAYS.items() if "compile" not in fields}
     seconds, losses = times({place: made_config(fields, place[1]) for place, fields in ways.items()}, repeats)
@@ -96,12 +96,12 @@ def measure(repeats: int) -> dict[str, Any]:
 
 
 def estimated(parallel: dict[str, Any]) -> float:
-    """What `--dry-run` says of activations."""
+    """The memory of activations that `--dry-run` estimates."""
     return activation_numbers(made_config(parallel, 0.0), 1)
 
 
 def times(configs: dict[tuple[str, float], PretrainConfig], repeats: int) -> tuple[dict[Any, list[float]], dict[Any, float]]:
-    """CPU seconds of each pass, taking turns; the first turn, which compiles, is left out."""
+    """CPU seconds of each pass, taking turns; the first turn, which compiles, is not counted."""
     models = {place: made_model(config) for place, config in configs.items()}
     seconds: dict[Any, list[float]] = {place: [] for place in configs}
     losses = {}

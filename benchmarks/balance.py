@@ -72,7 +72,7 @@ def row_lengths(scratch: Path) -> dict[str, INT64_ARRAY]:
 
 
 def measure(lengths: dict[str, INT64_ARRAY], steps: int) -> dict[str, Any]:
-    """Figures of both packings at both sizes; medians over steps of rows drawn at random."""
+    """Numbers of both packings at both sizes; medians over steps of rows drawn at random."""
     return {
         "date": datetime.date.today().isoformat(),
         "hardware": f"{os.cpu_count()} cores (1 thread used), {platform.processor() or platform.machine()}, no GPU",
@@ -140,7 +140,7 @@ def micro_batches(batches: list[INT64_ARRAY], cost: RowCost, ranks: int) -> dict
 
 
 def milliseconds(batch: INT64_ARRAY, cost: RowCost, ranks: int) -> float:
-    """CPU time in which a rank finds its micro-batches of one step; it passes in the loader's thread, beside the step before."""
+    """CPU time in which a rank finds its micro-batches of one step; spent in the loader's thread during the step before."""
     began = time.process_time()
     micro_batches_of_rank(batch, cost.of(batch), 0, ranks, MICRO_BATCH_ROWS * SLOTS, False)
     return 1000 * (time.process_time() - began)

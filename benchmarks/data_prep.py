@@ -2,10 +2,10 @@
 
 python -m benchmarks.data_prep [--text FOLDER ...] [--tokenizer FOLDER] [--output benchmarks/results/FILE.json]
 
-Rates are megabytes of text by process CPU second (all threads), which neighbours on the machine disturb less than wall time.
-Every repeat runs all sides one after another on the same texts; a figure is the median of the repeats, a ratio the median of
-the ratios inside one repeat. Loading a tokenizer, once a task, is not counted, and each repeat loads it anew: gigatoken's
-`encode` remembers words. HF tokenizers get every n-th text, because they are slow.
+Rates are megabytes of text per process CPU second (all threads), which other load on the machine disturbs less than wall time.
+Every repeat runs all sides one after another on the same texts; a number is the median of the repeats, a ratio the median of
+the ratios inside one repeat. Loading a tokenizer, once per task, is not counted. Each repeat loads it again, because
+gigatoken's `encode` caches words. HF tokenizers get every n-th text, because they are slow.
 """
 
 import argparse
@@ -63,7 +63,7 @@ FILES_A_TASK = 5
 
 @dataclass(frozen=True)
 class Work:
-    """What every side is given."""
+    """The input of every side."""
 
     texts: list[TextFile]
     tokenizer: Tokenizer
@@ -75,7 +75,7 @@ class Work:
         return sum(len(file.source.content) for file in self.texts)
 
     def sample(self, num_bytes: int) -> "Work":
-        """Every n-th text, about so many bytes together."""
+        """Every n-th text, up to about that many bytes."""
         return Work(self.texts[:: max(1, self.num_bytes // num_bytes)], self.tokenizer, self.scratch)
 
 
@@ -133,7 +133,7 @@ def read_texts(folders: Sequence[Path], limit: float) -> Iterator[TextFile]:
 
 
 def measure(work: Work, repeats: int) -> dict[str, Any]:
-    """All figures."""
+    """All numbers."""
     slow = work.sample(SLOW_TEXT_BYTES)
     sides: dict[str, tuple[Side, Work]] = {
         "bare gigatoken": (encode_bare, work),
@@ -221,7 +221,7 @@ def chunk_texts(work: Work, chunker: Chunker, consume: Callable[[ChunkedFiles], 
 
 
 def pack_filtered(work: Work) -> Callable[[], RowCounts]:
-    """The same from bytes in memory, with all filters on and what they dropped written down."""
+    """The same from bytes in memory, with all filters on and their log of dropped files."""
     config, filters = PackingConfig().resolve(), FiltersConfig()
     chunker = Chunker(work.tokenizer, config)
 
@@ -303,7 +303,7 @@ def new_builder(work: Work) -> Any:
 
 
 def measure_packing(work: Work, repeats: int) -> dict[str, float]:
-    """Seconds for 10^6 pieces of these texts, and what the rows are like."""
+    """Seconds for 10^6 chunks of these texts, and statistics of the rows."""
     config = PackingConfig().resolve()
     parts: list[ChunkedFiles] = []
     chunk_texts(work, Chunker(work.tokenizer, config), parts.append)
@@ -363,7 +363,9 @@ def cost(work: Work, result: TaskMarker, megabytes_per_second: float) -> dict[st
 
 def table_of(figures: dict[str, Any]) -> Table:
     """The rates and ratios as a table."""
-    table = Table("side", "MB/s a core", "packed shards are x times", title=f"data_prep, {figures['date']}", title_justify="left")
+    table = Table(
+        "side", "MB/s per core", "packed shards are x times", title=f"data_prep, {figures['date']}", title_justify="left"
+    )
     for name, rate in figures["megabytes_per_cpu_second"].items():
         table.add_row(name, f"{rate:.2f}", f"{figures['packed_shards_to'][name]:.2f}")
     for name in ("packing", "peak_memory_megabytes"):

@@ -3,8 +3,8 @@
     python -m benchmarks.elastic --output benchmarks/results/elastic_DATE.json
 
 Four gloo ranks on the CPU, fp32, dropout 0, three steps before saving and five after. The reference is the run that saved,
-going on undisturbed in its own layout. Bar: 1e-6, since another layout adds the same numbers in another order. Rows that the
-output file already has are not run again, so an interrupted run goes on.
+continued without interruption in its own layout. Bar: 1e-6, since another layout adds the same numbers in another order. Pairs
+that the output file already has are not run again, so an interrupted run continues.
 """
 
 import argparse
@@ -29,7 +29,7 @@ Differences = dict[str, dict[str, float]]
 
 
 def main() -> None:
-    """Run the pairs, print the table, write the figures."""
+    """Run the pairs, print the table, write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path)
     output: Path | None = parser.parse_args().output
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def figures(found: Differences) -> dict[str, Any]:
-    """What is written down."""
+    """The content of the output file."""
     values = [value for row in found.values() for value in row.values()]
     return {
         "date": datetime.date.today().isoformat(),
@@ -69,7 +69,7 @@ def figures(found: Differences) -> dict[str, Any]:
 
 
 def show(found: Differences) -> None:
-    """Print one line a saved layout."""
+    """Print one line per saved layout."""
     names = [cell_name(cell) for cell in LAYOUTS]
     table = Table("saved at", *(f"-> {name}" for name in names))
     for saved in names:

@@ -1,9 +1,9 @@
-"""One CUDA device's figures within minutes: kernels against float32 on the CPU, then the 1B model's training step.
+"""Measurements of one CUDA device within minutes: kernels against float32 on the CPU, then the 1B model's training step.
 
-Tokens a second and share of the device's peak by micro-batch, memory, padded against unpadded rows, one exit against five,
+Tokens per second and share of the device's peak by micro-batch, memory, padded against unpadded rows, one exit against five,
 attention back ends, activation checkpointing, compiled layers, the width of the vocabulary projection. Needs this
-repository, torch and the pure-Python packages it imports; what is absent (DeepSpeed, flash-attn) is named and left out, and
-so is what no time is left for. Without CUDA a tiny model goes through every part: a rehearsal, no figure.
+repository, torch and the pure-Python packages it imports; what is absent (DeepSpeed, flash-attn) is named and skipped, and
+so are parts for which no time is left. Without CUDA a tiny model goes through every part as a rehearsal; it measures nothing.
 
 python -m benchmarks.gpu_suite [--minutes 8] [--output benchmarks/results/FILE.json]
 """
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def measure(device: torch.device, seconds: float, chosen: Sequence[str]) -> dict[str, Any]:
-    """The chosen parts, as far as there is time, as what the JSON holds; `failed` names checks that did not hold."""
+    """The content of the JSON: the chosen parts, as far as there is time; `failed` names checks that did not pass."""
     model = ModelConfig() if device.type == "cuda" else REHEARSAL
     sweep = Sweep(model, device, device_peak(device), steps=8 if device.type == "cuda" else 3)
     began, checks, results = time.monotonic(), list[Check](), dict[str, Any]()

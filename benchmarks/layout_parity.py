@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--markdown", type=Path, help="file in which the table between the markers is replaced")
-    parser.add_argument("--from-results", type=Path, help="do not measure: take the figures of an earlier run")
+    parser.add_argument("--from-results", type=Path, help="do not measure: take the numbers of an earlier run")
     arguments = parser.parse_args()
     figures = read_figures(arguments.from_results) if arguments.from_results else measured_figures()
     show(figures)
@@ -43,12 +43,12 @@ def main() -> None:
 
 
 def read_figures(path: Path) -> dict[str, Any]:
-    """The figures of an earlier run."""
+    """The numbers of an earlier run."""
     return json.loads(path.read_text("utf-8"))  # type: ignore[no-any-return]
 
 
 def measured_figures() -> dict[str, Any]:
-    """Figures of every cell."""
+    """Numbers of every cell."""
     pools = RankPools()
     with tempfile.TemporaryDirectory() as scratch:
         cells = measure(make_dataset(Path(scratch)), pools)
@@ -66,7 +66,7 @@ def measured_figures() -> dict[str, Any]:
 
 
 def measure(dataset: Path, pools: RankPools) -> list[dict[str, Any]]:
-    """Relative differences of every cell; DeepSpeed knows no norm at stage 0."""
+    """Relative differences of every cell; DeepSpeed gives no norm at stage 0."""
     references = {heads: plain_loop(tiny_config(dataset, key_value_heads=heads)) for heads in (2, 4)}
     results = []
     for cell in ALL:
@@ -84,7 +84,7 @@ def worst(cells: list[dict[str, Any]], precision: str) -> dict[str, float]:
 
 
 def lines(figures: dict[str, Any]) -> list[list[str]]:
-    """One line a cell, in the order of `HEADER`."""
+    """One line per cell, in the order of `HEADER`."""
     return [
         [
             *(str(cell[name]) for name in ("data_ranks", "tensor_ranks")),
@@ -115,17 +115,17 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def markdown(figures: dict[str, Any]) -> str:
-    """The table and what it says, as a part of a document."""
+    """The table and its summary, as part of a document."""
     bars = "; ".join(f"{name}: " + ", ".join(f"{kind} {bar:g}" for kind, bar in values.items()) for name, values in BARS.items())
     measured = f"{len(figures['cells'])} of the {figures['listed']} layouts of the list were measured"
     passed = f"{measured}, {len(figures['exceeded'])} of them outside the bars ({bars})."
-    told = f"Measured {figures['date']} on {figures['hardware']}, {figures['steps']} steps (bf16: the first). {passed}"
+    message = f"Measured {figures['date']} on {figures['hardware']}, {figures['steps']} steps (bf16: the first). {passed}"
     body = [list(HEADER), ["---"] * len(HEADER), *worst_lines(figures), *lines(figures)]
-    return "\n".join([told, "", *("| " + " | ".join(line) + " |" for line in body)])
+    return "\n".join([message, "", *("| " + " | ".join(line) + " |" for line in body)])
 
 
 def fill_in(document: Path, text: str) -> None:
-    """Replace what stands between the markers of `document`.
+    """Replace the text between the markers of `document`.
 
     Raises:
         MoseError: the document lacks a marker.

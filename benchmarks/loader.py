@@ -1,4 +1,4 @@
-"""The loader's figures: speed against webdataset, opening a huge data set, how well the order mixes, cold cache and staging.
+"""The loader: speed against webdataset, opening a huge data set, how well the order mixes, cold cache and staging.
 
 python -m benchmarks.loader [--packed DATASET] [--scratch FOLDER] [--output benchmarks/results/FILE.json]
 """
@@ -61,17 +61,17 @@ def pack_packages(scratch: Path) -> Path:
 
 
 def table_of(figures: dict[str, Any]) -> Table:
-    """Each figure beside its bar."""
+    """Each number beside its bar."""
     table = Table("figure", "measured", "bar", title=f"loader, {figures['date']}, {figures['hardware']}")
     speed, order, opening, cold = (figures[name] for name in ("speed", "order", "opening", "cold"))
     rates = speed["rows_per_cpu_second"]
-    table.add_row("raw rows at random, rows/s a core", f"{rates['ours_raw']:,}", "")
+    table.add_row("raw rows at random, rows/s per core", f"{rates['ours_raw']:,}", "")
     table.add_row("  against webdataset", f"{speed['ratio_raw']:,} x ({rates['webdataset_raw']:,} rows/s)", ">= 100 x")
     for name in ("micro_batch_4", "micro_batch_32"):
-        table.add_row(f"masked batches, {name}, rows/s a core", f"{rates[f'ours_masked_{name}']:,}", ">= 10,000")
+        table.add_row(f"masked batches, {name}, rows/s per core", f"{rates[f'ours_masked_{name}']:,}", ">= 10,000")
     table.add_row("  against webdataset", f"{speed['ratio_masked']:,} x ({rates['webdataset_masked']:,} rows/s)", ">= 5 x")
     milliseconds = speed["cpu_milliseconds_a_step_of_one_rank_of_128"]
-    table.add_row("  one rank of 128, 16 rows of 2,048", f"{milliseconds} ms CPU a step", "")
+    table.add_row("  one rank of 128, 16 rows of 2,048", f"{milliseconds} ms CPU per step", "")
     block = str(order["block_rows_default"])
     for name in ("rows_as_packed", "rows_shuffled_in_shard", "model"):
         table.add_row(f"repositories repeated, {name}", f"{order[f'{name}_by_block_rows'][block]:.3f}", "<= 1.1")

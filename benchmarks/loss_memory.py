@@ -1,6 +1,6 @@
-"""Peak memory of the multi-exit loss at the 1B model's width: as it is trained, with every exit's logits kept, with full logits.
+"""Peak memory of the multi-exit loss at the 1B model's width: as in training, with every exit's logits kept, with full logits.
 
-Each figure is a process of its own: its high-water mark after one forward and backward pass of the heads, less that before.
+Each number comes from a process of its own: its peak memory after one forward and backward pass of the heads, minus that before.
 
 python -m benchmarks.loss_memory [--tokens 4096] [--output benchmarks/results/FILE.json]
 """
@@ -81,7 +81,7 @@ def _measure(way: str, exits: int, tokens: int) -> float:
 
 
 def _one_row(tokens: int, masked_M: Tensor) -> MicroBatch:
-    """A row of so many tokens, of which those of `masked_M` are predicted; the loss reads no more of it."""
+    """A row of that many tokens, of which those of `masked_M` are predicted; the loss reads nothing else of it."""
     places_N, bounds = torch.arange(tokens), torch.tensor([0, tokens], dtype=torch.int32)
     row = {"mixed_B": torch.tensor([1]), "row_numbers_B": torch.tensor([0]), "padded_slots": 0}
     return MicroBatch(places_N, places_N, bounds, tokens, masked_M, masked_M, **row)  # type: ignore[arg-type]

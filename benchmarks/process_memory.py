@@ -1,4 +1,4 @@
-"""What Linux says of this process's memory."""
+"""Memory of this process, as Linux reports it."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What one device's step implies for the paper's run: time a step, traffic, share of the peak and days by number of GPUs.
+"""What one device's step implies for the paper's run: time per step, traffic, share of the peak and days by number of GPUs.
 
 Arithmetic, no measurement of a cluster; every assumption is a field of `Cluster` or `Communication`. The step of one device
 comes from a result of benchmarks/gpu_suite.py where there is one, else from an assumed share of the peak.
@@ -34,7 +34,7 @@ BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is assumed of the machines."""
+    """Assumptions about the machines."""
 
     peak: float = DEVICE_PEAKS["A100"]
     """bf16 FLOP/s of a GPU: an A100's data sheet."""
@@ -51,20 +51,20 @@ class Cluster:
     optimizer_bytes_per_second: float = 1.2e12
     """At which ZeRO's share of masters and moments is read and written: three quarters of an A100's memory."""
     slowest_rank: float = 1.01
-    """Work of the rank that has most, over the mean."""
+    """Work of the most loaded rank over the mean."""
 
     def bandwidth(self, gpus: int) -> float:
-        """Bytes a second of one GPU in a ring over all of them."""
+        """Bytes per second of one GPU in a ring over all of them."""
         return self.node_bytes_per_second if gpus <= self.node_gpus else self.network_bytes_per_second
 
 
 @dataclass(frozen=True)
 class Communication:
-    """How gradients travel at ZeRO 1."""
+    """How gradients are reduced at ZeRO 1."""
 
     name: str
     gradient_bytes: int
-    """Of one gradient value on the wire."""
+    """Bytes of one gradient value on the wire."""
     passes: int
     """2 for an all-reduce, 1 for a reduce-scatter."""
 
@@ -88,7 +88,7 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """All of it that follows one another."""
+        """The sum of the parts that do not overlap."""
         return self.compute + self.exposed + self.optimizer
 
 
@@ -152,7 +152,7 @@ def markdown(cluster: Cluster) -> str:
 
 
 def replaced(text: str, table: str) -> str:
-    """`text` with what stands between the markers replaced.
+    """`text` with the part between the markers replaced.
 
     Raises:
         ValueError: a marker is missing.
@@ -162,7 +162,7 @@ def replaced(text: str, table: str) -> str:
 
 
 def plot(cluster: Cluster, path: Path) -> None:
-    """Share of the peak over the number of GPUs, a line a way of reducing."""
+    """Share of the peak over the number of GPUs, one line per way of reducing."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for way, style in zip(WAYS, ("-", "-", ":"), strict=True):
         shares = [100 * utilization(gpus, cluster, way) for gpus in GPUS]
@@ -192,7 +192,7 @@ def measured_utilization(path: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measured", type=Path, help="JSON that benchmarks/gpu_suite.py wrote on a GPU.")
-    parser.add_argument("--markdown", type=Path, help="File in which to replace what stands between the markers.")
+    parser.add_argument("--markdown", type=Path, help="File in which to replace the part between the markers.")
     parser.add_argument("--plot", type=Path, help="SVG or PNG to write.")
     arguments = parser.parse_args()
     cluster = Cluster(utilization=measured_utilization(arguments.measured)) if arguments.measured else Cluster()

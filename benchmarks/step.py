@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def measure(scratch: Path, width: int, repeats: int) -> dict[str, Any]:
-    """Figures of both packings, and what the 1B model's heads cost by counting."""
+    """Numbers of both packings, and the counted cost of the 1B model's heads."""
     source = SourcesConfig(directories=(sysconfig.get_path("stdlib"),), include_suffixes=(".py",), max_repository_bytes=1 << 20)
     config = TokenizerTrainingConfig(output=str(scratch / "tokenizer"), vocabulary_size=48 * width, sources=source)
     tokenizer = train_tokenizer(config)
@@ -83,7 +83,7 @@ def measure(scratch: Path, width: int, repeats: int) -> dict[str, Any]:
 
 
 def exits_by_operations() -> dict[str, float]:
-    """The 1B model's operations a full row with five exits and with one, and the share that heads take of the former."""
+    """Operations of the 1B model per full row with five exits and with one, and the heads' share of the former."""
     shape = ModularStarEncoderConfig(**ModelConfig().hugging_face())
     encoder = flops_per_row(shape, shape.num_hidden_layers, ModelConfig().max_length)
     heads = head_flops(shape, round(MASKED_SHARE * ModelConfig().max_length), 1)
@@ -99,7 +99,7 @@ def pack(scratch: Path, tokenizer: Path, source: SourcesConfig, mode: Mode, slot
 
 
 def compare(dataset: Path, width: int, repeats: int) -> dict[str, Any]:
-    """Ratios and CPU seconds of a step on the same rows of one data set."""
+    """Ratios and CPU seconds per step on the same rows of one data set."""
     batches = batches_of(dataset, repeats + 1)
     slots = read_manifest(dataset).sequence_length
     model = ModelConfig(
@@ -153,7 +153,7 @@ def batches_of(dataset: Path, count: int) -> list[MicroBatch]:
 
 
 def loader_wait(dataset: Path, step: Callable[[MicroBatch], float], count: int) -> float:
-    """Share of the wall time of `count` steps that was spent waiting for rows, the first step's left out as a run's start."""
+    """Share of the wall time of `count` steps spent waiting for rows, without the first step."""
     waited, began = 0.0, 0.0
     with Prefetcher(loader_of(dataset), 0) as prefetcher:
         for number in range(count + 1):
@@ -170,7 +170,7 @@ def _encoder(model: ModelConfig, exits: tuple[int, ...] = EXITS) -> ModularStarE
 
 
 def unpadded_step(model: ModelConfig, exits: tuple[int, ...] = EXITS) -> Callable[[MicroBatch], float]:
-    """Our model and loss under the optimiser that the others get, too."""
+    """Our model and loss under the same optimiser as the others."""
     training = TrainingModel(_encoder(model, exits), whole_vocabulary(model.vocabulary_size))
     return _step(training, lambda batch: training(batch, Denominators(batch.num_masked, batch.num_rows))[0])
 
@@ -197,7 +197,7 @@ def _step(module: nn.Module, loss_of: Callable[[MicroBatch], Tensor]) -> Callabl
 
 
 class TrainerSteps(TrainerCallback):  # type: ignore[misc]
-    """The Hugging Face Trainer on padded rows and full logits, one step a batch, timed from inside."""
+    """The Hugging Face Trainer on padded rows and full logits, one step per batch, timed from inside."""
 
     def __init__(self, model: ModelConfig, batches: list[MicroBatch], slots: int):
         self._module = PaddedReference(_encoder(model), full_logits=True)

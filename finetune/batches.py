@@ -44,7 +44,7 @@ def pack_rows(rows: Sequence[TOKENS]) -> PackedBatch:
 
 
 def chunks_by_length(lengths: Sequence[int], max_rows: int, max_tokens: int | None = None) -> list[INDICES]:
-    """Cut rows into chunks of alike length, shortest first: at most `max_rows` rows and, but for a single row, `max_tokens`."""
+    """Group rows of similar length, shortest first: at most `max_rows` rows and, except for a single row, `max_tokens`."""
     order = np.argsort(np.asarray(lengths, dtype=np.int64), kind="stable")
     chunks: list[list[int]] = []
     tokens = 0
@@ -60,7 +60,7 @@ def chunks_by_length(lengths: Sequence[int], max_rows: int, max_tokens: int | No
 
 @dataclass(frozen=True)
 class BatchItems:
-    """Indices of the pairs of one batch, by what is asked of them; no index occurs twice."""
+    """Indices of the pairs of one batch, by the kind of query; no index occurs twice."""
 
     text_code: INDICES
     code_code: INDICES
@@ -69,8 +69,8 @@ class BatchItems:
 class BatchOrder:
     """The pairs of batch number `step`: a pure function of seed and step.
 
-    Each epoch permutes the pairs anew. Where pairs have a second snippet, half of every batch is code-code and drawn
-    from those, the other half is text-code and drawn from all others; an epoch ends when either half runs out.
+    Each epoch has its own permutation. If pairs have a second snippet, half of every batch is code-code and drawn from
+    those, the other half is text-code and drawn from all others; an epoch ends when either half runs out.
     """
 
     def __init__(self, has_second_code: Sequence[bool], batch_pairs: int, seed: int):

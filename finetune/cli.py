@@ -23,7 +23,7 @@ def commands() -> dict[str, Command]:
             "Fine-tune a converted checkpoint for text-to-code and code-to-code search.", _takes(RetrievalConfig), _retrieval
         ),
         "evaluate": Command(
-            "Score every exit against distractors, beside a TF-IDF baseline.", _takes(EvaluationConfig), _evaluate
+            "Score every exit against distractors, with baselines on the same candidates.", _takes(EvaluationConfig), _evaluate
         ),
         "report": Command(
             "Join a pre-training run and its retrieval scores in one table and picture.", _takes(ReportConfig), _report

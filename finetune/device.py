@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[None]:
-    """bfloat16 autocast on a GPU if asked for, otherwise plain float32; weights stay float32 either way."""
+    """bfloat16 autocast on a GPU with `bf16`, otherwise plain float32; weights stay float32 in both cases."""
     if device.type != "cuda" or not bf16:
         return contextlib.nullcontext()
     return torch.autocast("cuda", dtype=torch.bfloat16)

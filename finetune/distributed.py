@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class World:
-    """This process among the `size` processes that torchrun started; a lone process is rank 0 of 1."""
+    """This process among the `size` processes that torchrun started; a single process is rank 0 of 1."""
 
     rank: int
     size: int

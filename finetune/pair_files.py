@@ -1,4 +1,4 @@
-"""The pairs of a split from one file or several."""
+"""Reads the pairs of a split from one or more files."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rows as long as real packed ones, made up: a figure of speed needs their lengths, not their text.
+"""Synthetic rows with the lengths of real packed ones: a speed measurement needs the lengths, not the text.
 
 Letters: R rows, T slots.
 """

@@ -1,4 +1,4 @@
-"""From nothing to the batch at row 500,000,000 of a simulated data set, and the memory that takes, each in a fresh process."""
+"""Time and memory from a fresh process to the batch at row 500,000,000 of a simulated data set."""
 
 import json
 import subprocess

@@ -24,7 +24,7 @@ WEBDATASET_ROWS = 2048
 
 
 def measure_speed(dataset: Path) -> dict[str, object]:
-    """Medians over repeats, all sides in turn in each; CPU time of the process, which neighbours on the machine disturb less."""
+    """Medians over repeats, all sides in turn in each; CPU time of the process, which other load on the machine disturbs less."""
     torch.set_num_threads(1)
     works = works_on(dataset)
     rates: dict[str, list[float]] = {name: [] for name in works}
@@ -44,7 +44,7 @@ def measure_speed(dataset: Path) -> dict[str, object]:
 
 
 def works_on(dataset: Path) -> dict[str, Callable[[], int]]:
-    """What is timed, by name; each goes through rows and says through how many."""
+    """What is timed, by name; each call reads rows and returns their number."""
     rows, tokenizer = LocalRows(dataset, "train"), load_tokenizer(dataset)
     shards = [str(dataset / shard.path) for shard in read_manifest(dataset).shards("train")]
     order = np.random.default_rng(0).permutation(len(rows))
@@ -74,7 +74,7 @@ def works_on(dataset: Path) -> dict[str, Callable[[], int]]:
 
 
 def step_of_one_rank(dataset: Path, data_ranks: int) -> float:
-    """CPU milliseconds of a rank for its share of a step: every rank works out the order and the dealing of the whole batch."""
+    """CPU milliseconds of a rank for its share of a step: every rank computes the order and the balancing of the whole batch."""
     rows, tokenizer = LocalRows(dataset, "train"), load_tokenizer(dataset)
     plan = BatchPlan(0, GLOBAL_ROWS, 4, tokenizer.special, tokenizer.ordinary_ids(), 0, data_ranks)
     loader, seconds = GlobalBatchLoader(rows, plan), []

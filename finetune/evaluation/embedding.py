@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 def embed_rows(
     model: ModularStarEncoderForRetrieval, rows: Sequence[TOKENS], chunk_tokens: int, device: torch.device, bf16: bool
 ) -> list[NDArray[np.float32]]:
-    """E tables [R, D] of normalised embeddings of token rows: one forward pass, rows of alike length together."""
+    """E tables [R, D] of normalised embeddings of token rows: one forward pass, rows of similar length together."""
     model.to(device).eval()
     tables = [np.empty((len(rows), model.config.hidden_size), dtype=np.float32) for _ in model.config.exit_layers]
     chunks = chunks_by_length([len(row) for row in rows], max_rows=len(rows), max_tokens=chunk_tokens)
@@ -39,7 +39,7 @@ def embed_rows(
 
 
 def with_progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-    """Pass the items on, showing a bar on a terminal, and otherwise one line every 30 seconds."""
+    """Yield the items while showing a bar on a terminal, or else one line every 30 seconds."""
     if sys.stderr.isatty():
         yield from track(items, description=label, total=total, transient=True)
         return

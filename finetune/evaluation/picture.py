@@ -1,4 +1,4 @@
-"""The picture of the report: losses of every exit over the steps, and retrieval quality against compute."""
+"""Draws the report: losses of every exit over the steps, and retrieval quality against compute."""
 
 import itertools
 from pathlib import Path
@@ -58,13 +58,15 @@ def draw_losses(axes: Axes, metrics: list[dict[str, Any]], unigram: float | None
             axes.plot(*validation[name], "o", color=color, markersize=4, markeredgecolor="white", label=f"exit {name}, held out")
     if unigram is not None:
         axes.axhline(unigram, color="0.4", linestyle="--", linewidth=1, label="unigram cross-entropy, held out")
-    axes.set(title="Pre-training: masked-token loss of each exit", xlabel="optimiser step", ylabel="cross-entropy (nats a token)")
+    axes.set(
+        title="Pre-training: masked-token loss of each exit", xlabel="optimiser step", ylabel="cross-entropy (nats per token)"
+    )
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, ncols=2)
 
 
 def draw_quality(axes: Axes, evaluation: Evaluation, control: Evaluation | None) -> None:
-    """MRR of each exit with its interval against GFLOPs a row; baselines and chance as lines."""
+    """MRR of each exit with its interval against GFLOPs per row; baselines and chance as lines."""
     _draw_exits(axes, evaluation, "pre-trained, then fine-tuned", "tab:blue", "o-")
     if control is not None:
         _draw_exits(axes, control, "random weights, then fine-tuned", "tab:gray", "s--")
@@ -75,9 +77,9 @@ def draw_quality(axes: Axes, evaluation: Evaluation, control: Evaluation | None)
     for name, scores in evaluation.exits.items():
         axes.annotate(f"exit {name}", (scores.gflops_per_row, scores.mrr.value), (5, 6), textcoords="offset points", fontsize=8)
     title = f"Retrieval: quality against compute ({evaluation.candidates:,} candidates)"
-    axes.set(title=title, xlabel=f"GFLOPs a row of {evaluation.flops_tokens} tokens (forward)", ylabel="MRR, 95 % interval")
+    axes.set(title=title, xlabel=f"GFLOPs per row of {evaluation.flops_tokens} tokens (forward)", ylabel="MRR, 95 % interval")
     axes.margins(x=0.1)
-    # From chance (.0075) to TF-IDF (.5) is a factor of 70: on a linear axis a small model's exits lie on the floor.
+    # From chance (.0075) to TF-IDF (.5) is a factor of 70: on a linear axis a small model's exits would be at the bottom.
     axes.set_yscale("log")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 0.9))

@@ -1,4 +1,4 @@
-"""Each query's candidates, and the rank of its own code among them, for any way of scoring.
+"""The candidates of each query, and the rank of its own code among them under any similarity.
 
 Letters: Q queries, K codes of the corpus, C candidates of a query (own code and distractors), D width.
 """
@@ -13,7 +13,7 @@ from finetune.evaluation.metrics import RANKS, ranks_of
 from mose.errors import MoseError
 from mose.seeding import generator
 
-# Queries scored against the whole corpus at once: 256 x 100,000 codes are 100 MB in float32.
+# Queries per block against the whole corpus: 256 x 100,000 similarities are 100 MB in float32.
 _QUERIES_AT_ONCE = 256
 
 
@@ -45,7 +45,7 @@ def distinct_codes(codes: Sequence[str]) -> tuple[list[int], NDArray[np.int64]]:
 
 
 def draw_candidates(own_Q: NDArray[np.int64], num_codes: int, distractors: int, seed: int) -> Candidates:
-    """Draw each query's distractors, none twice and never its own code; all other codes where there are no more than that.
+    """Draw each query's distractors without replacement, never its own code; all other codes if there are fewer.
 
     Query q's draw depends on the seed, q and the corpus size alone.
 

@@ -1,4 +1,4 @@
-"""The last page of a run: one table and one picture of what pre-training and fine-tuning reached at every exit."""
+"""The report of a run: one table and one picture of the results of pre-training and fine-tuning at every exit."""
 
 import json
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def read_run_metrics(folder: Path) -> list[dict[str, Any]]:
         raise MoseError(f"{folder}: no such run directory; expected one written by `mose-pretrain train`")
     lines: list[dict[str, Any]] = RunDirectory(folder).read_metrics()
     if not lines:
-        raise MoseError(f"{folder / 'metrics.jsonl'}: no line, expected one an interval of training")
+        raise MoseError(f"{folder / 'metrics.jsonl'}: no line, expected one per interval of training")
     return lines
 
 
@@ -92,10 +92,10 @@ def _last_validation(metrics: list[dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def report_table(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None) -> Table:
-    """Exit x parameters, GFLOPs a row, held-out MLM loss and ICC accuracy, MRR, recall@1, the control's MRR, the difference."""
+    """Exit x parameters, GFLOPs per row, held-out MLM loss and ICC accuracy, MRR, recall@1, the control's MRR, the difference."""
     table = Table(title="Every exit, on held-out repositories (95 % intervals)", title_justify="left")
     table.add_column("exit")
-    names = ["parameters (M)", "GFLOPs a row", "MLM loss", "unigram", "ICC accuracy", "ICC majority", "MRR", "recall@1"]
+    names = ["parameters (M)", "GFLOPs per row", "MLM loss", "unigram", "ICC accuracy", "ICC majority", "MRR", "recall@1"]
     for name in names + (["MRR, random weights", "difference"] if control else []):
         table.add_column(name, justify="right")
     for name, scores in evaluation.exits.items():
@@ -140,7 +140,7 @@ def _control_cells(evaluation: Evaluation, control: Evaluation | None, name: str
 
 
 def notes(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None) -> list[str]:
-    """What the figures were measured on, and which exits fall short of what they should beat."""
+    """What the numbers were measured on, and which exits do not beat a reference that they should beat."""
     lines = [
         f"retrieval: {evaluation.queries:,} queries of {evaluation.repositories:,} repositories, "
         f"{evaluation.candidates:,} candidates each, split {evaluation.split}; intervals over repositories; "

@@ -1,4 +1,4 @@
-"""Augmentation of code: frequent words become random strings, so that a match on names alone does not pay."""
+"""Augmentation of code: frequent words become random strings, so that matching names alone does not lower the loss."""
 
 import collections
 import re
@@ -20,7 +20,7 @@ def frequent_words(code: str) -> list[str]:
 
 
 def replace_frequent_words(code: str, draw: np.random.Generator) -> str:
-    """Replace every frequent word by a random string of its length, one string a word, none of them a word of the code."""
+    """Replace every frequent word by a random string of its length, one string per word, none of them a word of the code."""
     taken = set(WORD.findall(code))
     replacements: dict[str, str] = {}
     for word in frequent_words(code):

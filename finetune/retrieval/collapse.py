@@ -1,4 +1,4 @@
-"""Collapse is told: training stops when the embeddings of an exit have become one point and the loss that of a guess.
+"""Detects collapse: training stops when the embeddings of an exit have become one point and the loss that of a guess.
 
 Letters: E exits.
 """
@@ -41,7 +41,7 @@ class CollapseWatch:
         """Take in the step that made the model's step count `step`.
 
         Raises:
-            CollapseError: an exit told no text from another over two intervals in a row.
+            CollapseError: an exit did not distinguish texts over two intervals in a row.
         """
         if step <= self.warmup_steps:
             return

@@ -1,4 +1,4 @@
-"""The texts of one contrastive batch: what is asked, what is to be found, and which texts are the same.
+"""The texts of one contrastive batch: queries, targets, and which texts are equal.
 
 Letters: P pairs of a batch.
 """

@@ -28,7 +28,7 @@ class Chunk:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw dropout masks from `seed` inside the block, and leave the outer generators as they were."""
+    """Draw dropout masks from `seed` inside the block; the outer generators keep their state."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

@@ -1,4 +1,4 @@
-"""What the retrieval model reads: `<sep>{instruction}<sep>{text}<cls>`, never without its closing `<cls>`."""
+"""The input of the retrieval model: `<sep>{instruction}<sep>{text}<cls>`; truncation always keeps the `<cls>`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mose.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text to embed and the instruction that says what it is."""
+    """One text to embed, and the instruction in front of it."""
 
     instruction: str
     text: str
@@ -29,7 +29,7 @@ def code_prompt(code: str, language: str) -> Prompt:
 
 
 def encode_prompt(tokenizer: Tokenizer, instruction: str, text: str, max_length: int) -> TOKENS:
-    """Token ids [T], T <= max_length; what does not fit is cut from the end of the text, `<cls>` stays.
+    """Token ids [T], T <= max_length; a longer text is truncated at its end, `<cls>` stays.
 
     Raises:
         MoseError: `max_length` leaves no room for a single token of text.

@@ -123,7 +123,7 @@ def test_report_on_missing_folders_is_one_line(tmp_path: Path, capsys: pytest.Ca
     assert run("report", "--pretrain", str(tmp_path / "gone"), *words) == 2
     assert "gone: no such run directory" in capsys.readouterr().err
     assert run("report", "--pretrain", str(tmp_path), *words) == 2
-    assert "metrics.jsonl: no line, expected one an interval" in capsys.readouterr().err
+    assert "metrics.jsonl: no line, expected one per interval" in capsys.readouterr().err
     RunDirectory(tmp_path).append_metrics({"step": 1})
     assert run("report", "--pretrain", str(tmp_path), *words) == 2
     assert "evaluation.json: no such file" in capsys.readouterr().err
