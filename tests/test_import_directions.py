@@ -61,7 +61,7 @@ ORDER = {
     "data_prep.execution": "task_files lease inputs markers statistics finish progress task_runner worker_pool pack status",
     "data_prep.tools": "inspect_row lineage dropped removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",
-    "data_prep.tools.stats": "charts svg png counts sections page command",
+    "data_prep.tools.stats": "charts drawing counts sections page command",
     "pretrain": "data config storage parallel model step checkpoints monitoring analysis train mock_step cli",
     "pretrain.data": "rows row_cost order mixture masking balancing micro_batch loader prefetch",
     "pretrain.config": "objective deepspeed_options run identity",
