@@ -50,7 +50,7 @@ ORDER = {
     "data_prep.sources.blobs": "pack store",
     "data_prep.sources.stack_v2": "parquet_file row_batches row_cache rows grouped",
     "data_prep.ingest": "folder_lock blob_writer grouping fetching",
-    "data_prep.ingest.grouping": "columns config spill sorting parts run command",
+    "data_prep.ingest.grouping": "columns config bucket_file sorting parts run command",
     "data_prep.ingest.fetching": "config counts wanted remote fetcher command",
     "data_prep.filters": "dropped_log opt_out filters word_hashes ngram_table evaluation_texts evaluation_ngrams decontamination "
     "fingerprint",

@@ -11,7 +11,7 @@ from data_prep.console import escaped
 from data_prep.shards.summary import cautions, print_cautions, print_overview, print_summary
 from data_prep.tools.removal.journal import read_removed
 from data_prep.tools.stats.charts import Section
-from data_prep.tools.stats.counts import Figures, count_figures
+from data_prep.tools.stats.counts import DatasetStatistics, count_statistics
 from data_prep.tools.stats.drawing import draw_png, require_matplotlib
 from data_prep.tools.stats.page import stats_page
 from data_prep.tools.stats.sections import stats_sections
@@ -41,7 +41,9 @@ def print_sections(sections: Sequence[Section]) -> None:
         console.print(table)
 
 
-def write_stats(output: Path, dataset: Path, manifest: Manifest, figures: Figures, sections: Sequence[Section]) -> None:
+def write_stats(
+    output: Path, dataset: Path, manifest: Manifest, statistics: DatasetStatistics, sections: Sequence[Section]
+) -> None:
     """Write the page or the picture, by the suffix of `output`.
 
     Raises:
@@ -87,14 +89,14 @@ def _run(parsed: Namespace) -> None:
     if parsed.quick:
         print_summary(manifest)
         return
-    figures = count_figures(dataset, manifest, parsed.sample, parsed.seed)
-    sections = stats_sections(manifest, figures, read_removed(dataset))
+    statistics = count_statistics(dataset, manifest, parsed.sample, parsed.seed)
+    sections = stats_sections(manifest, statistics, read_removed(dataset))
     print_overview(manifest)
     print_sections(sections)
     print_cautions(manifest)
     if output is not None:
-        write_stats(output, dataset, manifest, figures, sections)
+        write_stats(output, dataset, manifest, statistics, sections)
         print(f"page: {output}")
 
 
-COMMAND = Command("Tell what a data set holds, as tables and as one page.", _add_arguments, _run)
+COMMAND = Command("Show what a data set holds, as tables and as one page.", _add_arguments, _run)
