@@ -3,9 +3,9 @@
 from setuptools import find_packages, setup
 
 STORAGE = ["fsspec", "universal_pathlib", "s3fs", "aiohttp", "botocore"]
-DATA = [*STORAGE, "numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "rich", "jsonargparse[signatures]", "pyyaml"]
-MODEL = ["numpy", "torch", "transformers>=5,<6", "safetensors", "sentencepiece", "tokenizers", "rich"]
 CONFIG = ["jsonargparse[signatures]", "pyyaml"]
+DATA = [*STORAGE, *CONFIG, "numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "rich", "matplotlib"]
+MODEL = ["numpy", "torch", "transformers>=5,<6", "safetensors", "sentencepiece", "tokenizers", "rich"]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"]
 EXTRAS = {
     "data": DATA,

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, one line an interval elsewhere."""
+"""What a command shows on a terminal: progress of long work, counts with their nouns, names without control characters."""
 
 import contextlib
 import re
@@ -6,30 +6,36 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 INTERVAL_SECONDS = 30.0
 
 
 @contextlib.contextmanager
-def show_progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show work of `total` units on standard error; yields the function to call with the number of units just done."""
-    with _bar(title, total, unit) if sys.stderr.isatty() else _lines(title, total, unit) as advance:
+def show_progress(title: str, total: int, unit: str, detail: Callable[[], str] = str) -> Iterator[Callable[[int], None]]:
+    """Show work of `total` units on standard error: a bar on a terminal, one line per interval elsewhere.
+
+    Yields the function to call with the number of units just done. `detail` gives a text that is shown behind the numbers.
+    """
+    with _bar(title, total, unit, detail) if sys.stderr.isatty() else _lines(title, total, unit, detail) as advance:
         yield advance
 
 
 @contextlib.contextmanager
-def _bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+def _bar(title: str, total: int, unit: str, detail: Callable[[], str]) -> Iterator[Callable[[int], None]]:
+    # Slow to import, and most commands show no bar.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    numbers = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), *numbers, TextColumn("{task.fields[detail]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda units: progress.advance(task, units)
+        task = progress.add_task(title, total=total, detail=detail())
+        yield lambda units: progress.update(task, advance=units, detail=detail())
 
 
 @contextlib.contextmanager
-def _lines(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _lines(title: str, total: int, unit: str, detail: Callable[[], str]) -> Iterator[Callable[[int], None]]:
     done = 0
     due = time.monotonic() + INTERVAL_SECONDS
 
@@ -38,7 +44,8 @@ def _lines(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]
         done += units
         if time.monotonic() >= due:
             due = time.monotonic() + INTERVAL_SECONDS
-            print(f"{title}: {done:,} of {total:,} {unit}", file=sys.stderr, flush=True)
+            more = detail()
+            print(f"{title}: {done:,} of {total:,} {unit}{f', {more}' if more else ''}", file=sys.stderr, flush=True)
 
     yield advance
 

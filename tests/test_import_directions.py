@@ -51,7 +51,7 @@ ORDER = {
     "data_prep.sources.blobs": "pack store",
     "data_prep.sources.stack_v2": "parquet_file row_batches row_cache rows grouped",
     "data_prep.ingest": "folder_lock blob_writer grouping fetching",
-    "data_prep.ingest.grouping": "columns config spill sorting parts run command",
+    "data_prep.ingest.grouping": "columns config bucket_file sorting parts run command",
     "data_prep.ingest.fetching": "config counts wanted remote fetcher command",
     "data_prep.filters": "dropped_log opt_out filters word_hashes ngram_table evaluation_texts evaluation_ngrams decontamination "
     "fingerprint",
@@ -62,7 +62,7 @@ ORDER = {
     "data_prep.execution": "task_files lease inputs markers statistics finish progress task_runner worker_pool pack status",
     "data_prep.tools": "inspect_row lineage dropped removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",
-    "data_prep.tools.stats": "charts svg png counts sections page command",
+    "data_prep.tools.stats": "charts drawing counts sections page command",
     "pretrain": "data config storage parallel model step checkpoints monitoring analysis train mock_step cli",
     "pretrain.data": "rows row_cost order mixture masking balancing micro_batch loader prefetch",
     "pretrain.config": "objective deepspeed_options run identity",

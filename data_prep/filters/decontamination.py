@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.filters.dropped_log import DroppedLog
-from data_prep.filters.evaluation_ngrams import EvaluationGrams
+from data_prep.filters.evaluation_ngrams import EvaluationNgrams
 from data_prep.filters.evaluation_texts import read_examples
 from data_prep.filters.filters import FilterCounts
-from data_prep.filters.word_hashes import Words, find_words, fold, gram_hashes
+from data_prep.filters.word_hashes import Words, find_words, fold, ngram_hashes
 from data_prep.sources.repositories import TextFile
 from mose.array_types import INT64_ARRAY
 from mose.config import require
@@ -98,18 +98,18 @@ class Decontaminator:
             MoseError: a file cannot be read, is not what its name says, or lacks the fields.
         """
         self._config = config
-        grams = EvaluationGrams(config.ngram_words, config.min_words, config.min_distinct_words)
+        ngrams = EvaluationNgrams(config.ngram_words, config.min_words, config.min_distinct_words)
         for number, file in enumerate(config.files):
             for texts in read_examples(file, config.fields):
-                grams.add(texts, number)
+                ngrams.add(texts, number)
         self._names = [storage_path(file).name for file in config.files]
-        tables = grams.tables(config.max_examples)
+        tables = ngrams.tables(config.max_examples)
         self._long = tables.pop(config.ngram_words, None)
         self._short = tables
-        self._beginnings = grams.beginnings()
+        self._beginnings = ngrams.beginnings()
         self.num_ngrams = sum(len(table.hashes_S) for table in (self._long, *tables.values()) if table)
         """Distinct n-grams and whole short texts that are looked for."""
-        self.num_short_texts = grams.num_short_texts
+        self.num_short_texts = ngrams.num_short_texts
         """Texts of the evaluation files that are ignored, because they have fewer than `min_words` words."""
 
     def find(self, text: bytes, byte_offsets: INT64_ARRAY) -> list[Contamination | None]:
@@ -153,11 +153,11 @@ class Decontaminator:
         """By size of the n-grams: the words at which the matches begin, and their evaluation files."""
         if self._long:
             size = self._config.ngram_words
-            yield size, *self._long.find(gram_hashes(words.hashes_W, size))
-        beginnings = gram_hashes(words.hashes_W, self._config.min_words) if self._short else words.hashes_W[:0]
+            yield size, *self._long.find(ngram_hashes(words.hashes_W, size))
+        beginnings = ngram_hashes(words.hashes_W, self._config.min_words) if self._short else words.hashes_W[:0]
         candidates, _ = self._beginnings.find(beginnings)
         for size, table in self._short.items() if len(candidates) else ():
-            hashes_G = gram_hashes(words.hashes_W, size)
+            hashes_G = ngram_hashes(words.hashes_W, size)
             inside = candidates[candidates < len(hashes_G)]
             found, files = table.find(hashes_G[inside])
             yield size, inside[found], files

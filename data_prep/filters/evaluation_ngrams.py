@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.filters.ngram_table import INT32_ARRAY, GramTable, gram_table
-from data_prep.filters.word_hashes import Words, find_words, fold, gram_hashes
+from data_prep.filters.ngram_table import INT32_ARRAY, NgramTable, ngram_table
+from data_prep.filters.word_hashes import Words, find_words, fold, ngram_hashes
 from mose.array_types import INT64_ARRAY
 from mose.seeding import UINT64_ARRAY
 
@@ -20,7 +20,7 @@ _BATCH_BYTES = 1 << 18
 _NUMBER = np.uint64(0)
 
 
-class EvaluationGrams:
+class EvaluationNgrams:
     """Gathers examples; then gives one table for each number of words that is looked for."""
 
     def __init__(self, ngram_words: int, min_words: int, min_distinct_words: int):
@@ -48,20 +48,20 @@ class EvaluationGrams:
         if self._waiting_bytes >= _BATCH_BYTES:
             self._hash_waiting()
 
-    def tables(self, max_examples: int) -> dict[int, GramTable]:
+    def tables(self, max_examples: int) -> dict[int, NgramTable]:
         """The tables by number of words; an n-gram that more than `max_examples` examples have is in none."""
         self._hash_waiting()
         files = np.array(self._file_of_example, dtype=np.int32)
         tables = {}
         for size, hashes in self._hashes.items():
             if hashes:
-                tables[size] = gram_table(np.concatenate(hashes), np.concatenate(self._examples[size]), files, max_examples)
+                tables[size] = ngram_table(np.concatenate(hashes), np.concatenate(self._examples[size]), files, max_examples)
         return tables
 
-    def beginnings(self) -> GramTable:
+    def beginnings(self) -> NgramTable:
         """The first `min_words` words of all texts that are looked for as a whole; to be asked for after `tables`."""
         hashes = np.concatenate([np.zeros(0, dtype=np.uint64), *self._beginnings])
-        return gram_table(hashes, np.zeros(len(hashes), dtype=np.int32), np.zeros(1, dtype=np.int32), max_examples=1)
+        return ngram_table(hashes, np.zeros(len(hashes), dtype=np.int32), np.zeros(1, dtype=np.int32), max_examples=1)
 
     def _hash_waiting(self) -> None:
         firsts_T = np.array([0, *itertools.accumulate(len(text) + 1 for text in self._texts)], dtype=np.int64)[:-1]
@@ -83,7 +83,7 @@ class EvaluationGrams:
         firsts = np.flatnonzero(text_W[: max(len(text_W) - size + 1, 0)] == text_W[size - 1 :])
         firsts = firsts[self._says_something(said_W, firsts, size)]
         if len(firsts):
-            self._hashes[size].append(gram_hashes(words.hashes_W, size)[firsts])
+            self._hashes[size].append(ngram_hashes(words.hashes_W, size)[firsts])
             self._examples[size].append(examples_T[text_W[firsts]])
 
     def _add_short(self, words: Words, said_W: UINT64_ARRAY, num_words_T: INT64_ARRAY, examples_T: INT32_ARRAY) -> None:
@@ -93,9 +93,9 @@ class EvaluationGrams:
             texts = texts[self._says_something(said_W, first_words_T[texts], size)]
             if len(texts):
                 firsts = first_words_T[texts]
-                self._hashes[size].append(gram_hashes(words.hashes_W, size)[firsts])
+                self._hashes[size].append(ngram_hashes(words.hashes_W, size)[firsts])
                 self._examples[size].append(examples_T[texts])
-                self._beginnings.append(gram_hashes(words.hashes_W, self._min_words)[firsts])
+                self._beginnings.append(ngram_hashes(words.hashes_W, self._min_words)[firsts])
 
     def _says_something(self, said_W: UINT64_ARRAY, firsts_G: INT64_ARRAY, size: int) -> NDArray[np.bool_]:
         """Whether `size` words from each of `firsts_G` hold enough distinct ones; all numbers in `said_W` are `_NUMBER`."""

@@ -42,8 +42,8 @@ def read_examples(file: str, fields: tuple[str, ...] = ()) -> Iterator[list[str]
             else:
                 yield [_utf8(file, content.read())]
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        told = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise MoseError(f"{file}: cannot be read: {told}; expected .jsonl, .json, .parquet or plain text") from None
+        message = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise MoseError(f"{file}: cannot be read: {message}; expected .jsonl, .json, .parquet or plain text") from None
 
 
 def strings_of(value: Any) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """A set of 64-bit hashes of n words in a row, each with the evaluation file that it came from: built once, looked up in bulk.
 
-Letters: G hashes looked up, S hashes of the set. Memory: 12 bytes a hash, and 2 to 4 of a Bloom filter (at most 16 MiB).
+Letters: G hashes looked up, S hashes of the set. Memory: 12 bytes per hash, and 2 to 4 of a Bloom filter (at most 16 MiB).
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _HASH_BITS = 64
 
 
 @dataclass(frozen=True)
-class GramTable:
+class NgramTable:
     """Hashes in ascending order; a Bloom filter of their leading bits answers most look-ups."""
 
     hashes_S: UINT64_ARRAY
@@ -48,7 +48,7 @@ class GramTable:
         return self.slots.take(slots_G >> 3) >> (slots_G & 7).astype(np.uint8) & np.uint8(1)
 
 
-def gram_table(hashes: UINT64_ARRAY, examples: INT32_ARRAY, file_of_example: INT32_ARRAY, max_examples: int) -> GramTable:
+def ngram_table(hashes: UINT64_ARRAY, examples: INT32_ARRAY, file_of_example: INT32_ARRAY, max_examples: int) -> NgramTable:
     """The set of the `hashes` that at most `max_examples` examples have; `examples` says which has each, as numbers from 0."""
     order = np.lexsort((examples, hashes))
     hashes, examples = hashes[order], examples[order]
@@ -61,7 +61,7 @@ def gram_table(hashes: UINT64_ARRAY, examples: INT32_ARRAY, file_of_example: INT
     slots = np.zeros(1 << bits, dtype=np.bool_)
     slots[_leading(hashes[kept], bits)] = True
     slots[_next(hashes[kept], bits)] = True
-    return GramTable(hashes[kept], file_of_example[examples[kept]], np.packbits(slots, bitorder="little"))
+    return NgramTable(hashes[kept], file_of_example[examples[kept]], np.packbits(slots, bitorder="little"))
 
 
 def _leading(hashes: UINT64_ARRAY, bits: int) -> INT64_ARRAY:

@@ -68,7 +68,7 @@ def find_words(folded: bytes, offset: int = 0) -> Words:
     return Words(_hash(padded, starts_W + 1, ends_W - starts_W), starts_W + offset, ends_W + offset)
 
 
-def gram_hashes(hashes_W: UINT64_ARRAY, size: int) -> UINT64_ARRAY:
+def ngram_hashes(hashes_W: UINT64_ARRAY, size: int) -> UINT64_ARRAY:
     """Hashes [W - size + 1] of each `size` words in a row: a polynomial in the words' hashes modulo 2^64."""
     total, block, block_size, covered = hashes_W[:0], hashes_W, 1, 0
     while True:

@@ -21,7 +21,7 @@ def _source(*kinds: SourceKind, default: Any = ()) -> Any:
     return field(default=default, metadata={"kinds": kinds})
 
 
-# The registry: each field made by `_source` is a kind of source, or several that are told apart by their entries.
+# The registry: each field made by `_source` is a kind of source, or several that differ by their entries.
 @dataclass(frozen=True)
 class SourcesConfig:
     """Where the repositories are; several kinds may be given at once."""

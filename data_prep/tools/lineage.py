@@ -44,7 +44,7 @@ COLUMNS = (
 )
 _TERMINAL_LINES = 200
 _NUMBERS = ("row", "snippet", "num_tokens", "start_byte", "end_byte")
-# A blob id is told from others by far fewer digits; all of them are in --json and in what is piped.
+# Far fewer digits identify a blob; all of them are in --json and in what is piped.
 _SHOWN_BLOB = 12
 
 Line = dict[str, Any]
@@ -112,7 +112,7 @@ def _as_lines(part: Any, split: str, entry: ShardEntry, first_row: int) -> Itera
 
 
 def read_row_list(path: Path, manifest: Manifest, split: str) -> NDArray[np.int64]:
-    """Row numbers or keys of a split, one a line, `#` begins a comment; ascending, without repetitions.
+    """Row numbers or keys of a split, one per line, `#` begins a comment; ascending, without repetitions.
 
     Raises:
         MoseError: the file is missing, empty, or a line is neither.
@@ -178,7 +178,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--split", type=str | None, default=None, help="train or held_out; default: train for rows, else both.")
     parser.add_argument("--row", type=int | None, default=None, help="Files of this row of the split, from 0.")
     parser.add_argument("--key", type=str | None, default=None, help="Files of this row by webdataset key, 000003-000000123.")
-    parser.add_argument("--rows", type=str | None, default=None, help="Text file of row numbers or keys, one a line.")
+    parser.add_argument("--rows", type=str | None, default=None, help="Text file of row numbers or keys, one per line.")
     parser.add_argument("--blob", type=str, nargs="+", default=[], help="Rows that hold a file of these SHA-1 blob ids.")
     parser.add_argument("--repository", type=str | None, default=None, help="Rows that hold a file of this repository.")
     parser.add_argument("--json", action="store_true", help="One JSON object a line, whole blob ids.")
@@ -228,4 +228,4 @@ def _asked(parsed: Namespace) -> str:
     return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} in {parsed.dataset}"
 
 
-COMMAND = Command("Tell which files a row holds, or which rows hold a file or a repository.", _add_arguments, _run)
+COMMAND = Command("Show which files a row holds, or which rows hold a file or a repository.", _add_arguments, _run)

@@ -127,7 +127,7 @@ class _SplitNames:
         self._told = False
 
     def add(self, split: str, names: Iterable[str]) -> list[str]:
-        """Take the repositories of one shard; the first that is in an earlier split too is told, once."""
+        """Take the repositories of one shard; the first that is in an earlier split too is reported, once."""
         if split != self._split:
             self._earlier.update(self._current)
             self._current, self._split = {}, split
@@ -214,8 +214,8 @@ def _check_sum(path: Path, expected: str) -> int:
 def _compare_sum(path: Path, found: str, expected: str, more: str = "") -> None:
     if found != expected:
         more = more.removeprefix(f"{path}: ")
-        told = f": damaged or replaced{f'; {more}' if more else ''}"
-        raise MoseError(f"{path}: SHA-256 is {found[:16]}..., {MANIFEST_NAME} says {expected[:16]}...{told}")
+        message = f": damaged or replaced{f'; {more}' if more else ''}"
+        raise MoseError(f"{path}: SHA-256 is {found[:16]}..., {MANIFEST_NAME} says {expected[:16]}...{message}")
 
 
 class _Records:
@@ -243,8 +243,8 @@ class _Records:
         if np.array_equal(found[start:], expected[place, start:]):
             raise MoseError(f"{self._path}: row {row}: its record is not as written: a header, or zeros between its members")
         said = found[start:].tobytes().rstrip(b"\0").decode("ascii", "replace")
-        told = f"mixed {labels.mixed[place]}, num_tokens {labels.num_tokens[place]}, num_snippets {labels.num_snippets[place]}"
-        raise MoseError(f"{self._path}: row {row}: its .json member is {said}, its index says {told}")
+        message = f"mixed {labels.mixed[place]}, num_tokens {labels.num_tokens[place]}, num_snippets {labels.num_snippets[place]}"
+        raise MoseError(f"{self._path}: row {row}: its .json member is {said}, its index says {message}")
 
 
 def _check_tokens(path: Path, start: int, rows_RT: TOKENS, labels: RowLabels, special: SpecialTokens, vocabulary: int) -> None:

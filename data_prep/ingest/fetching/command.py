@@ -1,4 +1,4 @@
-"""`mose-data fetch`: the bodies that packing needs, into a blob store; a run that was stopped anywhere is gone on with."""
+"""`mose-data fetch`: downloads the file contents that packing needs into a blob store; a stopped run continues where it ended."""
 
 import asyncio
 import json
@@ -93,7 +93,7 @@ def _run(parsed: Namespace) -> int:
     try:
         counts = fetch(config)
     except KeyboardInterrupt:
-        print("fetch: stopped; what was fetched is kept: run again to go on", file=sys.stderr)
+        print("fetch: stopped; what was fetched is kept: run again to continue", file=sys.stderr)
         return INTERRUPTED
     print_counts(counts)
     given_up = sum(counts.given_up.values()) - counts.given_up[INVALID_ID]

@@ -1,17 +1,13 @@
-"""What a run of `fetch` did: every wanted blob under one outcome, requests and bytes, and how it is shown while it runs."""
+"""Counters of a run of `fetch`: each wanted blob has one outcome; and their display while the run goes on."""
 
 import contextlib
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-INTERVAL_SECONDS = 30.0
+from data_prep.console import show_progress
 
 
 @dataclass
@@ -19,11 +15,11 @@ class FetchCounts:
     """Counters of one run; `wanted` = `known` + `repeated` + `stored` + `given_up`, summed over their reasons."""
 
     wanted: int = 0
-    """Blobs named by the inputs, each once a row group."""
+    """Blobs named by the inputs, each counted once per row group."""
     known: "Counter[str]" = field(default_factory=Counter)
     """Not asked for, because the store knows them: by status."""
     repeated: int = 0
-    """Named again while a request for them was under way."""
+    """Named again while a request for them was in flight."""
     stored: "Counter[str]" = field(default_factory=Counter)
     """Newly in the store: by status, `body` for those that were fetched."""
     given_up: "Counter[str]" = field(default_factory=Counter)
@@ -47,7 +43,7 @@ class FetchCounts:
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
 
     def rates(self) -> str:
-        """Blobs and megabytes a second so far, retries, and outcomes other than a body."""
+        """Blobs and megabytes per second so far, retries, and outcomes other than a body."""
         seconds = max(self.seconds, 1e-9)
         rest = {**self.stored, **self.given_up}
         shown = "".join(f", {number:,} {name}" for name, number in sorted(rest.items()) if name != "body" and number)
@@ -57,37 +53,17 @@ class FetchCounts:
 
 @contextlib.contextmanager
 def show_counts(counts: FetchCounts, total: int) -> Iterator[Callable[[], None]]:
-    """Show how far a run is over `total` files, of which some are one blob; yields the function to call after each outcome.
-
-    A bar on a terminal, one line an interval elsewhere.
-    """
+    """Show progress over `total` files, some of which share a blob; yields the function to call after each outcome."""
     began = time.monotonic()
-    with _bar(counts, total) if sys.stderr.isatty() else _lines(counts, total) as show:
+    shown = 0
+    with show_progress("fetch", total, "blobs", counts.rates) as advance:
 
         def update() -> None:
+            nonlocal shown
             counts.seconds = time.monotonic() - began
-            show()
+            done = counts.accounted()
+            advance(done - shown)
+            shown = done
 
         yield update
         counts.seconds = time.monotonic() - began
-
-
-@contextlib.contextmanager
-def _bar(counts: FetchCounts, total: int) -> Iterator[Callable[[], None]]:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[rates]}"))
-    with Progress(TextColumn("fetch"), *columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("fetch", total=total, rates="")
-        yield lambda: progress.update(task, completed=counts.accounted(), rates=counts.rates())
-
-
-@contextlib.contextmanager
-def _lines(counts: FetchCounts, total: int) -> Iterator[Callable[[], None]]:
-    due = INTERVAL_SECONDS
-
-    def show() -> None:
-        nonlocal due
-        if counts.seconds >= due:
-            due = counts.seconds + INTERVAL_SECONDS
-            print(f"fetch: {counts.accounted():,} of at most {total:,} blobs, {counts.rates()}", file=sys.stderr, flush=True)
-
-    yield show

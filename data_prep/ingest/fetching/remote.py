@@ -1,6 +1,6 @@
 """Where bodies come from: HTTP (S3 signed or not, or any web server) or another fsspec store; one request at a time.
 
-Whatever goes wrong with a request is told by what to do about it: `AbsentError` and `OversizedError` (remember it),
+The class of an error says what to do about it: `AbsentError` and `OversizedError` (remember it),
 `PassingError` (ask again), `MoseError` (stop: asking for other blobs would fail in the same way).
 """
 
@@ -135,11 +135,11 @@ class HttpRemote:
         await self._session.close()
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        told = response.content_length
-        if told is not None and told > self._limit:
-            raise OversizedError(told)
+        length = response.content_length
+        if length is not None and length > self._limit:
+            raise OversizedError(length)
         # The decoded body is held beside the stored one, both at most as large as the limit.
-        async with self._budget.hold(2 * (told if told is not None else self._limit)):
+        async with self._budget.hold(2 * (length if length is not None else self._limit)):
             body = bytearray()
             async for block in response.content.iter_chunked(_READ_BYTES):
                 body += block

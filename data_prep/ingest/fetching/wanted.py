@@ -23,7 +23,7 @@ class Wanted:
     blob: bytes | None
     """SHA-1, 20 bytes; None where the input's `blob_id` is not one."""
     length: int
-    """`length_bytes`; 0 where it is not told."""
+    """`length_bytes`; 0 where it is unknown."""
 
 
 def input_files(inputs: Sequence[str], task: int, num_tasks: int) -> list[str]:
@@ -75,7 +75,7 @@ def _row_group(path: str, group: int, columns: Columns) -> list[Wanted]:
     ids_F, lengths_F = (
         _values(files, name, columns.is_nested) if name in names else [0] * len(files) for name in (_BLOB_ID, LENGTH)
     )
-    # One that is named several times may be told its length once only.
+    # A blob that is named several times may have its length in one place only.
     longest: dict[str, int] = {}
     for blob_id, length in zip(ids_F, lengths_F, strict=True):
         longest[blob_id or ""] = max(longest.get(blob_id or "", 0), length or 0)

@@ -53,13 +53,13 @@ class OutputColumns:
 
     @property
     def flat_schema(self) -> pa.Schema:
-        """One row a file: key, place in the input, size, the repository's columns and the file's."""
+        """One row per file: key, place in the input, size, the repository's columns and the file's."""
         types = {KEY: pa.uint64(), ORDER: pa.int64(), SIZE: pa.int64(), **self._types()}
         return pa.schema(list(types.items()))
 
     @property
     def schema(self) -> pa.Schema:
-        """One row a repository."""
+        """One row per repository."""
         element = pa.struct([(name, FILE_TYPES[name]) for name in self.file])
         columns = [(name, REPOSITORY_TYPES[name]) for name in self.repository]
         return pa.schema([*columns, ("files", pa.list_(pa.field("element", element))), ("num_files", pa.int64())])
@@ -177,7 +177,7 @@ def layout_of(paths: Sequence[str], repository: Sequence[str], file: Sequence[st
     Raises:
         MoseError: an input cannot be read or lacks a column.
     """
-    # Every input is opened, so that a bad one is told before any work is done.
+    # Every input is opened, so that an error is reported before any work is done.
     known = [columns_of(path).file for path in paths]
     has_content = any(CONTENT in columns for columns in known)
     repository = [name for name in REPOSITORY_TYPES if name in repository or name == NAME]

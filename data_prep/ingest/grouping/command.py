@@ -1,4 +1,4 @@
-"""`mose-data group`: The Stack v2 in any order of rows to parts of one row a repository, each a random sample of the input."""
+"""`mose-data group`: The Stack v2 in any order of rows to parts of one row per repository, each a random sample of the input."""
 
 import sys
 

@@ -18,7 +18,7 @@ class GroupConfig:
     output: str
     """Folder or URL for the parts and grouped.json; a folder that holds a part of the same grouping is completed."""
     num_parts: int = 256
-    """Parts; `mose-data pack` and `fetch` deal whole parts to tasks, so expect more parts than tasks."""
+    """Parts; `mose-data pack` and `fetch` assign whole parts to tasks, so expect more parts than tasks."""
     seed: int = 0
     """Decides which part a repository is in, and the order inside a part."""
     memory_bytes: int = 1 << 30

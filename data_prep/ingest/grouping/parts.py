@@ -33,7 +33,7 @@ def write_parts(
     """Write the parts `first` to `last` - 1 from sorted tables of their files; each appears whole, one after another.
 
     Raises:
-        MoseError: spilled rows are damaged.
+        MoseError: temporary rows are damaged.
         OSError: the disk is full.
     """
     pieces = (piece for table in tables for piece in _cut_at_parts(table, num_parts))

@@ -1,4 +1,4 @@
-"""The two passes of `mose-data group`: inputs dealt to buckets on disk, then each bucket sorted into its parts."""
+"""The two passes of `mose-data group`: inputs partitioned into buckets on disk, then each bucket sorted into its parts."""
 
 import dataclasses
 import json
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from data_prep.console import show_progress
 from data_prep.ingest.folder_lock import lock_folder
+from data_prep.ingest.grouping.bucket_file import Batch, BucketWriter, load_batches, save_batches
 from data_prep.ingest.grouping.columns import KEY, FlatInput, InputCounts, OutputColumns, layout_of, part_of
 from data_prep.ingest.grouping.config import GroupConfig
 from data_prep.ingest.grouping.parts import write_parts
 from data_prep.ingest.grouping.sorting import sorted_tables
-from data_prep.ingest.grouping.spill import Batch, SpillWriter, load_batches, save_batches
 from data_prep.sources.stack_v2.grouped import (
     DESCRIPTION,
     VERSION,
@@ -97,15 +97,15 @@ def group(config: GroupConfig) -> GroupedFolder:
 
 
 def _group(grouping: Grouping) -> GroupedFolder:
-    _run_all(grouping, "reading", len(grouping.paths), _spill_path, spill_input)
+    _run_all(grouping, "reading", len(grouping.paths), _bucket_file, partition_input)
     _run_all(grouping, "grouping", grouping.num_buckets, _bucket_path, write_bucket)
     folder = _describe(grouping)
     write_json(storage_path(grouping.config.output) / DESCRIPTION, to_plain(folder))
     return folder
 
 
-def spill_input(grouping: Grouping, number: int) -> None:
-    """Deal the files of one input to buckets, in one temporary file.
+def partition_input(grouping: Grouping, number: int) -> None:
+    """Partition the files of one input into buckets, in one temporary file.
 
     Raises:
         MoseError: the input is corrupt or holds a column of another type.
@@ -114,23 +114,23 @@ def spill_input(grouping: Grouping, number: int) -> None:
     counts = InputCounts()
     config, budget = grouping.config, grouping.budget_bytes
     source = FlatInput(grouping.paths[number], number, grouping.layout, config.seed, config.memory_bytes // 4)
-    path = _spill_path(grouping, number).with_suffix(".arrow")
-    with SpillWriter(path, grouping.layout.flat_schema, lambda table: _buckets(grouping, table), budget) as writer:
+    path = _bucket_file(grouping, number).with_suffix(".arrow")
+    with BucketWriter(path, grouping.layout.flat_schema, lambda table: _buckets(grouping, table), budget) as writer:
         for table in source.tables(budget // 2, counts):
             writer.add(table)
         batches = writer.close()
-    save_batches(_spill_path(grouping, number), batches, dataclasses.asdict(counts))
+    save_batches(_bucket_file(grouping, number), batches, dataclasses.asdict(counts))
 
 
 def write_bucket(grouping: Grouping, bucket: int) -> None:
-    """Write the parts of one bucket from all spilled inputs.
+    """Write the parts of one bucket from all partitioned inputs.
 
     Raises:
         MoseError: a temporary file is damaged.
         OSError: the disk is full.
     """
     inputs = range(len(grouping.paths))
-    batches = [batch for number in inputs for batch in _spilled(grouping, number)[0] if batch.bucket == bucket]
+    batches = [batch for number in inputs for batch in _partitioned(grouping, number)[0] if batch.bucket == bucket]
     scratch = grouping.scratch / f"bucket-{bucket:05d}"
     shutil.rmtree(scratch, ignore_errors=True)
     tables = sorted_tables(batches, grouping.layout.flat_schema, grouping.budget_bytes, scratch)
@@ -165,7 +165,7 @@ def _run_all(
 ) -> None:
     """Do the numbered pieces of work whose marker is not there yet, in this process or in several."""
     missing = [number for number in range(count) if not marker(grouping, number).is_file()]
-    with show_progress(f"group: {title}", count, "inputs" if marker is _spill_path else "buckets") as advance:
+    with show_progress(f"group: {title}", count, "inputs" if marker is _bucket_file else "buckets") as advance:
         advance(count - len(missing))
         if grouping.config.num_workers == 1 or len(missing) < 2:
             for number in missing:
@@ -195,7 +195,7 @@ def _result(future: "Future[None]", pool: ProcessPoolExecutor) -> None:
 
 def _describe(grouping: Grouping) -> GroupedFolder:
     entries = [PartEntry(**entry) for b in range(grouping.num_buckets) for entry in _entries(_bucket_path(grouping, b))]
-    counts = [InputCounts(**_spilled(grouping, number)[1]) for number in range(len(grouping.paths))]
+    counts = [InputCounts(**_partitioned(grouping, number)[1]) for number in range(len(grouping.paths))]
     left_out: Counter[str] = Counter()
     for count in counts:
         left_out.update(count.contents_left_out)
@@ -217,7 +217,7 @@ def _buckets(grouping: Grouping, table: pa.Table) -> NDArray[np.int64]:
     return parts_F * grouping.num_buckets // grouping.config.num_parts
 
 
-def _spill_path(grouping: Grouping, number: int) -> Path:
+def _bucket_file(grouping: Grouping, number: int) -> Path:
     return grouping.scratch / f"input-{number:06d}.json"
 
 
@@ -225,8 +225,8 @@ def _bucket_path(grouping: Grouping, bucket: int) -> Path:
     return grouping.scratch / f"bucket-{bucket:05d}.json"
 
 
-def _spilled(grouping: Grouping, number: int) -> tuple[list[Batch], dict[str, Any]]:
-    path = _spill_path(grouping, number)
+def _partitioned(grouping: Grouping, number: int) -> tuple[list[Batch], dict[str, Any]]:
+    path = _bucket_file(grouping, number)
     found = load_batches(path)
     if found is None:
         raise MoseError(f"{path}: is gone; expected what the first pass wrote: group again")

@@ -1,4 +1,4 @@
-"""Spilled rows in order of (key, repository, path, place in the input), a memory's worth at a time, whatever their number."""
+"""An external sort of rows by (key, repository, path, place in the input), in bounded memory."""
 
 import bisect
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.ingest.grouping.bucket_file import Assign, Batch, BucketWriter, read_batches
 from data_prep.ingest.grouping.columns import KEY, NAME, ORDER, SIZE
-from data_prep.ingest.grouping.spill import Assign, Batch, SpillWriter, read_batches
 
 _PLACE_COLUMNS = (NAME, "path", ORDER)
 # More buckets at a time would be too small to compress.
@@ -20,11 +20,11 @@ _MAX_BUCKETS = 64
 def sorted_tables(batches: Sequence[Batch], schema: pa.Schema, budget_bytes: int, scratch: Path) -> Iterator[pa.Table]:
     """The rows of `batches` in order, in tables of at most about `budget_bytes` that follow each other.
 
-    What is larger is dealt to narrower buckets in files under `scratch`, again and again; the rows of one repository above the
-    budget are dealt by path, and only these stand in more than one table.
+    Rows above the budget are partitioned into narrower buckets in files under `scratch`, recursively. A single repository above
+    the budget is partitioned by path; only such a repository is spread over several tables.
 
     Raises:
-        MoseError: a spill file is damaged.
+        MoseError: a bucket file is damaged.
         OSError: the disk is full.
     """
     total = sum(batch.bytes for batch in batches)
@@ -37,9 +37,9 @@ def sorted_tables(batches: Sequence[Batch], schema: pa.Schema, budget_bytes: int
     is_one = low == high
     assign = _by_path(batches, budget_bytes) if is_one else _by_key(low, high, min(_MAX_BUCKETS, 2 * total // budget_bytes + 2))
     path = scratch / f"split-{low:016x}-{high:016x}.arrow"
-    dealt = _deal(batches, path, schema, assign, budget_bytes)
-    for bucket in sorted({batch.bucket for batch in dealt}):
-        mine = [batch for batch in dealt if batch.bucket == bucket]
+    batches = _partition(batches, path, schema, assign, budget_bytes)
+    for bucket in sorted({batch.bucket for batch in batches}):
+        mine = [batch for batch in batches if batch.bucket == bucket]
         if is_one:
             yield _sort(pa.concat_tables(read_batches(mine)))
         else:
@@ -51,8 +51,8 @@ def _sort(table: pa.Table) -> pa.Table:
     return table.take(pc.sort_indices(table, sort_keys=[(name, "ascending") for name in (KEY, *_PLACE_COLUMNS)]))
 
 
-def _deal(batches: Sequence[Batch], path: Path, schema: pa.Schema, assign: Assign, budget_bytes: int) -> list[Batch]:
-    with SpillWriter(path, schema, assign, budget_bytes) as writer:
+def _partition(batches: Sequence[Batch], path: Path, schema: pa.Schema, assign: Assign, budget_bytes: int) -> list[Batch]:
+    with BucketWriter(path, schema, assign, budget_bytes) as writer:
         for table in read_batches(batches):
             writer.add(table)
         return writer.close()

@@ -1,4 +1,4 @@
-"""Folders that `mose-data group` wrote: parts of one row a repository, described by grouped.json and read in order."""
+"""Folders that `mose-data group` wrote: parts of one row per repository, described by grouped.json and read in order."""
 
 import dataclasses
 import itertools

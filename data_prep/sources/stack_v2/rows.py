@@ -78,7 +78,7 @@ def check_repositories(path: str, has_store: bool) -> None:
     """
     columns = columns_of(path)
     if not columns.is_nested:
-        raise MoseError(f"{path}: files: no such column; expected one row a repository: `mose-data group` makes them of files")
+        raise MoseError(f"{path}: files: no such column; expected one row per repository: `mose-data group` makes them of files")
     if CONTENT not in columns.file and not has_store:
         raise MoseError(
             f"{path}: files.content: no such column; expected contents, or sources.blob_store with what `mose-data fetch` brought"
@@ -139,7 +139,7 @@ def _source_file(repository: str, path: str, content: bytes, encoding: str, fact
 
 
 def original_bytes(utf8: bytes, encoding: str) -> tuple[bytes, str]:
-    """The bytes that the parquet's text was decoded from, and their encoding; UTF-8 when they cannot be told.
+    """The bytes that the parquet's text was decoded from, and their encoding; UTF-8 when they cannot be restored.
 
     A parquet string is UTF-8 whatever `src_encoding` says; the original bytes are those that `blob_id` is the SHA-1 of.
     """

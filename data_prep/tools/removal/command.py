@@ -190,8 +190,8 @@ def summary_lines(removal: RemovalList, done: Removal) -> list[str]:
 
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("dataset", type=str, help="Folder of a finished data set.")
-    parser.add_argument("--blobs", type=str | None, default=None, help="Text file of SHA-1 blob ids, one a line.")
-    parser.add_argument("--repositories", type=str | None, default=None, help="Text file of repository names, one a line.")
+    parser.add_argument("--blobs", type=str | None, default=None, help="Text file of SHA-1 blob ids, one per line.")
+    parser.add_argument("--repositories", type=str | None, default=None, help="Text file of repository names, one per line.")
     parser.add_argument("--dry-run", action="store_true", help="Only tell which shards, rows and tokens would go.")
 
 

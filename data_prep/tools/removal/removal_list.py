@@ -62,7 +62,7 @@ def read_removal_list(blobs: Path | None, repositories: Path | None) -> RemovalL
     names = {entry for _, entry in _entries(repositories)} if repositories else set()
     if not ids and not names:
         files = " and ".join(str(path) for path in (blobs, repositories) if path)
-        raise MoseError(f"{files}: no entry, expected one blob id or repository name a line")
+        raise MoseError(f"{files}: no entry, expected one blob id or repository name per line")
     return RemovalList(tuple(sorted(ids)), tuple(sorted(names)))
 
 
@@ -71,7 +71,7 @@ def _entries(path: Path) -> list[tuple[int, str]]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except FileNotFoundError:
-        raise MoseError(f"{path}: no such file, expected a text file with one entry a line") from None
+        raise MoseError(f"{path}: no such file, expected a text file with one entry per line") from None
     except (OSError, ValueError) as error:
         raise MoseError(f"{path}: not a readable text file: {str(error).splitlines()[0]}") from None
     entries = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, start=1)]

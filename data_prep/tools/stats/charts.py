@@ -1,4 +1,4 @@
-"""What a page of figures consists of, whatever draws it: titled sections, each with a chart and the table of its numbers."""
+"""The content of a statistics page: titled sections, each with a table and, in most cases, a chart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Section:
-    """One figure: what it says in a sentence, its numbers, and its chart where it has one."""
+    """One section: a sentence of explanation, a table, and a chart where it has one."""
 
     title: str
     text: str

@@ -11,9 +11,9 @@ from data_prep.console import escaped
 from data_prep.shards.summary import cautions, print_cautions, print_overview, print_summary
 from data_prep.tools.removal.journal import read_removed
 from data_prep.tools.stats.charts import Section
-from data_prep.tools.stats.counts import Figures, count_figures
+from data_prep.tools.stats.counts import DatasetStatistics, count_statistics
+from data_prep.tools.stats.drawing import draw_png, require_matplotlib
 from data_prep.tools.stats.page import stats_page
-from data_prep.tools.stats.png import draw_picture
 from data_prep.tools.stats.sections import stats_sections
 from mose.command import Command
 from mose.dataset.manifest import Manifest, read_manifest
@@ -41,14 +41,16 @@ def print_sections(sections: Sequence[Section]) -> None:
         console.print(table)
 
 
-def write_stats(output: Path, dataset: Path, manifest: Manifest, figures: Figures, sections: Sequence[Section]) -> None:
+def write_stats(
+    output: Path, dataset: Path, manifest: Manifest, statistics: DatasetStatistics, sections: Sequence[Section]
+) -> None:
     """Write the page or the picture, by the suffix of `output`.
 
     Raises:
-        MoseError: another suffix, or a picture without matplotlib.
+        OSError: the disk is full or not writable.
     """
     if output.suffix == ".png":
-        draw_picture(page_title(dataset), sections, output)
+        draw_png(page_title(dataset), sections, output)
         return
     lines = [
         f"{manifest.rows('train'):,} training rows of {manifest.sequence_length:,} slots, packed "
@@ -60,7 +62,12 @@ def write_stats(output: Path, dataset: Path, manifest: Manifest, figures: Figure
 
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("dataset", type=str, help="Folder or URL of the data set.")
-    parser.add_argument("--output", type=str | None, default=None, help="Also write page.html, or page.png (needs matplotlib).")
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        default=None,
+        help="Also write page.html, or the charts alone as page.png.",
+    )
     parser.add_argument("--quick", action="store_true", help="Only what the manifest says; reads no index and no lineage table.")
     parser.add_argument("--sample", type=float, default=1.0, help="Share of the shards to count, e.g. .05 for a quick look.")
     parser.add_argument("--seed", type=int, default=0, help="Which shards a sample holds.")
@@ -73,20 +80,23 @@ def _run(parsed: Namespace) -> None:
         raise MoseError(f"{output}: output: expected a name in .html or .png")
     if output is not None and parsed.quick:
         raise MoseError("output: and quick: are both given; the page needs the counts that --quick leaves out")
+    if output is not None:
+        # Before the count, which takes minutes for a large data set.
+        require_matplotlib(output)
     if not 0 < parsed.sample <= 1:
         raise MoseError(f"sample: is {parsed.sample}, expected a share above 0 and up to 1")
     manifest = read_manifest(dataset)
     if parsed.quick:
         print_summary(manifest)
         return
-    figures = count_figures(dataset, manifest, parsed.sample, parsed.seed)
-    sections = stats_sections(manifest, figures, read_removed(dataset))
+    statistics = count_statistics(dataset, manifest, parsed.sample, parsed.seed)
+    sections = stats_sections(manifest, statistics, read_removed(dataset))
     print_overview(manifest)
     print_sections(sections)
     print_cautions(manifest)
     if output is not None:
-        write_stats(output, dataset, manifest, figures, sections)
+        write_stats(output, dataset, manifest, statistics, sections)
         print(f"page: {output}")
 
 
-COMMAND = Command("Tell what a data set holds, as tables and as one page.", _add_arguments, _run)
+COMMAND = Command("Show what a data set holds, as tables and as one page.", _add_arguments, _run)

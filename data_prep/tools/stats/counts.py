@@ -33,7 +33,7 @@ class ShardFill:
 
 
 @dataclass
-class SplitFigures:
+class SplitStatistics:
     """Counts of one split; histograms are by exact value."""
 
     row_tokens: INT64_ARRAY
@@ -90,16 +90,16 @@ class SplitFigures:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """The figures of every split, and from how many of its shards they were counted."""
+class DatasetStatistics:
+    """The statistics of every split, and from how many of its shards they were counted."""
 
-    splits: dict[str, SplitFigures]
+    splits: dict[str, SplitStatistics]
     sequence_length: int
     counted_shards: int
     shards: int
 
 
-def count_figures(dataset: Path, manifest: Manifest, share: float = 1.0, seed: int = 0) -> Figures:
+def count_statistics(dataset: Path, manifest: Manifest, share: float = 1.0, seed: int = 0) -> DatasetStatistics:
     """Count every shard, or this share of each split's drawn with `seed` (at least one).
 
     Raises:
@@ -112,46 +112,46 @@ def count_figures(dataset: Path, manifest: Manifest, share: float = 1.0, seed: i
     ]
     size = manifest.sequence_length + 1
     names = sorted(manifest.splits, key=lambda split: (*SPLITS, split).index(split))
-    splits = {split: SplitFigures(np.zeros(size, np.int64), np.zeros(size, np.int64)) for split in names}
+    splits = {split: SplitStatistics(np.zeros(size, np.int64), np.zeros(size, np.int64)) for split in names}
     with show_progress("counting", sum(entry.rows for _, entry in chosen), "rows") as advance:
         for split, entry in chosen:
             _count_shard(dataset, entry, splits[split])
             advance(entry.rows)
-    return Figures(splits, manifest.sequence_length, len(chosen), sum(map(len, manifest.splits.values())))
+    return DatasetStatistics(splits, manifest.sequence_length, len(chosen), sum(map(len, manifest.splits.values())))
 
 
-def _count_shard(dataset: Path, entry: ShardEntry, figures: SplitFigures) -> None:
+def _count_shard(dataset: Path, entry: ShardEntry, statistics: SplitStatistics) -> None:
     index_R = read_index(dataset / entry.index_path, entry.rows)
     num_tokens_R = index_R["num_tokens"].astype(np.int64)
     num_snippets_R = np.minimum(index_R["num_snippets"].astype(np.int64), MOST_SNIPPETS)
-    figures.row_tokens += np.bincount(num_tokens_R, minlength=len(figures.row_tokens))
-    figures.snippets_a_row += np.bincount(num_snippets_R, minlength=MOST_SNIPPETS + 1)
-    figures.mixed_rows += int(index_R["mixed"].sum())
-    figures.single_snippet_tokens += int(num_tokens_R[num_snippets_R == 1].sum())
-    slots = len(figures.row_tokens) - 1
-    figures.fills.append(ShardFill(entry.path, entry.rows, float(num_tokens_R.mean()) / slots))
-    _count_lineage(dataset / entry.lineage_path, entry, figures)
+    statistics.row_tokens += np.bincount(num_tokens_R, minlength=len(statistics.row_tokens))
+    statistics.snippets_a_row += np.bincount(num_snippets_R, minlength=MOST_SNIPPETS + 1)
+    statistics.mixed_rows += int(index_R["mixed"].sum())
+    statistics.single_snippet_tokens += int(num_tokens_R[num_snippets_R == 1].sum())
+    slots = len(statistics.row_tokens) - 1
+    statistics.fills.append(ShardFill(entry.path, entry.rows, float(num_tokens_R.mean()) / slots))
+    _count_lineage(dataset / entry.lineage_path, entry, statistics)
 
 
-def _count_lineage(path: Path, entry: ShardEntry, figures: SplitFigures) -> None:
+def _count_lineage(path: Path, entry: ShardEntry, statistics: SplitStatistics) -> None:
     with LineageTable(path) as table:
         columns = table.columns(["row", "repository", "path", "licence", "language", "num_tokens"])
     tokens_S = columns["num_tokens"].to_numpy().astype(np.int64)
-    slots = len(figures.row_tokens) - 1
-    figures.snippet_tokens += np.bincount(tokens_S, minlength=slots + 1)
+    slots = len(statistics.row_tokens) - 1
+    statistics.snippet_tokens += np.bincount(tokens_S, minlength=slots + 1)
     repository_S, repositories = codes(columns["repository"])
     path_S, _ = codes(columns["path"])
     file_S = repository_S * (path_S.max(initial=0) + 1) + path_S
-    figures.single_file_rows += int(is_of_one(columns["row"].to_numpy(), file_S, entry.rows).sum())
+    statistics.single_file_rows += int(is_of_one(columns["row"].to_numpy(), file_S, entry.rows).sum())
     _, file_of_S = np.unique(file_S, return_inverse=True)
     tokens_F = np.bincount(file_of_S, tokens_S).astype(np.int64)
-    figures.files += len(tokens_F)
-    figures.lone_file_tokens += int(np.minimum(tokens_F + 2, slots).sum())
+    statistics.files += len(tokens_F)
+    statistics.lone_file_tokens += int(np.minimum(tokens_F + 2, slots).sum())
     totals = _totals(repository_S, repositories, tokens_S)
-    figures.repositories += len(totals)
-    figures.largest_repositories = Counter(dict((figures.largest_repositories + totals).most_common(_LARGEST)))
-    figures.languages.update(_totals(*codes(columns["language"]), tokens_S))
-    figures.licences.update(_totals(*codes(columns["licence"]), tokens_S))
+    statistics.repositories += len(totals)
+    statistics.largest_repositories = Counter(dict((statistics.largest_repositories + totals).most_common(_LARGEST)))
+    statistics.languages.update(_totals(*codes(columns["language"]), tokens_S))
+    statistics.licences.update(_totals(*codes(columns["licence"]), tokens_S))
 
 
 def _totals(code_S: INT64_ARRAY, names: Sequence[str], tokens_S: INT64_ARRAY) -> Counter[str]:

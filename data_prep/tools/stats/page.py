@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from data_prep.console import escaped
 from data_prep.tools.stats.charts import Section
-from data_prep.tools.stats.svg import draw
+from data_prep.tools.stats.drawing import draw_svg
 
 _STYLE = """
 body { font: 15px/1.45 sans-serif; color: #222; background: #fff; max-width: 1180px; margin: 2em auto; padding: 0 1em; }
@@ -40,7 +40,7 @@ def stats_page(title: str, lines: Sequence[str], cautions: Sequence[str], sectio
 
 
 def _section(section: Section) -> str:
-    chart = f"<div>{draw(section.chart)}</div>" if section.chart else ""
+    chart = f"<div>{draw_svg(section.chart)}</div>" if section.chart else ""
     text = f"<h2>{_escaped(section.title)}</h2><p>{_escaped(section.text)}</p>"
     return f'<section>{text}<div class="figure">{chart}{_table(section)}</div></section>'
 

@@ -1,4 +1,4 @@
-"""The sections of `mose-data stats`: which figures are told, in which order, beside which numbers.
+"""The sections of `mose-data stats`: one function per section, in the order of the page.
 
 Letters: T slots of a row.
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.tools.removal.journal import Removal
 from data_prep.tools.stats.charts import Bars, Histogram, Mark, Section, histogram_of, share
-from data_prep.tools.stats.counts import MOST_SNIPPETS, Figures, ShardFill, SplitFigures
+from data_prep.tools.stats.counts import MOST_SNIPPETS, DatasetStatistics, ShardFill, SplitStatistics
 from mose.array_types import INT64_ARRAY
 from mose.dataset.manifest import SPLITS, Manifest
 
@@ -21,21 +21,24 @@ PAPER_LONE_TOKENS = 630
 PAPER_PACKED_TOKENS = 1300
 
 
-def stats_sections(manifest: Manifest, figures: Figures, removals: Sequence[Removal] = ()) -> list[Section]:
+def stats_sections(manifest: Manifest, statistics: DatasetStatistics, removals: Sequence[Removal] = ()) -> list[Section]:
     """All sections; charts show the split train (another one where that is empty), tables both."""
     shown = next(
-        (split for split in (*SPLITS, *figures.splits) if split in figures.splits and figures.splits[split].rows), SPLITS[0]
+        (split for split in (*SPLITS, *statistics.splits) if split in statistics.splits and statistics.splits[split].rows),
+        SPLITS[0],
     )
-    main = figures.splits[shown]
+    main = statistics.splits[shown]
     sections = [
-        _overview(figures),
-        _names("Text tokens by language", "language", {split: found.languages for split, found in figures.splits.items()}, shown),
-        _names("Text tokens by licence", "licence", {split: found.licences for split, found in figures.splits.items()}, shown),
+        _overview(statistics),
+        _names(
+            "Text tokens by language", "language", {split: found.languages for split, found in statistics.splits.items()}, shown
+        ),
+        _names("Text tokens by licence", "licence", {split: found.licences for split, found in statistics.splits.items()}, shown),
         _row_lengths(main, shown),
-        _lone_and_packed(figures),
+        _lone_and_packed(statistics),
         _snippets_a_row(main, shown),
         _snippet_lengths(main, shown),
-        _labels(figures),
+        _labels(statistics),
         _dropped(manifest),
         _largest_repositories(main, shown),
         fill_section(main.fills, shown),
@@ -43,21 +46,23 @@ def stats_sections(manifest: Manifest, figures: Figures, removals: Sequence[Remo
     return sections + ([_removed(removals)] if removals else [])
 
 
-def _overview(figures: Figures) -> Section:
-    slots = figures.sequence_length
-    told: list[tuple[str, ...]] = []
-    splits = list(figures.splits.values())
+def _overview(statistics: DatasetStatistics) -> Section:
+    slots = statistics.sequence_length
+    rows: list[tuple[str, ...]] = []
+    splits = list(statistics.splits.values())
     for title, name in (("rows", "rows"), ("repositories", "repositories"), ("files", "files"), ("snippets", "snippets")):
-        told.append((title, *(f"{getattr(found, name):,}" for found in splits)))
-    told.append(("filled slots", *(f"{found.tokens:,}" for found in splits)))
-    told.append(("text tokens", *(f"{found.text_tokens:,}" for found in splits)))
-    told.append(("fill", *(share(found.tokens, found.rows * slots) for found in splits)))
-    told.append(("emptied rows", *(f"{found.emptied_rows:,}" for found in splits)))
+        rows.append((title, *(f"{getattr(found, name):,}" for found in splits)))
+    rows.append(("filled slots", *(f"{found.tokens:,}" for found in splits)))
+    rows.append(("text tokens", *(f"{found.text_tokens:,}" for found in splits)))
+    rows.append(("fill", *(share(found.tokens, found.rows * slots) for found in splits)))
+    rows.append(("emptied rows", *(f"{found.emptied_rows:,}" for found in splits)))
     counted = (
-        "every shard" if figures.counted_shards == figures.shards else f"{figures.counted_shards} of {figures.shards} shards"
+        "every shard"
+        if statistics.counted_shards == statistics.shards
+        else f"{statistics.counted_shards} of {statistics.shards} shards"
     )
     text = f"Counted from {counted}; rows of {slots:,} slots. Text tokens are filled slots without <sep> and <cls>."
-    return Section("At a glance", text, ("", *figures.splits), tuple(told))
+    return Section("At a glance", text, ("", *statistics.splits), tuple(rows))
 
 
 def _names(title: str, what: str, totals: dict[str, Counter[str]], shown: str) -> Section:
@@ -77,19 +82,19 @@ def _names(title: str, what: str, totals: dict[str, Counter[str]], shown: str) -
     return Section(title, text, (what, *totals, f"share of {shown}"), cells, bars)
 
 
-def _row_lengths(figures: SplitFigures, shown: str) -> Section:
-    slots = len(figures.row_tokens) - 1
-    counts = figures.row_tokens[1:]
+def _row_lengths(statistics: SplitStatistics, shown: str) -> Section:
+    slots = len(statistics.row_tokens) - 1
+    counts = statistics.row_tokens[1:]
     mark = Mark(mean_of(counts, 1), "mean")
     chart = histogram_of(counts.tolist(), 1, max(1, slots // _LENGTH_BINS), "tokens of a row", "rows", mark)
     text = f"Filled slots of each row of {shown}, <sep> and <cls> included; a row has {slots:,}. Emptied rows are left out."
     return Section("Row length", text, ("tokens of a row", ""), _quantiles(counts, 1), chart)
 
 
-def _lone_and_packed(figures: Figures) -> Section:
+def _lone_and_packed(statistics: DatasetStatistics) -> Section:
     """What packing gains: a file alone in its row against the rows as they are."""
     rows, bars = [], []
-    for split, found in figures.splits.items():
+    for split, found in statistics.splits.items():
         if not found.rows:
             continue
         lone = found.lone_file_tokens / max(1, found.files)
@@ -110,22 +115,22 @@ def _lone_and_packed(figures: Figures) -> Section:
     return Section("A file alone against a packed row", text, header, tuple(rows), Bars("tokens, mean", tuple(bars)))
 
 
-def _snippets_a_row(figures: SplitFigures, shown: str) -> Section:
-    counts = figures.snippets_a_row
+def _snippets_a_row(statistics: SplitStatistics, shown: str) -> Section:
+    counts = statistics.snippets_a_row
     rows = tuple(
-        (f"{number}" if number < MOST_SNIPPETS else f"{number} or more", f"{count:,}", share(count, figures.rows))
+        (f"{number}" if number < MOST_SNIPPETS else f"{number} or more", f"{count:,}", share(count, statistics.rows))
         for number, count in enumerate(counts.tolist())
         if count
     )
     last = int(np.flatnonzero(counts)[-1]) if counts.any() else 0
-    mark = Mark(figures.snippets / max(1, figures.rows), "mean")
+    mark = Mark(statistics.snippets / max(1, statistics.rows), "mean")
     chart = histogram_of(counts[: last + 1].tolist(), 0, 1, "snippets of a row", "rows", mark)
     text = f"Snippets of each row of {shown}; a row of one carries no in-context signal."
     return Section("Snippets a row", text, ("snippets", "rows", "share"), rows[:_MOST_NAMES], chart)
 
 
-def _snippet_lengths(figures: SplitFigures, shown: str) -> Section:
-    lengths = figures.snippet_tokens[1:]
+def _snippet_lengths(statistics: SplitStatistics, shown: str) -> Section:
+    lengths = statistics.snippet_tokens[1:]
     last = int(np.flatnonzero(lengths)[-1]) if lengths.any() else 0
     mark = Mark(mean_of(lengths, 1), "mean")
     width = -(-(last + 1) // _LENGTH_BINS)
@@ -134,9 +139,9 @@ def _snippet_lengths(figures: SplitFigures, shown: str) -> Section:
     return Section("Snippet length", text, ("tokens of a snippet", ""), _quantiles(lengths, 1), chart)
 
 
-def _labels(figures: Figures) -> Section:
+def _labels(statistics: DatasetStatistics) -> Section:
     rows, bars = [], []
-    for split, found in figures.splits.items():
+    for split, found in statistics.splits.items():
         unmixed = found.rows - found.emptied_rows - found.mixed_rows
         cells = [
             f"{found.mixed_rows:,}",
@@ -168,10 +173,10 @@ def _dropped(manifest: Manifest) -> Section:
     return Section("Filters", text, ("files", "number", "share", "bytes", "share"), rows, Bars("bytes", bars) if bars else None)
 
 
-def _largest_repositories(figures: SplitFigures, shown: str) -> Section:
-    found = figures.largest_repositories.most_common(_MOST_NAMES)
-    rows = tuple((name, f"{tokens:,}", share(tokens, figures.text_tokens)) for name, tokens in found)
-    text = f"Text tokens in rows of {shown}, which holds {figures.repositories:,} repositories."
+def _largest_repositories(statistics: SplitStatistics, shown: str) -> Section:
+    found = statistics.largest_repositories.most_common(_MOST_NAMES)
+    rows = tuple((name, f"{tokens:,}", share(tokens, statistics.text_tokens)) for name, tokens in found)
+    text = f"Text tokens in rows of {shown}, which holds {statistics.repositories:,} repositories."
     bars = Bars("text tokens", tuple((name, float(tokens)) for name, tokens in found))
     return Section("Largest repositories", text, ("repository", "text tokens", f"share of {shown}"), rows, bars)
 
@@ -234,8 +239,8 @@ def fill_section(fills: Sequence[ShardFill], split: str) -> Section:
         rows += [(name, f"{np.quantile(values, quantile):.2%}", "")] if len(values) else []
     rows += [(f"outlier: {shard.path}", f"{shard.fill:.2%}", f"{shard.rows:,} rows") for shard in strange[:_NAMED]]
     rows += [(f"{len(strange) - _NAMED} more outliers", "", "")] if len(strange) > _NAMED else []
-    told = f"{len(strange)} stand out" if strange else "none stands out"
-    text = f"Share of filled slots of each shard of {split} (one a task): {told}."
+    message = f"{len(strange)} stand out" if strange else "none stands out"
+    text = f"Share of filled slots of each shard of {split} (one per task): {message}."
     return Section("Fill by task", text, ("", "fill", ""), tuple(rows), _chart(values) if len(values) else None)
 
 

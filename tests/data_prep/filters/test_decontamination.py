@@ -41,7 +41,7 @@ def found_in(text: str, config: DecontaminationConfig) -> Contamination | None:
     return Decontaminator(config).find(text.encode(), whole(text.encode()))[0]
 
 
-def reference_grams(files: list[list[list[str]]], config: DecontaminationConfig) -> dict[tuple[bytes, ...], int]:
+def reference_ngrams(files: list[list[list[str]]], config: DecontaminationConfig) -> dict[tuple[bytes, ...], int]:
     """Every n-gram that drops a piece, with the number of its file."""
     owners = defaultdict(set)
     examples = [(file, example) for file, examples in enumerate(files) for example in examples]
@@ -52,22 +52,22 @@ def reference_grams(files: list[list[list[str]]], config: DecontaminationConfig)
             for first in range(len(words) - size + 1 if size >= config.min_words else 0):
                 owners[tuple(words[first : first + size])].add(number)
     return {
-        gram: examples[min(numbers)][0]
-        for gram, numbers in owners.items()
+        ngram: examples[min(numbers)][0]
+        for ngram, numbers in owners.items()
         if len(numbers) <= config.max_examples
-        and len({word for word in gram if not word[:1].isdigit()}) >= config.min_distinct_words
+        and len({word for word in ngram if not word[:1].isdigit()}) >= config.min_distinct_words
     }
 
 
-def reference_matches(text: bytes, grams: dict[tuple[bytes, ...], int]) -> list[tuple[int, int, int]]:
+def reference_matches(text: bytes, ngrams: dict[tuple[bytes, ...], int]) -> list[tuple[int, int, int]]:
     """First byte, end and file of each match."""
     spans = [match.span() for match in WORD.finditer(text)]
     words = [text[start:end].lower() for start, end in spans]
     return [
-        (spans[first][0], spans[first + size - 1][1], grams[tuple(words[first : first + size])])
-        for size in {len(gram) for gram in grams}
+        (spans[first][0], spans[first + size - 1][1], ngrams[tuple(words[first : first + size])])
+        for size in {len(ngram) for ngram in ngrams}
         for first in range(len(words) - size + 1)
-        if tuple(words[first : first + size]) in grams
+        if tuple(words[first : first + size]) in ngrams
     ]
 
 
@@ -99,9 +99,9 @@ def test_the_same_pieces_as_a_plain_search_finds(
         size = max(min_words + more_words, 2)
         config = DecontaminationConfig(tuple(names), (), size, min_words, distinct, max_examples)
         found = Decontaminator(config).find_batch(contents, offsets)
-    grams = reference_grams(files, config)
+    ngrams = reference_ngrams(files, config)
     for content, bound, pieces in zip(contents, offsets, found, strict=True):
-        matches = reference_matches(content, grams)
+        matches = reference_matches(content, ngrams)
         assert len(pieces) == len(bound) - 1
         for piece, hit in enumerate(pieces):
             own = [match for match in matches if match[0] < bound[piece + 1] and match[1] > bound[piece]]

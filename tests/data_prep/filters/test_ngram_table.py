@@ -6,14 +6,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.filters.ngram_table import GramTable, gram_table
+from data_prep.filters.ngram_table import NgramTable, ngram_table
 
 HASHES = st.sampled_from([0, 1, 2, 2**53, 2**63, 2**64 - 2, 2**64 - 1]) | st.integers(0, 2**64 - 1)
 
 
-def table_of(pairs: list[tuple[int, int]], files: list[int], max_examples: int) -> GramTable:
+def table_of(pairs: list[tuple[int, int]], files: list[int], max_examples: int) -> NgramTable:
     hashes = np.array([value for value, _ in pairs], dtype=np.uint64)
-    return gram_table(
+    return ngram_table(
         hashes, np.array([example for _, example in pairs], dtype=np.int32), np.array(files, dtype=np.int32), max_examples
     )
 
@@ -35,6 +35,6 @@ def test_many_hashes_at_random() -> None:
     random = np.random.default_rng(1)
     known = random.integers(0, 2**64, 20_000, dtype=np.uint64)
     asked = np.concatenate((known[::7], random.integers(0, 2**64, 20_000, dtype=np.uint64)))
-    table = gram_table(known, np.zeros(len(known), np.int32), np.zeros(1, np.int32), 1)
+    table = ngram_table(known, np.zeros(len(known), np.int32), np.zeros(1, np.int32), 1)
     assert table.find(asked)[0].tolist() == np.flatnonzero(np.isin(asked, known)).tolist()
     assert table.slots.nbytes <= 4 * len(known)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.filters.word_hashes import MAX_WORD_BYTES, Words, find_words, fold, gram_hashes
+from data_prep.filters.word_hashes import MAX_WORD_BYTES, Words, find_words, fold, ngram_hashes
 
 WORD = re.compile(rb"[0-9A-Za-z_\x80-\xff]{1,64}")
 PIECES = st.sampled_from([b"a", b"A", b"_", b"9", b" ", b"\n", b".", b"\0", "é".encode(), b"x" * 7, b"y" * 63, b"Z" * 130])
@@ -42,22 +42,22 @@ def test_words_of_any_length_and_those_that_differ_in_one_byte_have_their_own_ha
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=40), st.integers(1, 40))
-def test_gram_hashes_are_the_polynomial_of_the_words_hashes(values: list[int], size: int) -> None:
-    grams = gram_hashes(np.array(values, dtype=np.uint64), size).tolist()
+def test_ngram_hashes_are_the_polynomial_of_the_words_hashes(values: list[int], size: int) -> None:
+    ngrams = ngram_hashes(np.array(values, dtype=np.uint64), size).tolist()
     expected = []
     for first in range(len(values) - size + 1):
         total = 0
         for value in values[first : first + size]:
             total = (total * 6364136223846793005 + value) % 2**64
         expected.append(total)
-    assert grams == expected
+    assert ngrams == expected
 
 
 def test_the_same_words_in_another_order_have_another_hash() -> None:
     words = find_words(fold(b"a b c d e f g h")).hashes_W
     random = np.random.default_rng(0)
     orders = {tuple(random.permutation(8).tolist()) for _ in range(2000)}
-    assert len({int(gram_hashes(words[list(order)], 8)[0]) for order in orders}) == len(orders)
+    assert len({int(ngram_hashes(words[list(order)], 8)[0]) for order in orders}) == len(orders)
 
 
 @given(TEXTS, TEXTS, st.integers(0, 20))

@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.ingest.grouping import parts, run
+from data_prep.ingest.grouping.bucket_file import BucketWriter
 from data_prep.ingest.grouping.columns import KEY, FlatInput, InputCounts, layout_of, repository_keys
 from data_prep.ingest.grouping.command import COMMAND
 from data_prep.ingest.grouping.config import GroupConfig
 from data_prep.ingest.grouping.run import group
 from data_prep.ingest.grouping.sorting import sorted_tables
-from data_prep.ingest.grouping.spill import SpillWriter
 from data_prep.sources.registry import (
     SourcesConfig,
     grouped_parts,
@@ -195,8 +195,8 @@ def test_a_run_goes_on_where_a_failure_stopped_it(tmp_path: Path, monkeypatch: p
         group(config)
     with pytest.raises(MoseError, match="holds an unfinished grouping of other inputs or settings"):
         group(a_config(tmp_path, *inputs, seed=3))
-    spilled: list[int] = []
-    monkeypatch.setattr(run, "spill_input", lambda grouping, number: spilled.append(number))
+    partitioned: list[int] = []
+    monkeypatch.setattr(run, "partition_input", lambda grouping, number: partitioned.append(number))
     again: list[int] = []
 
     def counted(grouping: run.Grouping, bucket: int) -> None:
@@ -205,7 +205,7 @@ def test_a_run_goes_on_where_a_failure_stopped_it(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(run, "write_bucket", counted)
     group(config)
-    assert (spilled, done, again) == ([], [0, 1], [2, 3, 4])
+    assert (partitioned, done, again) == ([], [0, 1], [2, 3, 4])
     assert read_all(config.output) == expected([row for i in range(3) for row in made_rows(10, i)])
 
 
@@ -339,7 +339,7 @@ def test_sorted_tables_follow_each_other_within_the_budget(
     rows = [(f"o/{name}", [stack_file(f"/{sizes.randrange(9)}.py", "x" * sizes.randrange(400))]) for name in names]
     source = write_files(folder / "in.parquet", rows, True)
     layout = layout_of([str(source)], ("repo_name",), ("content", "path"))
-    with SpillWriter(
+    with BucketWriter(
         folder / "spill.arrow",
         layout.flat_schema,
         lambda table: repository_keys(table["repo_name"].combine_chunks(), 0).astype("int64") % 3,

@@ -1,4 +1,4 @@
-"""Temporary files of rows dealt to buckets: one Arrow file for all buckets, each batch of one bucket.
+"""Temporary files of rows partitioned into buckets: one Arrow file per input, each batch of one bucket.
 
 F: files (rows) of a table.
 """
@@ -25,7 +25,7 @@ Assign = Callable[[pa.Table], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Batch:
-    """One record batch of a spill file: rows of one bucket."""
+    """One record batch of a bucket file: rows of one bucket."""
 
     path: str
     index: int
@@ -36,8 +36,8 @@ class Batch:
     last_key: int
 
 
-class SpillWriter:
-    """Deals rows to buckets, holding at most about `buffer_bytes` of them and as much again while it writes."""
+class BucketWriter:
+    """Partitions rows into buckets, holding at most about `buffer_bytes` of them and as much again while it writes."""
 
     def __init__(self, path: Path, schema: pa.Schema, assign: Assign, buffer_bytes: int) -> None:
         self.batches: list[Batch] = []
@@ -69,7 +69,7 @@ class SpillWriter:
         self._file.close()
         return self.batches
 
-    def __enter__(self) -> "SpillWriter":
+    def __enter__(self) -> "BucketWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -95,10 +95,10 @@ class SpillWriter:
 
 
 def read_batches(batches: Sequence[Batch], columns: Sequence[str] = ()) -> Iterator[pa.Table]:
-    """Spilled rows, batch by batch; only `columns` where they are given.
+    """The rows, batch by batch; only `columns` where they are given.
 
     Raises:
-        MoseError: a spill file is damaged.
+        MoseError: a bucket file is damaged.
     """
     for path in dict.fromkeys(batch.path for batch in batches):
         try:
@@ -110,11 +110,11 @@ def read_batches(batches: Sequence[Batch], columns: Sequence[str] = ()) -> Itera
                     if batch.path == path:
                         yield pa.Table.from_batches([reader.get_batch(batch.index)])
         except (OSError, pa.ArrowException) as error:
-            raise MoseError(f"{path}: spilled rows cannot be read: {error}; remove its folder and group again") from None
+            raise MoseError(f"{path}: temporary rows cannot be read: {error}; remove its folder and group again") from None
 
 
 def save_batches(path: Path, batches: Sequence[Batch], more: dict[str, Any]) -> None:
-    """Write what a finished spill file holds, with other facts; this file is what says that it is finished."""
+    """Write what a finished bucket file holds, with other facts; this file is what says that it is finished."""
     write_json(path, {**more, "batches": [{**asdict(batch), "path": Path(batch.path).name} for batch in batches]})
 
 
