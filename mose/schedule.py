@@ -48,7 +48,7 @@ def scaled_peak(width: int) -> float:
 
     AdamW moves each weight by about the learning rate, whatever its size, and initial weights are in proportion to
     1 / sqrt(width) (`mose.model.model_config.initial_deviation`): so each step changes the weights by the same share as in the
-    1B run. muP (Yang et al. 2022) would scale the rate of matrices by 1 / width, 1e-2 at width 64; there 8e-3 was worse than 4e-3.
+    1B run. muP (Yang et al. 2022) scales the rate of matrices by 1 / width: 1e-2 at width 64, where 8e-3 was worse than 4e-3.
     """
     return PAPER_PEAK * (PAPER_WIDTH / width) ** 0.5
 
