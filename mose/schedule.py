@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import math
 from dataclasses import dataclass
 
 from mose.config import require
@@ -50,7 +51,7 @@ def scaled_peak(width: int) -> float:
     1 / sqrt(width) (`mose.model.model_config.initial_deviation`): so each step changes the weights by the same share as in the
     1B run. muP (Yang et al. 2022) scales the rate of matrices by 1 / width: 1e-2 at width 64, where 8e-3 was worse than 4e-3.
     """
-    return PAPER_PEAK * (PAPER_WIDTH / width) ** 0.5
+    return PAPER_PEAK * math.sqrt(PAPER_WIDTH / width)
 
 
 def learning_rate(step: int, config: ScheduleConfig) -> float:

@@ -1,5 +1,6 @@
 """The model section of a run's configuration: shape, exits and dropout, in the project's own words."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,4 +116,4 @@ def initial_deviation(width: int) -> float:
     A matrix of it gives a normalised input the same size, .577, at any width ("fan-in" scaling; LeCun et al. 1998). With one
     deviation for all widths, layers of a small model begin with smaller outputs than those of a wide one.
     """
-    return _DEVIATION_SHARE / width**0.5
+    return _DEVIATION_SHARE / math.sqrt(width)
