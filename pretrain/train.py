@@ -26,6 +26,7 @@ from pretrain.data.prefetch import Prefetcher
 from pretrain.data.row_cost import RowCost
 from pretrain.model.training_model import build_training_model
 from pretrain.model.warm_start import fill_from_converted
+from pretrain.monitoring.learning import LearningWatch
 from pretrain.monitoring.metrics import GRADIENT_NORM, LEARNING_RATE, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
 from pretrain.monitoring.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
 from pretrain.monitoring.step_log import log_step
@@ -186,7 +187,7 @@ def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
     tokenizer, begun = run.data.tokenizer, progress.step
     ranks = (context.data_rank, context.layout.data_ranks)
     plan = batch_plan(config, tokenizer.special, tokenizer.ordinary_ids(), *ranks)
-    stopwatch = stopwatch_of(run)
+    stopwatch, watch = stopwatch_of(run), LearningWatch(config, run.engine.module, context.is_main)
     loader = GlobalBatchLoader(run.data.rows, plan, run.data.mixture)
     with Prefetcher(loader, progress.consumed_rows) as prefetcher, open_writer(run, progress) as writer:
         for step in range(progress.step, config.max_steps):
@@ -197,6 +198,7 @@ def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
             if counted.stop:
                 leave_early(run, progress, begun)
                 return False
+            watch.before(due(step + 1, config.intervals.log_every_steps, config.max_steps))
             rate = learning_rate(step, config.schedule)
             guard = Guard(progress.health.loss_limit(config.stability), watchdog.enter)
             result = train_step(run.engine, batches, rate, config.seed, step, context, counted, guard)
@@ -204,9 +206,10 @@ def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
             watchdog.enter(LOG)
             before, progress = progress, advance(progress, result, config)
             look_after(run, before, progress, result, batches)
+            watch.add(progress.step, result, batches)
             if due(progress.step, config.intervals.log_every_steps, config.max_steps):
                 values = step_values(result, rate, config, progress)
-                values |= run.data.scalars(config.seed, progress.consumed_rows)
+                values |= run.data.scalars(config.seed, progress.consumed_rows) | watch.read(progress.step)
                 report(writer, progress, values | stopwatch.read(result), stopwatch.straggler)
             if due(progress.step, config.intervals.validate_every_steps, config.max_steps):
                 watchdog.enter(VALIDATE)

@@ -71,7 +71,7 @@ ORDER = {
     "pretrain.model": "terms loss activation_checkpointing compilation dropout training_model warm_start",
     "pretrain.model.terms": "vocabulary term masked_tokens row_task distillation registry",
     "pretrain.checkpoints": "run_state files probe store merged_weights model_card parity export export_command",
-    "pretrain.monitoring": "metrics step_times throughput profiler step_log",
+    "pretrain.monitoring": "metrics step_times throughput profiler step_log learning",
     "pretrain.analysis": "estimate validation held_out exit_gradients plot diagnose step_rows compare list_checkpoints",
 }
 

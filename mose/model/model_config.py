@@ -1,12 +1,15 @@
 """The model section of a run's configuration: shape, exits and dropout, in the project's own words."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mose.config import require
 
 # 128 (rows a matrix unit likes) x 4 (the largest tensor-parallel size): equal at every size, so that checkpoints reshape.
 VOCABULARY_MULTIPLE = 512
+# The released .018042 at width 1,024, as a share of 1 / sqrt(width).
+_DEVIATION_SHARE = 0.018042 * 1024**0.5
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
     """Epsilon of every LayerNorm (released config)."""
     initializer_range: float = 0.018042
-    """Standard deviation of the initial weights (released config)."""
+    """Standard deviation of the initial weights (released config); 0: the same share of 1 / sqrt(width) at any width
+    (`initial_deviation`)."""
     initialization: str = "normal"
     """Initial weights of the layers: normal (released code), or averaging: attention starts uniform, and `<cls>` as the mean of
     its row (for small models; docs/decisions.md)."""
@@ -73,6 +77,11 @@ class ModelConfig:
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             require(0 <= getattr(self, name) < 1, f"model.{name}: {getattr(self, name)}, expected a share in [0, 1)")
 
+    def resolve(self, vocabulary_size: int) -> "ModelConfig":
+        """The same with what depends on the data set (`vocabulary_size` 0) or on the width (`initializer_range` 0) filled in."""
+        deviation = self.initializer_range or initial_deviation(self.width)
+        return replace(self, vocabulary_size=self.vocabulary_size or vocabulary_size, initializer_range=deviation)
+
     @property
     def padded_vocabulary_size(self) -> int:
         """Embedding rows while training: a multiple of 512 at every tensor-parallel size; export cuts them off."""
@@ -93,9 +102,18 @@ class ModelConfig:
             "attention_dropout": self.attention_dropout,
             "residual_dropout": self.residual_dropout,
             "embedding_dropout": self.embedding_dropout,
-            "initializer_range": self.initializer_range,
+            "initializer_range": self.initializer_range or initial_deviation(self.width),
             "initialization": self.initialization,
             "conditional_size": self.layer_index_width,
             "matryoshka_layers": list(self.exit_layers),
             "norm_after_last_layer": self.norm_after_last_layer,
         }
+
+
+def initial_deviation(width: int) -> float:
+    """Standard deviation .577 / sqrt(width): .018042 at width 1,024 (released config), .051 at 128, .072 at 64.
+
+    A matrix of it gives a normalised input the same size, .577, at any width ("fan-in" scaling; LeCun et al. 1998). With one
+    deviation for all widths, layers of a small model begin with smaller outputs than those of a wide one.
+    """
+    return _DEVIATION_SHARE / math.sqrt(width)

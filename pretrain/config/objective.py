@@ -14,7 +14,10 @@ SequenceTask = Literal["icc", "nsp", "none"]
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """total = sum over exits of weight x (MLM + task + distillation_weight x distillation); defaults are the paper's."""
+    """total = sum over exits of weight x (MLM + task_weight x task + distillation_weight x distillation).
+
+    Defaults are the paper's.
+    """
 
     exit_weights: tuple[float, ...] | Literal["depth", "uniform"] = "depth"
     """depth: i / L for the exit after layer i of L (paper section 2.2). uniform: the same for each exit, with the same sum as
@@ -22,6 +25,8 @@ class ObjectiveConfig:
     sequence_task: SequenceTask = "icc"
     """Task on whole rows beside masked tokens. icc: does the row mix two repositories (paper section 2.1). nsp: are the two
     segments of a row of two repositories; takes rows packed with `packing.mode: nsp`. none: masked tokens alone."""
+    task_weight: float = 1.0
+    """Weight of the task on whole rows beside masked tokens; the paper's total is their plain sum (section 2.1)."""
     distillation_weight: float = 0.0
     """Weight of the divergence of each exit's predictions of masked tokens from the deepest exit's; 0 (as in the paper): off."""
     distillation_temperature: float = 1.0
@@ -32,9 +37,10 @@ class ObjectiveConfig:
         if not isinstance(weights, str):
             fine = len(weights) > 0 and all(math.isfinite(weight) and weight >= 0 for weight in weights) and sum(weights) > 0
             require(fine, f"objective.exit_weights: {list(weights)}, expected numbers of 0 or more, not all 0")
-        for name, least in (("distillation_weight", "0 or more"), ("distillation_temperature", "a number above 0")):
+        above = "a number above 0"
+        for name, least in (("task_weight", above), ("distillation_weight", "0 or more"), ("distillation_temperature", above)):
             value = getattr(self, name)
-            fine = math.isfinite(value) and (value > 0 or (value == 0 and name == "distillation_weight"))
+            fine = math.isfinite(value) and (value > 0 or (value == 0 and least != above))
             require(fine, f"objective.{name}: {value}, expected {least}")
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 from mose.config import require
 from mose.model.model_config import ModelConfig
-from mose.schedule import ScheduleConfig
+from mose.schedule import ScheduleConfig, scaled_peak
 from pretrain.config.deepspeed_options import check_deepspeed_options
 from pretrain.config.objective import ObjectiveConfig
 from pretrain.data.masking import MASKED_SHARE
@@ -272,14 +272,14 @@ class PretrainConfig:
         return self.batch.micro_batch_tokens or self.batch.micro_batch_rows * self.model.max_length
 
     def resolve(self, vocabulary_size: int) -> "PretrainConfig":
-        """The config that is run and saved: vocabulary size filled in from the data set, ZeRO 0 run as 1."""
-        model = self.model
-        if model.vocabulary_size == 0:
-            model = dataclasses.replace(model, vocabulary_size=vocabulary_size)
+        """The config that is run and written down: what depends on the data set or the width filled in, ZeRO 0 run as 1."""
+        model, schedule = self.model.resolve(vocabulary_size), self.schedule
+        peak = schedule.peak_learning_rate or scaled_peak(model.width)
+        schedule = dataclasses.replace(schedule, peak_learning_rate=peak)
         small = f"model.vocabulary_size: {model.vocabulary_size} is smaller than the data set's vocabulary of {vocabulary_size}"
         require(model.vocabulary_size >= vocabulary_size, small)
         parallel = dataclasses.replace(self.parallel, zero_stage=max(1, self.parallel.zero_stage))
-        return dataclasses.replace(self, model=model, parallel=parallel)
+        return dataclasses.replace(self, model=model, schedule=schedule, parallel=parallel)
 
 
 @dataclass(frozen=True)

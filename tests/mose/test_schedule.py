@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mose.errors import MoseError
-from mose.schedule import ScheduleConfig, learning_rate
+from mose.schedule import ScheduleConfig, learning_rate, scaled_peak
 
 PEAK = 6.24e-4
 
@@ -75,7 +76,7 @@ def test_no_warmup_and_no_milestone_is_constant() -> None:
 @pytest.mark.parametrize(
     ("values", "field"),
     [
-        ({"peak_learning_rate": 0.0}, "peak_learning_rate"),
+        ({"peak_learning_rate": -1e-3}, "peak_learning_rate"),
         ({"peak_learning_rate": math.nan}, "peak_learning_rate"),
         ({"warmup_steps": -1}, "warmup_steps"),
         ({"milestones": (5000, 6000)}, "factors"),
@@ -87,3 +88,30 @@ def test_no_warmup_and_no_milestone_is_constant() -> None:
 def test_bad_config_names_its_field(values: dict[str, object], field: str) -> None:
     with pytest.raises(MoseError, match=f"^{field}: "):
         ScheduleConfig(**values)  # type: ignore[arg-type]
+
+
+def test_a_line_to_zero_begins_at_the_peak_after_the_warm_up() -> None:
+    config = ScheduleConfig(peak_learning_rate=1e-2, warmup_steps=4, milestones=(), factors=(), zero_at_step=12)
+    rates = [learning_rate(step, config) for step in range(14)]
+    assert np.allclose(rates[:5], [0.0025, 0.005, 0.0075, 0.01, 0.01], rtol=1e-12, atol=0)
+    assert np.allclose(np.diff(rates[4:13]), -0.00125, rtol=1e-9, atol=0)
+    assert rates[12:] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"zero_at_step": 4000, "milestones": (), "factors": ()}, "zero_at_step: 4000, expected a step after the end of warmup"),
+        ({"zero_at_step": 245_000}, "zero_at_step: 245000 beside milestones"),
+        ({"zero_at_step": -1}, "zero_at_step: -1, expected 0 or more"),
+    ],
+)
+def test_refused_lines(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(MoseError) as raised:
+        ScheduleConfig(**values)
+    assert message in str(raised.value)
+
+
+def test_peak_by_width_is_the_papers_at_its_width() -> None:
+    assert scaled_peak(1024) == PEAK
+    assert math.isclose(scaled_peak(64), 4 * PEAK)

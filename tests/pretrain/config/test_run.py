@@ -7,6 +7,7 @@ import pytest
 
 from mose.errors import MoseError
 from mose.model.model_config import ModelConfig
+from mose.schedule import ScheduleConfig
 from pretrain.config.run import BatchConfig, DataConfig, IntervalConfig, Layout, OptimizerConfig, ParallelConfig, PretrainConfig
 
 
@@ -73,3 +74,15 @@ def test_micro_batches_follow_from_the_tokens_that_memory_is_planned_for() -> No
     config = PretrainConfig(batch=BatchConfig(2048, 4, micro_batch_tokens=5000))
     assert config.micro_batch_tokens == 5000
     assert Layout.of(config, 512).micro_batches == 2
+
+
+def test_resolve_fills_in_deviation_and_peak_by_width_and_leaves_the_papers() -> None:
+    small = ModelConfig(width=64, num_heads=4, num_key_value_heads=2, num_layers=2, exit_layers=(2,), initializer_range=0.0)
+    config = PretrainConfig(model=small, schedule=ScheduleConfig(peak_learning_rate=0.0)).resolve(321)
+    assert config.model.initializer_range == pytest.approx(4 * 0.018042)
+    assert config.schedule.peak_learning_rate == pytest.approx(4 * 6.24e-4)
+    assert small.hugging_face()["initializer_range"] == config.model.initializer_range
+    paper = PretrainConfig().resolve(49152)
+    assert (paper.model, paper.schedule) == (ModelConfig(), ScheduleConfig())
+    by_width = PretrainConfig(model=ModelConfig(initializer_range=0.0), schedule=ScheduleConfig(peak_learning_rate=0.0))
+    assert by_width.resolve(49152) == paper

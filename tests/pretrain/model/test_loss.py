@@ -11,6 +11,7 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.exits import exit_weights
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.tokenizer import Tokenizer
+from pretrain.config.objective import ObjectiveConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.model.terms.registry import COLUMNS
 from pretrain.model.terms.term import Denominators
@@ -61,6 +62,20 @@ def test_loss_equals_cross_entropy_of_full_logits(dataset: Path, tokenizer: Toke
         right = (logits_NV.argmax(1)[batch.masked_N_indices] == batch.labels_M).sum()
         assert sums[index, COLUMNS.index("mlm_correct")] == right
     assert torch.allclose(share, expected, rtol=1e-5)
+
+
+def test_weight_of_the_task_multiplies_its_term_alone(dataset: Path, tokenizer: Tokenizer) -> None:
+    plain = model_of(dataset, tokenizer.vocabulary_size, tokenizer.vocabulary_size)
+    encoder = ModularStarEncoder(ModularStarEncoderConfig(**tiny_config(dataset).model.hugging_face()))
+    encoder.load_state_dict(plain.state_dict())
+    heavy = TrainingModel(encoder, whole_vocabulary(tokenizer.vocabulary_size), ObjectiveConfig(task_weight=3.0))
+    (batch,) = loader_of(dataset, tokenizer, 8).share(0)
+    counts = Denominators(batch.num_masked, batch.num_rows)
+    (share, sums), (heavier, same_sums) = plain(batch, counts), heavy(batch, counts)
+    weights = torch.tensor(exit_weights((1, 2, 4), 4), dtype=torch.float64)
+    task = (weights * sums[:, COLUMNS.index("task")]).sum() / counts.rows
+    assert float((heavier - share).detach()) == pytest.approx(2 * float(task), rel=1e-5)
+    assert torch.equal(sums, same_sums)
 
 
 def test_padding_columns_of_the_vocabulary_take_no_part(dataset: Path, tokenizer: Tokenizer) -> None:
