@@ -23,10 +23,12 @@ run mose-data verify quickstart/data
 run mose-data inspect quickstart/data --row 0
 run mose-data pairs --config configs/quickstart/pairs.yaml
 
-# Two ranks that share every layer (tensor parallelism), then a short run with two data ranks and ZeRO-2.
+# Two data ranks; then 20 steps of the same rows with ZeRO 2, and with layers that two ranks share (tensor parallelism).
 run mose-pretrain train --config configs/quickstart/pretrain.yaml --dry-run --ranks 2
 run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/pretrain.yaml
 run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml
+run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml --parallel.tensor_parallel_size 2 --parallel.zero_stage 1 --output quickstart/run_tensor_parallel
+run mose-pretrain plot quickstart/run --output quickstart/run.png
 
 run mose-pretrain export quickstart/run --output quickstart/pretrained
 run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quickstart/data --max-rows 1024 --output quickstart/run/held_out.json
@@ -39,3 +41,5 @@ run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoin
 run mose-finetune evaluate --config configs/quickstart/evaluate.yaml
 
 run mose-finetune report --pretrain quickstart/run --evaluation quickstart/scores --control quickstart/scores_from_random --output quickstart/report
+
+echo "$SECONDS" > quickstart/duration_seconds

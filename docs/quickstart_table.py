@@ -1,0 +1,55 @@
+"""Writes the results of `make quickstart` into README.md, between its two markers: `python docs/quickstart_table.py`."""
+
+import re
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import yaml
+from rich.table import Table
+
+from finetune.evaluation.report import notes, read_held_out, read_run_metrics, report_table
+from finetune.evaluation.results import read_evaluation
+from mose.files.atomic_file import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKERS = re.compile(r"(<!-- quickstart: begin -->\n).*(<!-- quickstart: end -->)", re.S)
+
+
+def markdown(table: Table) -> str:
+    """A rich table as a Markdown table."""
+    rows = [[str(column.header) for column in table.columns], ["---"] * len(table.columns)]
+    rows += [list(row) for row in zip(*(list(map(str, column.cells)) for column in table.columns), strict=True)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def results(quickstart: Path) -> str:
+    """Date, duration, table and notes of one finished quickstart."""
+    run = quickstart / "run"
+    metrics = read_run_metrics(run)
+    evaluation, control = read_evaluation(quickstart / "scores"), read_evaluation(quickstart / "scores_from_random")
+    held_out = read_held_out(run, metrics)
+    config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    duration = quickstart / "duration_seconds"
+    date = datetime.fromtimestamp(duration.stat().st_mtime, timezone.utc).date()
+    minutes = int(duration.read_text("utf-8")) / 60
+    model, tokens = config["model"], metrics[-1]["consumed_tokens"] / 1e6
+    heading = (
+        f"On {date}, 2 CPU cores, seed {config['seed']}: {minutes:.0f} minutes without the installation "
+        f"({model['num_layers']} layers of width {model['width']}, {tokens:.1f}M tokens).\n\n"
+    )
+    lines = "".join(f"- {line}\n" for line in notes(held_out, evaluation, control))
+    return f"{heading}{markdown(report_table(held_out, evaluation, control))}\n{lines}"
+
+
+def main() -> None:
+    """Replace what stands between the markers."""
+    readme = ROOT / "README.md"
+    text, count = MARKERS.subn(lambda found: found[1] + results(ROOT / "quickstart") + found[2], readme.read_text("utf-8"))
+    if count != 1:
+        sys.exit(f"{readme}: expected one pair of markers <!-- quickstart: begin -->, <!-- quickstart: end -->")
+    write_text(readme, text)
+
+
+if __name__ == "__main__":
+    main()
