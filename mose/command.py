@@ -39,7 +39,10 @@ def run_command(program: str, description: str, commands: dict[str, Command], ar
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return _dispatch(program, description, commands, words)
+        code = _dispatch(program, description, commands, words)
+        # Short output is written only now: a reader that has exited must be noticed here, not at the interpreter's own flush.
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         # The reader of our output (head, less) has exited. Without this, Python would fail once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -342,7 +342,7 @@ def test_the_record_says_what_went(dataset: Path) -> None:
     [
         ("1234\n", "blobs.txt: line 1: '1234' is not a blob id, expected 40 hexadecimal digits"),
         ("# c\n" + "a" * 40 + "\n" + "g" * 40, "blobs.txt: line 3: '" + "g" * 40 + "' is not a blob id"),
-        ("# nothing\n", "blobs.txt: no entry, expected one blob id or repository name a line"),
+        ("# nothing\n", "blobs.txt: no entry, expected one blob id or repository name per line"),
         (b"\xff\xfe", "blobs.txt: not a readable text file"),
     ],
 )
