@@ -145,7 +145,7 @@ class StarEncoder2LMPredictionHead(nn.Module):
 
 
 class StarEncoder2PreTrainingHeads(nn.Module):
-    """The MLM and ICC heads, shared by all exits, which are told apart by an embedding of the exit's ordinal (paper 2.2).
+    """The MLM and ICC heads, shared by all exits; the heads distinguish exits by an embedding of the exit's ordinal (paper 2.2).
 
     `conditional_size` 0 leaves that embedding out: the heads are then as wide as the states and see no exit.
     """
