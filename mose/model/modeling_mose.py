@@ -298,7 +298,7 @@ class ModularStarEncoder(ModularStarEncoderPreTrainedModel):
 
 
 class ModularStarEncoderForRetrieval(ModularStarEncoderPreTrainedModel):
-    """The fine-tuned model: trunk and one projection head an exit (two D x D linears, as the released sizes imply)."""
+    """The fine-tuned model: trunk and one projection head per exit (two D x D linears, as the released sizes imply)."""
 
     def __init__(self, config: Config, exit_layer: int | None = None):
         super().__init__(config, exit_layer)

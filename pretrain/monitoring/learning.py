@@ -66,7 +66,7 @@ class UpdateRatios:
 
     @torch.no_grad()
     def remember(self) -> None:
-        """Call it before a step whose change is asked for."""
+        """Call it before a step whose change is to be measured."""
         self._before = {name: _some_values(parameter) for name, parameter in self._matrices.items()}
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class _Window:
 
 
 class LearningWatch:
-    """What rank 0 adds up over steps, and the lines it says; the state is of this process, a resumed run begins anew."""
+    """Rank 0's sums over steps and the warnings from them; the state is not saved, so that a resumed run starts from zero."""
 
     def __init__(self, config: PretrainConfig, module: nn.Module, is_main: bool = True):
         """Watch the run of a resolved `config` over this rank's `module`; only the main rank does anything."""
@@ -140,7 +140,7 @@ class LearningWatch:
             self._ratios.remember()
 
     def add(self, step: int, result: StepResult, batches: Sequence[MicroBatch]) -> None:
-        """Count what a step gave, after which `step` steps are done; a skipped step counts nothing."""
+        """Add the result of a step, after which `step` steps are done; a skipped step counts nothing."""
         if result.skipped or not self._is_main:
             return
         for batch in batches:
@@ -152,14 +152,14 @@ class LearningWatch:
             self._task.add(result.denominators.rows, deepest["task_correct"], batches)
 
     def read(self, step: int) -> dict[str, float]:
-        """The scalars of the last step; says what there is to say on standard error."""
+        """The scalars of the last step; prints the warnings on standard error."""
         ratios = self._ratios.read()
         for line in self.lines(step, ratios):
             print(f"step {step}: {line}", file=sys.stderr, flush=True)
         return ratios
 
     def lines(self, step: int, ratios: Mapping[str, float]) -> list[str]:
-        """What there is to say after `step` steps: each kind once, and again at the end of the run."""
+        """The warnings after `step` steps: each kind once, and again at the end of the run."""
         window, last = self._window, step >= self._config.max_steps
         if step <= self._config.schedule.warmup_steps or not window.steps:
             return []
