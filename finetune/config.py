@@ -143,12 +143,12 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """One table and one picture of a pre-training run and the retrieval scores of what came of it."""
+    """One table and one picture of a pre-training run and the retrieval scores of the model fine-tuned from it."""
 
     pretrain: str
     """Run directory of the pre-training run."""
     evaluation: str
-    """Folder that `mose-finetune evaluate` wrote for the model that came of it."""
+    """Folder that `mose-finetune evaluate` wrote for the model fine-tuned from it."""
     output: str
     """Folder to write report.txt and report.png into."""
     control: str | None = None

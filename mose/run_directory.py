@@ -1,4 +1,4 @@
-"""The run directory: what a training run leaves behind, under which names, and how its metrics stay one uninterrupted record."""
+"""The run directory: the names of the files that a training run writes, and the append-only logs of metrics and skipped steps."""
 
 import importlib.metadata
 import json
@@ -90,7 +90,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def write_versions(self, **more: str) -> None:
-        """Write versions.json: with the layout and the config, what a bit-equal resume needs to be the same.
+        """Write versions.json: together with the layout and the config, it must match for a bit-equal resume.
 
         `more` is what only the caller knows, such as the attention back end.
         """
@@ -116,18 +116,17 @@ class RunDirectory:
         Raises:
             MoseError: a finished line is not a JSON object with a `step`.
         """
-        return _read_lines(self.metrics)
+        if not self.metrics.exists():
+            return []
+        *lines, _ = self.metrics.read_text("utf-8").split("\n")
+        return [_parse(self.metrics, number, line) for number, line in enumerate(lines, start=1)]
 
     def append_skipped(self, values: Mapping[str, Any]) -> None:
         """Append one line to skipped.jsonl, as `append_metrics` does."""
         _append_line(self.skipped, values)
 
-    def read_skipped(self) -> list[dict[str, Any]]:
-        """Every line of skipped.jsonl, as `read_metrics` does."""
-        return _read_lines(self.skipped)
-
     def trim(self, step: int) -> None:
-        """Drop lines of later steps and an unfinished last line, atomically: a run that goes on after `step` writes them anew.
+        """Drop lines of later steps and an unfinished last line, atomically; the run resumed after `step` writes them again.
 
         Raises:
             MoseError: see `read_metrics`.
@@ -141,14 +140,14 @@ class RunDirectory:
     def write_heartbeat(self, step: int, **more: str | float | None) -> None:
         """Replace heartbeat.json: steps done, seconds since 1970, host and process, and whatever the caller adds.
 
-        The trainer adds `stage` and `stage_seconds`: that a process still writes does not say that it gets anywhere.
+        The trainer adds `stage` and `stage_seconds`: a process that still writes may be stuck in one stage.
         """
         values = {"step": step, "unix_seconds": time.time(), "host": socket.gethostname(), "process_id": os.getpid()}
         write_json(self.heartbeat, {**values, **more})
 
 
 def finite_or_none(value: Any) -> Any:
-    """The value, or None where it is NaN or infinite, which JSON cannot say."""
+    """The value, or None where it is NaN or infinite, which JSON cannot represent."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -157,13 +156,6 @@ def _append_line(path: Path, values: Mapping[str, Any]) -> None:
     line = json.dumps({"step": plain.pop("step"), **plain}, allow_nan=False)
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    *lines, _ = path.read_text("utf-8").split("\n")
-    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One optimiser step: knows tensors, not time. Counts first, then divides; sums over ranks, never means.
+"""One optimiser step: global counts, forward and backward passes, update. Losses are sums over ranks divided by global counts.
 
 Letters: E exits, C columns of sums.
 """
@@ -42,12 +42,12 @@ class BatchCounts:
     slots: int
     """Slots of the stored rows, padding included."""
     squared_lengths: int
-    """Sum over rows of the square of their real tokens: what attention costs."""
+    """Sum over rows of the square of their real tokens, to which the cost of attention is proportional."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one global batch gave, the same on every rank; sums [E, C] on the CPU in the order of `terms.registry.COLUMNS`."""
+    """Results of one global batch, the same on every rank; sums [E, C] on the CPU in the order of `terms.registry.COLUMNS`."""
 
     loss: float
     sums: Tensor
@@ -75,7 +75,7 @@ def exit_metrics(
     objective: ObjectiveConfig = PAPER,
     prefix: str = "",
 ) -> dict[str, float]:
-    """Means of each exit's terms from sums [E, C], each over what its declaration says: masked tokens or rows.
+    """Means of each exit's terms from sums [E, C], each over the unit of its declaration: masked tokens or rows.
 
     An exit without some term, such as the deepest one where there is distillation, has no scalar of it.
     """
@@ -119,8 +119,8 @@ def _counts(batch: MicroBatch) -> list[int]:
 
 
 def seed_dropout(seed: int, step: int, micro_batch: int, data_rank: int) -> None:
-    """Reseed the default generators from the data rank, never the global one: by that, replicated weights of tensor ranks
-    drift apart silently (5e-2 in 3 steps)."""
+    """Reseed the default generators from the data rank, not the global one, with which replicated weights of tensor
+    ranks drift apart silently (5e-2 in 3 steps)."""
     torch.manual_seed(derive_key(seed, "dropout", step, micro_batch, data_rank) >> 1)
 
 
@@ -151,6 +151,8 @@ def train_step(
     rank's last share becomes NaN, and the engine skips the update on all ranks alike and clears its gradients.
     `counted` is the result of `count_globally` for these micro-batches; by default it is computed here.
     """
+    # Before the forward pass, because each share is divided by the global counts: a mean of per-rank means would weigh ranks
+    # with few masked tokens too much.
     counted = counted or count_globally(batches, context)
     totals: list[Tensor] = []
     for number, batch in enumerate(batches):

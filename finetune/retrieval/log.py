@@ -1,4 +1,4 @@
-"""What a retrieval run leaves behind while it trains: metrics.jsonl, TensorBoard and one console line an interval."""
+"""The logs of a retrieval run: metrics.jsonl, TensorBoard and one console line per interval."""
 
 import statistics
 import sys
@@ -88,7 +88,7 @@ class TrainingLog:
         return scalars
 
     def close(self) -> None:
-        """Flush TensorBoard and take the progress bar away."""
+        """Flush TensorBoard and remove the progress bar."""
         self.progress.stop()
         self.writer.close()
 

@@ -66,7 +66,7 @@ def train(config: RetrievalConfig) -> None:
 
 
 def finish(config: RetrievalConfig, trainer: "Trainer", log: TrainingLog) -> None:
-    """Write the converted checkpoint and say where it is."""
+    """Write the converted checkpoint and print its path."""
     facts = {
         "stage": "retrieval",
         "steps": config.steps,

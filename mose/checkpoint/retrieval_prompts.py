@@ -10,6 +10,6 @@ QUERY_PROMPT, DOCUMENT_PROMPT = "query", "document"
 
 
 def named_prompts() -> dict[str, str]:
-    """Instruction by prompt name: `query` for English, `document` for code of any language, and one a language."""
+    """Instruction by prompt name: `query` for English, `document` for code of any language, and one per language."""
     languages = {language: CODE_INSTRUCTION.format(language=language) for language in LANGUAGES}
     return {QUERY_PROMPT: TEXT_INSTRUCTION, DOCUMENT_PROMPT: NO_LANGUAGE_INSTRUCTION, **languages}

@@ -81,7 +81,7 @@ class SafetensorsWriter:
         self._file.write(_bytes_of(tensor.detach().to("cpu", entry.dtype).contiguous()))
 
     def close(self) -> None:
-        """Say that all is written.
+        """Check that every entry was written.
 
         Raises:
             ValueError: a tensor was not.

@@ -19,7 +19,7 @@ SDPA = "sdpa"
 # What each back end needs, the fastest first.
 _MODULES = {FLASH_ATTENTION: "flash_attn", TORCH_VARLEN: "torch.nn.attention.varlen", SDPA: "torch"}
 BACKEND_VARIABLE, AUTOMATIC = "MOSE_ATTENTION_BACKEND", "auto"
-# Mean tokens a row up to which one padded, masked call beats a loop over rows on CPU: 33 ms against 112 for 128 rows of
+# Mean tokens per row up to which one padded, masked call beats a loop over rows on CPU: 33 ms against 112 for 128 rows of
 # 40-60 tokens, slower from 200 tokens on (docs/decisions.md).
 PADDED_BELOW = 128
 

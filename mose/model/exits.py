@@ -1,4 +1,4 @@
-"""How much each exit of a model counts in a loss that is applied at all of them."""
+"""Weights of the exits in a loss that is applied at every exit."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Initial weights: each parameter drawn from its own name and the seed, so that no layout can change them."""
+"""Initial weights: each parameter is drawn from its name and the seed, so that they are the same in every layout."""
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def _averaging(name: str, drawn: Tensor, standard_deviation: float) -> Tensor:
     """Scale standard normal values for a layer that starts as the mean over the row, at any width and depth.
 
     Queries and keys are small, so that attention is uniform; value and output projections are orthogonal, so that the mean of
-    the normalised tokens keeps its angles; the feed-forward layer adds hardly anything.
+    the normalised tokens keeps its angles; the feed-forward layer adds almost nothing.
     """
     layer = name.split(".")[-2]
     if layer in ("q_proj", "k_proj"):

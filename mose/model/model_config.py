@@ -6,7 +6,8 @@ from typing import Any
 
 from mose.config import require
 
-# 128 (rows a matrix unit likes) x 4 (the largest tensor-parallel size): equal at every size, so that checkpoints reshape.
+# 128 (rows that fill a matrix unit) x 4 (the largest tensor-parallel size): the same padding at every size, so that a
+# checkpoint can be resumed at another one.
 VOCABULARY_MULTIPLE = 512
 # The released .018042 at width 1,024, as a share of 1 / sqrt(width).
 _DEVIATION_SHARE = 0.018042 * 1024**0.5

@@ -145,7 +145,7 @@ class StarEncoder2LMPredictionHead(nn.Module):
 
 
 class StarEncoder2PreTrainingHeads(nn.Module):
-    """The MLM and ICC heads, shared by all exits, which are told apart by an embedding of the exit's ordinal (paper 2.2).
+    """The MLM and ICC heads, shared by all exits; the heads distinguish exits by an embedding of the exit's ordinal (paper 2.2).
 
     `conditional_size` 0 leaves that embedding out: the heads are then as wide as the states and see no exit.
     """
@@ -298,7 +298,7 @@ class ModularStarEncoder(ModularStarEncoderPreTrainedModel):
 
 
 class ModularStarEncoderForRetrieval(ModularStarEncoderPreTrainedModel):
-    """The fine-tuned model: trunk and one projection head an exit (two D x D linears, as the released sizes imply)."""
+    """The fine-tuned model: trunk and one projection head per exit (two D x D linears, as the released sizes imply)."""
 
     def __init__(self, config: Config, exit_layer: int | None = None):
         super().__init__(config, exit_layer)

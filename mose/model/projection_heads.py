@@ -1,4 +1,4 @@
-"""The projection heads' first weights: drawn, or the identity map on the states as they are.
+"""Initial weights of the projection heads: random, or the identity map on the encoder's states.
 
 Letters: R rows (texts), D width.
 """
@@ -18,7 +18,7 @@ BIAS_DEVIATIONS = 4.0
 def draw_heads(heads: nn.Module, width: int, seed: int) -> None:
     """Draw every head from its names and the seed, matrices with variance 1 / D.
 
-    At the trunk's own deviation (.018) two of them in a row would shrink an embedding about threefold a layer at D = 1,024 and
+    At the trunk's own deviation (.018) two of them in a row would shrink an embedding about threefold per layer at D = 1,024 and
     far more at small widths.
     """
     for name, parameter in heads.named_parameters(prefix="projection_heads"):
@@ -30,8 +30,9 @@ def start_as_identity(heads: Iterable[nn.Module], states: Sequence[Tensor]) -> N
     """Make each head the map x -> x - mean, from sample states [R, D] of its exit.
 
     Both matrices become the identity. The first bias lifts the centred states above zero, where LeakyReLU is the identity too;
-    the second takes it off again. Exact for states within `BIAS_DEVIATIONS` of the mean; others are bent, not lost.
+    the second subtracts it again. Exact for states within `BIAS_DEVIATIONS` of the mean; others are bent, not lost.
     """
+    # Heads that start as the identity keep what pre-training learnt: the first step starts from the encoder's own embedding.
     for head, states_RD in zip(heads, states, strict=True):
         mean_D, deviation_D = states_RD.float().mean(dim=0), states_RD.float().std(dim=0)
         # A dimension that hardly varies in the sample may vary later: it gets the bias of an average one.

@@ -1,4 +1,4 @@
-"""Which dimension of each parameter tensor parallelism cuts: one table with two readers, the trainer and the exporter."""
+"""Which dimension of each parameter tensor parallelism cuts: one table, which the trainer and the exporter both read."""
 
 import re
 from collections.abc import Iterable
@@ -48,7 +48,7 @@ SHARDING_TABLE: tuple[tuple[str, Sharding], ...] = (
 
 
 def matching_rows(name: str) -> list[Sharding]:
-    """Every row of the table that a parameter's name matches; a test holds that it is exactly one."""
+    """Every row of the table that a parameter's name matches; a test checks that it is exactly one."""
     return [kind for pattern, kind in SHARDING_TABLE if re.match(pattern, name)]
 
 

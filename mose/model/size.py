@@ -1,4 +1,4 @@
-"""How many parameters an exit has and how many operations a row costs there, counted from the shape alone."""
+"""Parameters per exit and floating-point operations per row, computed from the model's shape alone."""
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
 
@@ -28,8 +28,8 @@ def head_parameters(config: ModularStarEncoderConfig) -> int:
 def flops_per_row(config: ModularStarEncoderConfig, exit_layer: int, num_tokens: int) -> int:
     """Forward operations (a multiply-add is 2) of one row of `num_tokens` up to `exit_layer`.
 
-    Matrix products of the layers, 2 x weights a token, and attention's two products, 4 x tokens x width a token; the
-    embedding look-up is none. Biases, norms and softmax (under 1 % at any width used here) are left out.
+    Matrix products of the layers, 2 x weights per token, and attention's two products, 4 x tokens x width per token; the
+    embedding look-up counts as none. Biases, norms and softmax (under 1 % at any width used here) are left out.
     """
     width, key_value = config.hidden_size, config.num_key_value_heads * config.head_dim
     weights = 2 * width * width + 2 * width * key_value + 2 * width * config.intermediate_size

@@ -1,4 +1,4 @@
-"""A training checkpoint of any layout, or a converted one -> folders that others open: whole, or one a chosen exit.
+"""A training checkpoint of any layout, or a converted one -> folders that others open: whole, or one per chosen exit.
 
 Weights are streamed: each is read once, whatever the number of folders, and forgotten when it is written.
 """
@@ -36,7 +36,7 @@ LAYOUTS = (OURS, PUBLISHED)
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A model that is exported: its shape, its weights one at a time, and what is known of it."""
+    """A model that is exported: its shape, its weights one at a time, and its metadata."""
 
     model_class: ModelClass
     config: ModularStarEncoderConfig
@@ -50,7 +50,7 @@ class ExportSource:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What is wanted of a run."""
+    """Which checkpoint, exits and layout to export."""
 
     step: int | None = None
     """Step of the checkpoint; None: the latest."""

@@ -1,4 +1,4 @@
-"""How far an exported folder is from the model that was trained: its exits run on the file that was written.
+"""Compares an exported folder with the trained model: runs the written file and compares the states of every exit.
 
 Letters: N real tokens, D width.
 """

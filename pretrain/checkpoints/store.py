@@ -63,7 +63,7 @@ class ResumeRequest:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A whole checkpoint that this run may resume from, and newer ones that it passes over because they are damaged."""
+    """A whole checkpoint that this run may resume from, and newer ones that it skips because they are damaged."""
 
     checkpoint: Path
     progress: Progress
@@ -116,6 +116,7 @@ class CheckpointStore:
                 temporary.mkdir(parents=True)
             self._barrier()
             engine.save(temporary)
+            # The probe travels with the weights, so that an export can be compared with the live model after the run has ended.
             if self._context.is_main and probe is not None:
                 from safetensors.torch import save_file
 
@@ -160,6 +161,7 @@ class CheckpointStore:
 
     def _publish(self, temporary: Path, final: Path, progress: Progress, files: dict[str, str], sizes: dict[str, int]) -> None:
         manifest = {"progress": asdict(progress), "identity": self._identity, "files": files, "sizes": sizes}
+        # Written last: a folder with a manifest has all its other files on disk, and the manifest holds their checksums.
         write_json(temporary / MANIFEST_NAME, manifest | {"fingerprint": manifest_fingerprint(manifest)})
         for folder in {path.parent for path in temporary.rglob("*")}:
             sync_folder(folder)

@@ -42,12 +42,13 @@ class MultiExitLoss:
     def __call__(self, states: Sequence[Tensor], batch: MicroBatch, denominators: Denominators) -> tuple[Tensor, Tensor]:
         """This micro-batch's share of the global loss, and sums [E, C] in the order of `COLUMNS`, from states [N, D].
 
-        The deepest exit comes first: where a term follows it, it gives the log-probabilities [M, V] that the other exits are
-        compared with, one more buffer of that size, kept until the backward pass has gone through every exit.
+        With distillation, the deepest exit's log-probabilities [M, V] stay in memory until the backward pass has gone through
+        every exit.
         """
         deepest, has_teacher = len(states) - 1, any(term.follows_deepest for term in self._term_weights)
         teacher_MV: Tensor | None = None
         exits: list[Sums] = []
+        # Deepest first: its predictions are the distillation targets of the shallower exits.
         for exit_index in range(deepest, -1, -1):
             teaches = has_teacher and exit_index == deepest
             sums, made_MV = self._exit(states[exit_index], exit_index, batch, teacher_MV, teaches)
@@ -75,7 +76,8 @@ class MultiExitLoss:
         Only masked positions reach the vocabulary projection, so logits are [M, V], never [N, V]. They are computed again in
         the backward pass, so that memory holds those of one exit at a time, however many exits there are.
         """
-        # Nothing in it is random; and under ZeRO 3 the weights have other shapes in memory when it runs again.
+        # No random state to restore, since nothing here is random; no check of shapes, since ZeRO 3 changes those of the weights
+        # before the recomputation.
         token_sums, made_MV = checkpoint(
             self._token_sums,
             state_ND[batch.masked_N_indices],

@@ -1,4 +1,4 @@
-"""The module that DeepSpeed wraps: the encoder's own children under their own names, and a forward that gives the loss.
+"""The module that DeepSpeed wraps: the encoder's own children under their own names, and a forward pass that returns the loss.
 
 Letters: N real tokens, D width, E exits, C columns of sums.
 """
@@ -72,7 +72,7 @@ class TrainingModel(nn.Module):
 
     @property
     def universal_checkpoint_info(self) -> dict[str, Any]:
-        """What DeepSpeed's universal conversion needs to merge slices; the vocabulary kind counts as column there.
+        """Sharding patterns for DeepSpeed's universal conversion, which merges slices; it treats vocabulary slices as columns.
 
         Only patterns that some parameter matches: the conversion refuses the others.
         """

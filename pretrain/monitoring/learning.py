@@ -1,4 +1,4 @@
-"""Whether a run learns: it says so itself where masked tokens stay at the unigram level, a task at chance, or steps are large.
+"""Warns when a run does not learn: masked tokens stay at the unigram level, a task stays at chance, or steps are too large.
 
 Letters: V vocabulary.
 """
@@ -26,13 +26,13 @@ UNIGRAM_MARGIN = 0.1
 ROWS_TO_JUDGE = 2000
 # Steps in a row that must all be clipped, and the share by which one step may change a group's weights, after the warm-up.
 CLIPPED_STEPS, LARGEST_RATIO = 20, 0.03
-# Values of a weight that stand for all of it: 1B parameters are then 4 MB, and a look at them costs nothing.
-_VALUES_A_WEIGHT = 4096
+# Sampled values per weight matrix: a sample of a 1B-parameter model takes about 4 MB, so that reading it costs next to nothing.
+_VALUES_PER_WEIGHT = 4096
 _NORMAL_QUANTILE = 1.959964
 
 
 def unigram_entropy(counts_V: INT64_ARRAY) -> float:
-    """Nats a token of a text with these counts, with the correction of Miller (1955) for few tokens; 0 without any."""
+    """Nats per token of a text with these counts, with the correction of Miller (1955) for few tokens; 0 without any."""
     total = int(counts_V.sum())
     if not total:
         return 0.0
@@ -66,7 +66,7 @@ class UpdateRatios:
 
     @torch.no_grad()
     def remember(self) -> None:
-        """Call it before a step whose change is asked for."""
+        """Call it before a step whose change is to be measured."""
         self._before = {name: _some_values(parameter) for name, parameter in self._matrices.items()}
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class UpdateRatios:
 
 def _some_values(parameter: nn.Parameter) -> Tensor:
     values: Tensor = getattr(parameter, "ds_tensor", parameter).detach().flatten()
-    stride = max(1, values.numel() // _VALUES_A_WEIGHT)
+    stride = max(1, values.numel() // _VALUES_PER_WEIGHT)
     return values[::stride].float().clone()
 
 
@@ -124,7 +124,7 @@ class _Window:
 
 
 class LearningWatch:
-    """What rank 0 adds up over steps, and the lines it says; the state is of this process, a resumed run begins anew."""
+    """Rank 0's sums over steps and the warnings from them; the state is not saved, so that a resumed run starts from zero."""
 
     def __init__(self, config: PretrainConfig, module: nn.Module, is_main: bool = True):
         """Watch the run of a resolved `config` over this rank's `module`; only the main rank does anything."""
@@ -132,7 +132,7 @@ class LearningWatch:
         self._ratios = UpdateRatios(module, config.model.exit_layers)
         self._counts_V: INT64_ARRAY = np.zeros(config.model.vocabulary_size, dtype=np.int64)
         self._window, self._task = _Window(), _TaskRows()
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
 
     def before(self, is_logged: bool) -> None:
         """Call it before a step, with whether it ends an interval of the log."""
@@ -140,7 +140,7 @@ class LearningWatch:
             self._ratios.remember()
 
     def add(self, step: int, result: StepResult, batches: Sequence[MicroBatch]) -> None:
-        """Count what a step gave, after which `step` steps are done; a skipped step counts nothing."""
+        """Add the result of a step, after which `step` steps are done; a skipped step counts nothing."""
         if result.skipped or not self._is_main:
             return
         for batch in batches:
@@ -152,14 +152,14 @@ class LearningWatch:
             self._task.add(result.denominators.rows, deepest["task_correct"], batches)
 
     def read(self, step: int) -> dict[str, float]:
-        """The scalars of the last step; says what there is to say on standard error."""
+        """The scalars of the last step; prints the warnings on standard error."""
         ratios = self._ratios.read()
         for line in self.lines(step, ratios):
             print(f"step {step}: {line}", file=sys.stderr, flush=True)
         return ratios
 
     def lines(self, step: int, ratios: Mapping[str, float]) -> list[str]:
-        """What there is to say after `step` steps: each kind once, and again at the end of the run."""
+        """The warnings after `step` steps: each kind once, and again at the end of the run."""
         window, last = self._window, step >= self._config.max_steps
         if step <= self._config.schedule.warmup_steps or not window.steps:
             return []
@@ -167,8 +167,8 @@ class LearningWatch:
         if window.steps >= CLIPPED_STEPS or last:
             lines["clipping"] = self._clipping(window)
             self._window = _Window()
-        fresh = {kind: line for kind, line in lines.items() if line and (last or kind not in self._told)}
-        self._told |= fresh.keys()
+        fresh = {kind: line for kind, line in lines.items() if line and (last or kind not in self._printed)}
+        self._printed |= fresh.keys()
         return list(fresh.values())
 
     def _masked_tokens(self, window: _Window) -> str:

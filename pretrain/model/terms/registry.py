@@ -18,10 +18,5 @@ COLUMNS = (*(term.key for term in TERMS), *(term.correct_key for term in TERMS i
 
 
 def terms_of(objective: ObjectiveConfig) -> tuple[LossTerm[Any], ...]:
-    """The terms that an objective has."""
+    """The terms that an objective gives a positive weight."""
     return tuple(term for term in TERMS if term.weight(objective) > 0)
-
-
-def term_names(objective: ObjectiveConfig) -> tuple[str, ...]:
-    """Their names, as in `loss/exit_04/NAME`."""
-    return tuple(term.name(objective) for term in terms_of(objective))

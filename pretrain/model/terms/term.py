@@ -1,4 +1,4 @@
-"""What a term of the loss declares; training, logging, validation, plots and the model card read it from here.
+"""The declaration of a term of the loss; training, logging, validation, plots and the model card read it from here.
 
 Letters: M masked tokens, V vocabulary columns (of this rank under tensor parallelism), B rows.
 """
@@ -17,7 +17,7 @@ Predictions = TypeVar("Predictions")
 
 @dataclass(frozen=True)
 class Denominators:
-    """What sums are divided by: masked tokens and rows of the whole global batch, over all data ranks."""
+    """Divisors of the sums: masked tokens and rows of the whole global batch, over all data ranks."""
 
     masked_tokens: int
     rows: int

@@ -17,7 +17,7 @@ def _as_it_is(numbers_M: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class VocabularyReductions:
-    """How one number [M] of each of the ranks that share a vocabulary becomes that of the whole; outside of autograd."""
+    """Reduces values [M] over the ranks that share a vocabulary, outside of autograd."""
 
     maximum: Callable[[Tensor], Tensor] = _as_it_is
     total: Callable[[Tensor], Tensor] = _as_it_is
@@ -28,7 +28,7 @@ ONE_RANK = VocabularyReductions()
 
 @dataclass(frozen=True)
 class VocabularyOperations:
-    """What is done with vocabulary logits [M, V], whether they are whole or divided over ranks."""
+    """Loss and accuracy from vocabulary logits [M, V], whole or divided over ranks."""
 
     cross_entropy: Callable[[Tensor, Tensor], Tensor]
     """(logits [M, V], labels [M]) -> losses [M] in float32."""

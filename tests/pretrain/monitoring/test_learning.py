@@ -105,7 +105,7 @@ def test_groups_are_embedding_heads_and_the_exit_that_a_layer_leads_to() -> None
 
 
 def test_ratio_is_the_change_of_one_step_over_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning, "_VALUES_A_WEIGHT", 50)
+    monkeypatch.setattr(learning, "_VALUES_PER_WEIGHT", 50)
     module = nn.ModuleDict({"embed_tokens": nn.Embedding(30, 20), "other": nn.Linear(10, 10)})
     ratios = UpdateRatios(module, (1,))
     assert ratios.read() == {}
