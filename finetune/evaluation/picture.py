@@ -82,7 +82,8 @@ def draw_quality(axes: Axes, evaluation: Evaluation, control: Evaluation | None)
     # From chance (.0075) to TF-IDF (.5) is a factor of 70: on a linear axis a small model's exits would be at the bottom.
     axes.set_yscale("log")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 0.9))
+    # Between chance and the exits the plot is empty.
+    axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.02, 0.12))
 
 
 def _draw_exits(axes: Axes, evaluation: Evaluation, label: str, color: str, style: str) -> None:
