@@ -58,7 +58,7 @@ def figures(found: Differences) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "hardware": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, gloo, no GPU",
         "what": f"largest relative loss difference over {STEPS} steps after resuming a checkpoint of step {SAVED_STEP}",
-        "reference": "the run that saved, going on in its own layout; fp32, dropout 0, 4 layers of width 32, 8 rows a step",
+        "reference": "the run that saved, continued in its own layout; fp32, dropout 0, 4 layers of width 32, 8 rows per step",
         "names": "data ranks x tensor ranks z ZeRO stage; saved at -> resumed at",
         "bar": BAR,
         "pairs": len(values),

@@ -170,7 +170,7 @@ def plot(cluster: Cluster, path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(GPUS, [str(gpus) for gpus in GPUS])
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("GPUs (2,048 rows a step in all)")
+    axes.set_xlabel("GPUs (2,048 rows per step in all)")
     axes.set_ylabel("model FLOPs utilization, %")
     axes.set_title("Projected from one device's step, TP = 1, ZeRO 1")
     axes.grid(alpha=0.3)

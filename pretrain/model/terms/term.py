@@ -3,6 +3,7 @@
 Letters: M masked tokens, V vocabulary columns (of this rank under tensor parallelism), B rows.
 """
 
+import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
@@ -47,7 +48,7 @@ class RowPredictions:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LossTerm(Generic[Predictions]):
+class LossTerm(abc.ABC, Generic[Predictions]):
     """One term: total = sum over exits of exit weight x sum over terms of weight x sum / denominator."""
 
     unit: ClassVar[str]
@@ -82,9 +83,9 @@ class LossTerm(Generic[Predictions]):
         """Which scalars of an exit it has, as `exit_scalar` names them."""
         return ("loss",) if self.correct is None else ("loss", "accuracy")
 
+    @abc.abstractmethod
     def denominator(self, denominators: Denominators) -> int:
         """How many items its mean is over."""
-        raise NotImplementedError
 
 
 class TokenTerm(LossTerm[TokenPredictions]):
