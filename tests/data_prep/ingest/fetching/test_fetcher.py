@@ -156,7 +156,7 @@ def test_a_wrong_url_is_refused_before_all_is_remembered_as_missing(tmp_path: Pa
 def test_a_place_that_is_down_ends_the_run(tmp_path: Path, endpoint: str) -> None:
     source = an_input(tmp_path, endpoint, 120, "down", absent=120)
     down = a_config(tmp_path, source, endpoint_url="http://127.0.0.1:9", attempts=1)
-    with pytest.raises(MoseError, match="100 blobs in a row could not be had, the last for connection"):
+    with pytest.raises(MoseError, match="100 blobs in a row could not be fetched, the last for connection"):
         fetch(down)
     (statistics,) = json.loads(statistics_path(down).read_text())["runs"]
     assert statistics["given_up"]["connection"] >= 100 and statistics["stored"] == {}

@@ -268,7 +268,7 @@ def test_a_part_that_was_replaced_is_refused(tmp_path: Path) -> None:
     group(config)
     first, second = sorted((tmp_path / "grouped").glob("part-*"))
     first.write_bytes(second.read_bytes())
-    with pytest.raises(MoseError, match=r"part-00000\.parquet: is not the file that grouped\.json tells of"):
+    with pytest.raises(MoseError, match=r"part-00000\.parquet: is not the file that grouped\.json describes"):
         read_all(config.output)
 
 
