@@ -1,4 +1,4 @@
-"""The sections of `mose-data stats`: one function per section, in the order of the page.
+"""Builds the sections of `mose-data stats`: one function per section, in the order of the page.
 
 Letters: T slots of a row.
 """
@@ -22,7 +22,7 @@ PAPER_PACKED_TOKENS = 1300
 
 
 def stats_sections(manifest: Manifest, statistics: DatasetStatistics, removals: Sequence[Removal] = ()) -> list[Section]:
-    """All sections; charts show the split train (another one where that is empty), tables both."""
+    """All sections; charts show the split train (another one if it is empty), tables all splits."""
     shown = next(
         (split for split in (*SPLITS, *statistics.splits) if split in statistics.splits and statistics.splits[split].rows),
         SPLITS[0],
@@ -66,7 +66,7 @@ def _overview(statistics: DatasetStatistics) -> Section:
 
 
 def _names(title: str, what: str, totals: dict[str, Counter[str]], shown: str) -> Section:
-    """Tokens by name: the most frequent ones and the rest as one."""
+    """Tokens by name: the most frequent names, and the others in one row."""
     names = [name for name, _ in totals[shown].most_common(_MOST_NAMES)]
     names += sorted({name for counts in totals.values() for name in counts} - set(totals[shown]))[: _MOST_NAMES - len(names)]
     all_names = {name for counts in totals.values() for name in counts}
@@ -92,7 +92,7 @@ def _row_lengths(statistics: SplitStatistics, shown: str) -> Section:
 
 
 def _lone_and_packed(statistics: DatasetStatistics) -> Section:
-    """What packing gains: a file alone in its row against the rows as they are."""
+    """The gain of packing: mean filled slots with one file per row against those of packed rows."""
     rows, bars = [], []
     for split, found in statistics.splits.items():
         if not found.rows:
@@ -187,16 +187,16 @@ def _removed(removals: Sequence[Removal]) -> Section:
         for entry in removals
     )
     header = ("removed on", "blobs", "repositories", "rows changed", "text tokens")
-    return Section("Removals", "What `mose-data remove` took out; rows kept their numbers.", header, rows)
+    return Section("Removals", "Files removed by `mose-data remove`; rows kept their numbers.", header, rows)
 
 
 def mean_of(counts: INT64_ARRAY, first: int = 0) -> float:
-    """The mean of the values `first`, `first` + 1, ... that were counted so often; 0 of none."""
+    """The mean of the values `first`, `first` + 1, ..., weighted by `counts`; 0 without counts."""
     return float(counts @ np.arange(first, first + len(counts)) / max(1, counts.sum()))
 
 
 def _quantiles(counts: INT64_ARRAY, first: int) -> tuple[tuple[str, ...], ...]:
-    """Mean and quantiles of the values `first`, `first` + 1, ... that were counted so often."""
+    """Number, mean and quantiles of the values `first`, `first` + 1, ..., weighted by `counts`."""
     total = np.cumsum(counts)
     rows = [("number", f"{int(counts.sum()):,}"), ("mean", f"{mean_of(counts, first):,.1f}")]
     for percent in (1, 10, 25, 50, 75, 90, 99):
@@ -208,11 +208,11 @@ def _quantiles(counts: INT64_ARRAY, first: int) -> tuple[tuple[str, ...], ...]:
 _BINS = 24
 
 
-# Tukey's far-out fence: a task beyond three interquartile ranges of the quartiles is not of the same kind as the rest.
+# Tukey's outer fence: a shard more than three interquartile ranges beyond the quartiles is an outlier.
 _FENCE = 3.0
 
 
-# Tasks are never alike to the last digit; a smaller difference than this is not worth a name.
+# Minimum distance of an outlier: with nearly equal shards, the fence alone would report irrelevant differences.
 _LEAST_DIFFERENCE = 0.01
 
 
@@ -220,7 +220,7 @@ _NAMED = 10
 
 
 def outliers(fills: Sequence[ShardFill]) -> list[ShardFill]:
-    """Shards whose fill lies far outside that of the others, the worst first."""
+    """Shards whose fill is far from that of the others, the farthest first."""
     values = np.array([shard.fill for shard in fills])
     if not len(values):
         return []
@@ -231,7 +231,7 @@ def outliers(fills: Sequence[ShardFill]) -> list[ShardFill]:
 
 
 def fill_section(fills: Sequence[ShardFill], split: str) -> Section:
-    """The spread of fill over the shards of a split, outliers named."""
+    """The distribution of fill over the shards of a split, with outliers named."""
     values = np.array([shard.fill for shard in fills])
     strange = outliers(fills)
     rows = [("shards", f"{len(fills):,}", "")]
