@@ -115,16 +115,12 @@ class Decontaminator:
         self.num_short_texts = ngrams.num_short_texts
         """Number of texts that are ignored, because they have fewer than `min_words` words."""
 
-    def find(self, text: bytes, byte_offsets: INT64_ARRAY) -> list[Contamination | None]:
-        """What each piece [P] of a UTF-8 text shares with the evaluation files.
-
-        `byte_offsets` [P + 1]: where each piece begins, and where the last one ends. A match over several pieces counts for
-        each of them.
-        """
-        return self.find_batch([text], [byte_offsets])[0]
-
     def find_batch(self, texts: Sequence[bytes], byte_offsets: Sequence[INT64_ARRAY]) -> list[list[Contamination | None]]:
-        """`find` for many texts at once: several times faster where they are small."""
+        """What each piece [P] of each UTF-8 text shares with the evaluation files.
+
+        `byte_offsets` [P + 1] per text: the start of each piece, and the end of the last one. A match over several pieces counts
+        for each of them. Many texts per call are several times faster if they are small.
+        """
         firsts = np.array([0, *itertools.accumulate(len(text) + 1 for text in texts)], dtype=np.int64)
         matches = self._matches(fold(b"\0".join(texts)))
         owners = np.searchsorted(firsts, matches.starts, side="right") - 1
