@@ -240,7 +240,9 @@ class _Records:
         place, start = int(differs_R.argmax()), self._layout.json_offset
         row, found = block.first_row + place, block.records[place]
         if np.array_equal(found[start:], expected[place, start:]):
-            raise MoseError(f"{self._path}: row {row}: its record is not as written: a header, or zeros between its members")
+            raise MoseError(
+                f"{self._path}: row {row}: its record differs from what packing writes: a header, or zeros between its members"
+            )
         said = found[start:].tobytes().rstrip(b"\0").decode("ascii", "replace")
         message = f"mixed {labels.mixed[place]}, num_tokens {labels.num_tokens[place]}, num_snippets {labels.num_snippets[place]}"
         raise MoseError(f"{self._path}: row {row}: its .json member is {said}, its index says {message}")

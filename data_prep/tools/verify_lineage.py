@@ -57,7 +57,7 @@ def check_lineage(
         return
     ids_first_R = ids_S[np.minimum(first_R[:-1] - first_R[0], len(ids_S) - 1)]
     other_R = _any_in_row(ids_S != ids_first_R[row_of_S], row_of_S, len(rows_RT))
-    _fail(table.path, start, other_R != (labels.mixed == 1), "has a label `mixed` that its repositories do not bear out")
+    _fail(table.path, start, other_R != (labels.mixed == 1), "has a label `mixed` that contradicts its repositories")
     _fail(table.path, start, _more_than_two(ids_S, ids_first_R, row_of_S), "holds more than two repositories")
     if alternating:
         # Two repositories alternate if each snippet, from the third on, has the repository of the snippet two places before it.

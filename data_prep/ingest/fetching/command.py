@@ -57,7 +57,7 @@ def _write_statistics(config: FetchConfig, counts: FetchCounts) -> None:
 
 def print_counts(counts: FetchCounts) -> None:
     """Print the number of blobs per outcome on standard output."""
-    print(f"{counts.wanted:,} blobs wanted: {counts.stored[BODY]:,} fetched, {counts.known[BODY]:,} in the store before")
+    print(f"{counts.wanted:,} blobs wanted: {counts.stored[BODY]:,} fetched, {counts.known[BODY]:,} already in the store")
     without = (counts.stored + counts.known).items()
     rows = [(name, number, "in the store as such") for name, number in sorted(without) if name != BODY]
     rows += [(name, number, _advice(name)) for name, number in sorted(counts.given_up.items()) if number]

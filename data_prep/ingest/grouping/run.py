@@ -234,7 +234,7 @@ def _partitioned(grouping: Grouping, number: int) -> tuple[list[Batch], dict[str
     path = _bucket_file(grouping, number)
     found = load_batches(path)
     if found is None:
-        raise MoseError(f"{path}: is gone; expected what the first pass wrote: group again")
+        raise MoseError(f"{path}: no such file; expected the output of the first pass: group again")
     return found
 
 

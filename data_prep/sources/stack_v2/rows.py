@@ -78,7 +78,7 @@ def check_repositories(path: str, has_store: bool) -> None:
     """
     columns = columns_of(path)
     if not columns.is_nested:
-        raise MoseError(f"{path}: files: no such column; expected one row per repository: `mose-data group` makes them of files")
+        raise MoseError(f"{path}: files: no such column; expected one row per repository: run `mose-data group` on rows of files")
     if CONTENT not in columns.file and not has_store:
         raise MoseError(
             f"{path}: files.content: no such column; expected contents, or sources.blob_store with what `mose-data fetch` stored"

@@ -164,7 +164,7 @@ def _rewrite(dataset: Path, manifest: Manifest, found: ShardHits, special: Speci
 
 def print_plan(hits: Sequence[ShardHits]) -> None:
     """Print the planned removals per shard."""
-    table = Table("shard", title="what would go", title_justify="left")
+    table = Table("shard", title="planned removals", title_justify="left")
     table.columns[0].no_wrap = True
     for name in ("rows changed", "of these emptied", "of all rows", "snippets", "text tokens"):
         table.add_column(name, justify="right")
@@ -180,14 +180,14 @@ def summary_lines(removal: RemovalList, done: Removal) -> list[str]:
     """The counts of what was, or would be, removed, and the listed entries that the data set does not hold."""
     taken = f"{counted(done.snippets, 'snippet')} ({counted(done.text_tokens, 'text token')})"
     where = f"in {counted(done.rows, 'row')} of {counted(len(done.shards), 'shard')}"
-    lines = [f"{taken} {where}; of these rows {done.emptied_rows:,} hold nothing more"]
+    lines = [f"{taken} {where}; {done.emptied_rows:,} of these rows have no snippet left"]
     pairs = (("blob ids", removal.blobs, done.blobs), ("repositories", removal.repositories, done.repositories))
     for what, listed, found in pairs:
         there = set(found)
         missing = [name for name in listed if name not in there]
         if missing:
             named = ", ".join(missing[:_NAMED_MISSING]) + (", ..." if len(missing) > _NAMED_MISSING else "")
-            lines.append(f"{len(missing):,} of {len(listed):,} {what} are nowhere in the data set: {named}")
+            lines.append(f"{len(missing):,} of {len(listed):,} {what} are not in the data set: {named}")
     return lines
 
 

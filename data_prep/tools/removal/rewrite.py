@@ -179,9 +179,7 @@ class ShardRewriter:
             kept = np.ones(int(kept.sum()), dtype=bool)
         if snippets is None:
             path = self.dataset / self.entry.path
-            raise MoseError(
-                f"{path}: row {place} is not what its lineage says; expected a data set that passes `mose-data verify`"
-            )
+            raise MoseError(f"{path}: row {place} does not match its lineage; expected a data set that passes `mose-data verify`")
         left = [snippet for snippet, stays in zip(snippets, kept, strict=True) if stays]
         if not left:
             return np.full_like(row_T, self.special.pad)

@@ -108,11 +108,8 @@ def _lone_and_packed(statistics: DatasetStatistics) -> Section:
     rows.append(("the paper", f"{PAPER_LONE_TOKENS:,}", f"{PAPER_PACKED_TOKENS:,}", paper, "-", "-"))
     bars += [("the paper: a file alone", float(PAPER_LONE_TOKENS)), ("the paper: packed", float(PAPER_PACKED_TOKENS))]
     header = ("", "a file alone", "a packed row", "gain", "a row of one snippet", "such rows")
-    text = (
-        "Mean filled slots if each file stood alone in a row and were cut to it, against the rows of several snippets that there "
-        "are."
-    )
-    return Section("A file alone against a packed row", text, header, tuple(rows), Bars("tokens, mean", tuple(bars)))
+    text = "Mean filled slots with one file per row, truncated to the row, against those of the rows with several snippets."
+    return Section("One file per row against packed rows", text, header, tuple(rows), Bars("tokens, mean", tuple(bars)))
 
 
 def _snippets_a_row(statistics: SplitStatistics, shown: str) -> Section:
@@ -126,7 +123,7 @@ def _snippets_a_row(statistics: SplitStatistics, shown: str) -> Section:
     mark = Mark(statistics.snippets / max(1, statistics.rows), "mean")
     chart = histogram_of(counts[: last + 1].tolist(), 0, 1, "snippets of a row", "rows", mark)
     text = f"Snippets of each row of {shown}; a row of one carries no in-context signal."
-    return Section("Snippets a row", text, ("snippets", "rows", "share"), rows[:_MOST_NAMES], chart)
+    return Section("Snippets per row", text, ("snippets", "rows", "share"), rows[:_MOST_NAMES], chart)
 
 
 def _snippet_lengths(statistics: SplitStatistics, shown: str) -> Section:
@@ -154,8 +151,8 @@ def _labels(statistics: DatasetStatistics) -> Section:
         bars += [(f"{split}: of one file", float(found.single_file_rows))]
     header = ("", "mixed", "share", "of one repository", "of one file", "of the unmixed", "of one snippet")
     text = (
-        "A mixed row alternates two repositories. In a row of one file the label tests whether a text goes on, not whether it is "
-        "of the same repository."
+        "A mixed row alternates two repositories. In a row of one file, the label tests whether a text continues, not whether it "
+        "comes from the same repository."
     )
     return Section("Labels", text, header, tuple(rows), Bars("rows", tuple(bar for bar in bars if bar[1])))
 

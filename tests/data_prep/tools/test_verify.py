@@ -171,10 +171,10 @@ def test_a_damaged_tar_header(dataset: Path) -> None:
     with (dataset / SHARD).open("r+b") as file:
         file.seek(stride * 4 + 300)
         file.write(b"x")
-    assert "row 4: its record is not as written" in only_problem(dataset)
+    assert "row 4: its record differs from what packing writes" in only_problem(dataset)
     assert "SHA-256" in only_problem(dataset)
     renew_checksums(dataset)
-    assert only_problem(dataset).startswith(f"{dataset / SHARD}: row 4: its record is not as written")
+    assert only_problem(dataset).startswith(f"{dataset / SHARD}: row 4: its record differs from what packing writes")
 
 
 def test_a_sample_reads_some_shards_and_looks_at_the_size_of_all(dataset: Path) -> None:
@@ -287,7 +287,7 @@ def rename(row: int, snippet: int, name: str) -> Callable[[list[dict[str, Any]]]
 def test_an_unmixed_row_of_two_repositories(dataset: Path) -> None:
     row = first_row(dataset, mixed=False, snippets=2)
     change_lineage(dataset, rename(row, 1, "elsewhere"))
-    assert only_problem(dataset) == f"{dataset / LINEAGE}: row {row} has a label `mixed` that its repositories do not bear out"
+    assert only_problem(dataset) == f"{dataset / LINEAGE}: row {row} has a label `mixed` that contradicts its repositories"
 
 
 def test_a_mixed_row_of_three_repositories(dataset: Path) -> None:

@@ -252,7 +252,7 @@ def test_the_command_tells_what_came_and_ends_by_it(tmp_path: Path, endpoint: st
     words = ["fetch", f"--inputs=['{source}']", f"--store={tmp_path / 'store'}", f"--endpoint_url={endpoint}"]
     assert run_command("mose-data", "", {"fetch": COMMAND}, words) == 0
     printed = capsys.readouterr().out
-    assert "6 blobs wanted: 5 fetched, 0 in the store before" in printed and "missing" in printed
+    assert "6 blobs wanted: 5 fetched, 0 already in the store" in printed and "missing" in printed
     with faulty_proxy(endpoint, share=1.0, faults=("500",)) as proxy:
         more = [*words[:1], *words[1:3], f"--endpoint_url={proxy.address}", "--retry_missing=true", "--attempts=1"]
         assert run_command("mose-data", "", {"fetch": COMMAND}, more) == 1

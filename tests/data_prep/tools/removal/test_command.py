@@ -186,7 +186,7 @@ def test_a_second_removal_and_one_of_what_is_gone(dataset: Path, capsys: pytest.
     (tmp_path / "blobs.txt").write_text(first.blobs[0] + "\n")
     code, printed, _ = run(capsys, dataset, "--blobs", tmp_path / "blobs.txt")
     assert (code, printed.splitlines()[0]) == (0, "nothing removed")
-    assert f"1 of 1 blob ids are nowhere in the data set: {first.blobs[0]}" in printed
+    assert f"1 of 1 blob ids are not in the data set: {first.blobs[0]}" in printed
     assert checksums(dataset) == sums
     assert verify(dataset).problems == []
 
@@ -324,7 +324,7 @@ def test_a_dry_run_tells_and_changes_nothing(dataset: Path, capsys: pytest.Captu
     code, printed, _ = run(capsys, dataset, "--blobs", tmp_path / "blobs.txt")
     assert code == 0
     assert printed.splitlines() == [f"removed: {told[-2]}", told[-1]]
-    assert told[-1] == f"1 of {len(removal.blobs) + 1} blob ids are nowhere in the data set: {'1' * 40}"
+    assert told[-1] == f"1 of {len(removal.blobs) + 1} blob ids are not in the data set: {'1' * 40}"
     assert "shard-000001.tar" in "".join(told)
 
 
@@ -342,7 +342,7 @@ def test_the_record_says_what_went(dataset: Path) -> None:
     [
         ("1234\n", "blobs.txt: line 1: '1234' is not a blob id, expected 40 hexadecimal digits"),
         ("# c\n" + "a" * 40 + "\n" + "g" * 40, "blobs.txt: line 3: '" + "g" * 40 + "' is not a blob id"),
-        ("# nothing\n", "blobs.txt: no entry, expected one blob id or repository name a line"),
+        ("# nothing\n", "blobs.txt: no entry, expected one blob id or repository name per line"),
         (b"\xff\xfe", "blobs.txt: not a readable text file"),
     ],
 )
@@ -377,7 +377,7 @@ def test_a_shard_that_is_not_what_its_lineage_says_is_left_alone(dataset: Path) 
     at = layout.token_offset + (layout.sequence_length - 2) * layout.dtype.itemsize
     content[at : at + 2] = np.array([special.sep], layout.dtype).tobytes()
     shard.write_bytes(content)
-    with pytest.raises(MoseError, match="row 0 is not what its lineage says"):
+    with pytest.raises(MoseError, match="row 0 does not match its lineage"):
         remove(dataset, RemovalList((blob,)))
     assert shard.read_bytes() == content
 
