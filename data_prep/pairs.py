@@ -1,4 +1,4 @@
-"""`mose-data pairs`: documented Python functions of the repositories as (docstring, code) pairs for fine-tuning."""
+"""`mose-data pairs`: extracts (docstring, code) pairs from documented Python functions, for fine-tuning."""
 
 import ast
 import textwrap
@@ -21,7 +21,7 @@ from mose.errors import MoseError
 from mose.seeding import generator
 
 LANGUAGE = "Python"
-# CodeSearchNet leaves out docstrings that are not English; by their share of characters outside ASCII here.
+# CodeSearchNet drops docstrings that are not English; the share of non-ASCII characters approximates that.
 MAX_NON_ASCII_SHARE = 0.1
 
 
@@ -34,15 +34,15 @@ class PairsConfig:
     sources: SourcesConfig = field(default_factory=SourcesConfig)
     """Where the repositories are."""
     filters: FiltersConfig = field(default_factory=FiltersConfig)
-    """Which files are read."""
+    """Filters of the files."""
     held_out_fraction: float = 0.02
-    """Share of repositories in the split held_out; the same value and seed as for pack hold out the same repositories."""
+    """Share of repositories in the split held_out; with the value and seed of pack, the same repositories are held out."""
     seed: int = 0
     """Chooses the held-out repositories and, above max_pairs_per_repository, the pairs."""
     min_docstring_words: int = 3
-    """Leave out functions whose docstring's first paragraph has fewer words."""
+    """Drop functions whose docstring has fewer words in its first paragraph."""
     min_code_lines: int = 3
-    """Leave out functions with fewer lines of code, blank ones and the docstring not counted."""
+    """Drop functions with fewer lines of code, without blank lines and the docstring."""
     max_pairs_per_repository: int = 0
     """Keep a seeded sample of this size of each repository; 0 means all."""
 
@@ -64,7 +64,7 @@ class DocumentedFunction:
 
 
 def build_pairs(config: PairsConfig) -> list[Pair]:
-    """Mine every repository, write the pairs, print counts; the same input and config give the same bytes.
+    """Mine every repository, write the pairs and print counts; deterministic for the same input and config.
 
     Raises:
         MoseError: no repositories, or none with a documented Python function.
@@ -87,9 +87,9 @@ def build_pairs(config: PairsConfig) -> list[Pair]:
 
 
 def documented_functions(source: str) -> Iterator[DocumentedFunction]:
-    """The documented functions and methods of a Python file in file order; nothing of a file that does not parse.
+    """The documented functions and methods of a Python file in file order; none if the file does not parse.
 
-    Functions inside functions, dunder methods and functions with `test` in their name are left out.
+    Nested functions, dunder methods and functions with `test` in their name are skipped.
     """
     source = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     try:
@@ -98,7 +98,7 @@ def documented_functions(source: str) -> Iterator[DocumentedFunction]:
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
-    # As ast counts them: str.splitlines would also end a line at form feeds and U+2028.
+    # Split as ast counts lines: str.splitlines would also split at form feeds and U+2028.
     lines = source.split("\n")
     for node in _functions(tree):
         docstring = ast.get_docstring(node)
@@ -123,7 +123,7 @@ def _repository_pairs(ref: RepositoryRef, config: PairsConfig, seen: set[str]) -
     found = [pair for file in files if file.source.language == LANGUAGE for pair in _file_pairs(file, config)]
     fresh = []
     for pair in found:
-        # A docstring or a body that came before, in any repository, would make a second right answer, or leak a split.
+        # A repeated docstring or body, in any repository, would be a second right answer in retrieval, or leak between splits.
         marks = {content_sha1(text.encode("utf-8")) for text in ("nl " + pair.nl, "code " + " ".join(pair.code_a.split()))}
         if not marks & seen:
             fresh.append(pair)
@@ -156,7 +156,7 @@ def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunction
 
 
 def _code_without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> str:
-    """The function's source, decorators included, less its docstring; empty when they share a line or nothing else is left."""
+    """The function's source, with decorators, without its docstring; empty if both share a line or nothing else remains."""
     docstring = node.body[0]
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     last = node.end_lineno or node.lineno

@@ -1,1 +1,1 @@
-"""Which files become training text."""
+"""Filters that decide which files become training text."""

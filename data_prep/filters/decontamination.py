@@ -1,4 +1,7 @@
-"""Pieces that repeat text of evaluation files, found by n words in a row, so that scores do not measure memory.
+"""Finds and drops pieces that share n consecutive words with an evaluation file, so that scores do not measure memorisation.
+
+The texts are compared by hashes of word n-grams: a Bloom filter rejects most n-grams of the training text, and the sorted hashes
+of the evaluation files decide the rest, all in numpy and in blocks that fit into a processor's cache.
 
 Letters: W words, P pieces of a file.
 """
@@ -22,29 +25,29 @@ from mose.config import require
 from mose.files.storage import storage_path
 
 CONTAMINATED = "contaminated"
-# Bytes of text whose words are held at a time: arrays of this many words stay in a processor's cache.
+# Bytes of text whose words are in memory at a time, so that the arrays of words stay in a processor's cache.
 _BLOCK_BYTES = 1 << 18
 _SHOWN_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
 class DecontaminationConfig:
-    """Which evaluation files must not be in the training text, and how much in common is too much."""
+    """Which evaluation files must not occur in the training text, and how much overlap is too much."""
 
     files: tuple[str, ...] = ()
-    """Evaluation files, paths or URLs: .jsonl, .json, .parquet or plain text, all but parquet also as .gz; empty: none."""
+    """Evaluation files, paths or URLs: .jsonl, .json, .parquet or plain text, all but parquet also as .gz; empty means none."""
     fields: tuple[str, ...] = ()
     """Fields of an example that hold its text; each file with fields must have one of them. Empty means every string at any
-    depth, so also paths and URLs."""
+    depth, including paths and URLs."""
     ngram_words: int = 13
-    """A piece is dropped when it shares this many words in a row with an example. Words are runs of letters, digits and _,
-    upper and lower case alike; white space and punctuation do not count. 13 is what GPT-3 took (Brown et al. 2020)."""
+    """Drop a piece that shares this many consecutive words with an example. Words are runs of letters, digits and _, without
+    regard to case; white space and punctuation are ignored. GPT-3 used 13 (Brown et al. 2020)."""
     min_words: int = 8
-    """Texts of fewer words than ngram_words are looked for as a whole; those of fewer than this are ignored and counted."""
+    """Texts shorter than ngram_words words must match as a whole; texts shorter than this are ignored and counted."""
     min_distinct_words: int = 5
-    """Words in a row of which fewer are distinct, numbers not counted, are tables of figures and drop nothing."""
+    """N-grams with fewer distinct words, numbers not counted, are usually tables of numbers and drop nothing."""
     max_examples: int = 10
-    """Words in a row that more examples than this share are idioms and headers, and drop nothing."""
+    """N-grams that more examples than this share are idioms and headers, and drop nothing."""
 
     def __post_init__(self) -> None:
         require(2 <= self.ngram_words <= 1000, f"decontamination.ngram_words: is {self.ngram_words}, expected 2 to 1000")
@@ -66,36 +69,36 @@ class Contamination:
     file: str
     """Name of the evaluation file of the first match."""
     text: str
-    """The first match as it stands in the training text, with what overlaps it; at most 200 characters, on one line."""
+    """The first match in the training text, with the matches that overlap it; at most 200 characters, on one line."""
     matches: int
-    """Places of the piece at which n words in a row, or a whole short text, match."""
+    """Number of matching n-grams and whole short texts in the piece."""
 
 
 @dataclass(frozen=True)
 class _Matches:
-    """Where n-grams of the evaluation files stand in some bytes, in no order."""
+    """Byte ranges in a text that match the evaluation files, in no particular order."""
 
     starts: INT64_ARRAY
     ends: INT64_ARRAY
     files: NDArray[np.int32]
 
     def chosen(self, which: NDArray[Any], offset: int = 0) -> "_Matches":
-        """Some of them (a mask or indices), with `offset` taken off their places."""
+        """The selected matches (a mask or indices), with `offset` subtracted from their positions."""
         return _Matches(self.starts[which] - offset, self.ends[which] - offset, self.files[which])
 
 
 class Decontaminator:
-    """Finds what texts share with the evaluation files of one config; loaded once, then it never changes.
+    """Finds what texts share with the evaluation files of one config; immutable after loading.
 
-    What is compared are 64-bit hashes. Two n-grams share one by chance with probability 2^-64 (2^-59 where the same words
-    stand in another order): 10^12 words against 10^7 n-grams make less than one wrong match.
+    N-grams are compared by 64-bit hashes. Two n-grams collide with probability 2^-64 (2^-59 for the same words in another
+    order): 10^12 words against 10^7 n-grams give less than one false match.
     """
 
     def __init__(self, config: DecontaminationConfig):
         """Read the evaluation files.
 
         Raises:
-            MoseError: a file cannot be read, is not what its name says, or lacks the fields.
+            MoseError: a file cannot be read, does not have the format of its suffix, or lacks the fields.
         """
         self._config = config
         ngrams = EvaluationNgrams(config.ngram_words, config.min_words, config.min_distinct_words)
@@ -108,24 +111,20 @@ class Decontaminator:
         self._short = tables
         self._beginnings = ngrams.beginnings()
         self.num_ngrams = sum(len(table.hashes_S) for table in (self._long, *tables.values()) if table)
-        """Distinct n-grams and whole short texts that are looked for."""
+        """Number of distinct n-grams and whole short texts in the tables."""
         self.num_short_texts = ngrams.num_short_texts
-        """Texts of the evaluation files that are ignored, because they have fewer than `min_words` words."""
-
-    def find(self, text: bytes, byte_offsets: INT64_ARRAY) -> list[Contamination | None]:
-        """What each piece [P] of a UTF-8 text shares with the evaluation files.
-
-        `byte_offsets` [P + 1]: where each piece begins, and where the last one ends. A match over several pieces counts for
-        each of them.
-        """
-        return self.find_batch([text], [byte_offsets])[0]
+        """Number of texts that are ignored, because they have fewer than `min_words` words."""
 
     def find_batch(self, texts: Sequence[bytes], byte_offsets: Sequence[INT64_ARRAY]) -> list[list[Contamination | None]]:
-        """`find` for many texts at once: several times faster where they are small."""
+        """What each piece [P] of each UTF-8 text shares with the evaluation files.
+
+        `byte_offsets` [P + 1] per text: the start of each piece, and the end of the last one. A match over several pieces counts
+        for each of them. Many texts per call are several times faster if they are small.
+        """
         firsts = np.array([0, *itertools.accumulate(len(text) + 1 for text in texts)], dtype=np.int64)
         matches = self._matches(fold(b"\0".join(texts)))
         owners = np.searchsorted(firsts, matches.starts, side="right") - 1
-        # The last words of one text and the first of the next are no match.
+        # Discard matches that span the end of one text and the start of the next.
         inside = matches.ends < firsts[owners + 1]
         found: list[list[Contamination | None]] = [[None] * (len(offsets) - 1) for offsets in byte_offsets]
         for owner in np.unique(owners[inside]).tolist():
@@ -139,6 +138,7 @@ class Decontaminator:
         found = [_Matches(nowhere, nowhere, nowhere.astype(np.int32))]
         for words, num_known in _word_blocks(folded, self._config.ngram_words - 1):
             for size, positions, files in self._lookups(words):
+                # Matches that lie entirely in the repeated words were found with the previous block.
                 ends = positions + size
                 is_new = ends > num_known
                 starts = words.starts_W[positions[is_new]]
@@ -150,10 +150,11 @@ class Decontaminator:
         )
 
     def _lookups(self, words: Words) -> Iterator[tuple[int, INT64_ARRAY, NDArray[np.int32]]]:
-        """By size of the n-grams: the words at which the matches begin, and their evaluation files."""
+        """For each n-gram size: the index of the first word of each match, and its evaluation file."""
         if self._long:
             size = self._config.ngram_words
             yield size, *self._long.find(ngram_hashes(words.hashes_W, size))
+        # Short texts have several sizes. Looking up their common-size beginnings first leaves few candidates for each size.
         beginnings = ngram_hashes(words.hashes_W, self._config.min_words) if self._short else words.hashes_W[:0]
         candidates, _ = self._beginnings.find(beginnings)
         for size, table in self._short.items() if len(candidates) else ():
@@ -179,7 +180,7 @@ def drop_contaminated(
     counts: FilterCounts,
     dropped: DroppedLog | None = None,
 ) -> list[NDArray[np.bool_]]:
-    """Which pieces [P] of each file stay; the others are counted and written into `dropped`. All stay without decontaminator."""
+    """A mask [P] per file of the pieces to keep; counts and logs the others. Keeps all pieces without a decontaminator."""
     if decontaminator is None:
         return [np.ones(len(offsets) - 1, dtype=np.bool_) for offsets in byte_offsets]
     found = decontaminator.find_batch([file.utf8 for file in files], byte_offsets)
@@ -195,16 +196,16 @@ def drop_contaminated(
 
 
 def _word_blocks(folded: bytes, num_repeated: int) -> Iterator[tuple[Words, int]]:
-    """The words of `folded` in blocks of bounded size; each begins with the last `num_repeated` words of the block before.
+    """The words of `folded` in blocks of bounded size; each begins with the last `num_repeated` words of the previous block.
 
-    Gives the words and how many of them are repeated.
+    The repetition lets n-grams span blocks. Yields the words and how many of them are repeated.
     """
     known = find_words(b"")
     start = 0
     while start < len(folded):
         end = min(start + _BLOCK_BYTES, len(folded))
         if end < len(folded):
-            # No block ends inside a word. A run of word bytes that is longer than a block is taken whole.
+            # End the block between words; a run of word bytes that is longer than a block becomes one long block.
             space = folded.rfind(b"\0", start, end)
             space = space if space >= 0 else folded.find(b"\0", end)
             end = space + 1 if space >= 0 else len(folded)
@@ -215,7 +216,7 @@ def _word_blocks(folded: bytes, num_repeated: int) -> Iterator[tuple[Words, int]
 
 
 def _shown(text: bytes, matches: _Matches) -> str:
-    """The first match with those that overlap it, on one line."""
+    """The first match and those that overlap it, on one line."""
     order = np.argsort(matches.starts, kind="stable")
     start = end = int(matches.starts[order[0]])
     for index in order.tolist():

@@ -1,4 +1,4 @@
-"""What was left out of a data set, file by file with the reason: written by the tasks, listed by `mose-data dropped`."""
+"""The log of dropped files and pieces with their reasons: written by the tasks, listed by `mose-data dropped`."""
 
 import contextlib
 from pathlib import Path
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from mose.files.atomic_file import atomic_write
 
 FOLDER = "dropped"
-# One line a dropped file, or a dropped piece of a kept file; `num_bytes` of the file or piece, 0 where it was never read.
+# One line per dropped file, or per dropped piece of a kept file; `num_bytes` is 0 if the file was never read.
 DROPPED_SCHEMA = pa.schema(
     [
         ("repository", pa.string()),
@@ -22,22 +22,22 @@ DROPPED_SCHEMA = pa.schema(
     ]
 )
 MAX_DETAIL_CHARACTERS = 400
-# A row group; some 300 bytes of Python objects a line, so that waiting lines stay below 5 MB.
+# Lines per row group; at about 300 bytes of Python objects per line, the buffer stays below 5 MB.
 GROUP_LINES = 1 << 14
 
 Line = tuple[str, str, str, str, int, str]
 
 
 def dropped_path(task: int) -> str:
-    """Where the list of a task's dropped files lies below the data set."""
+    """The path of a task's log, relative to the data set."""
     return f"{FOLDER}/dropped-{task:06d}.parquet"
 
 
 class DroppedLog(contextlib.AbstractContextManager["DroppedLog"]):
     """Collects a task's dropped files and pieces in bounded memory.
 
-    The file appears whole, at `close` or where the `with` block ends; after an error inside the block it does not appear.
-    Its bytes depend on the lines and their order only.
+    The file appears atomically, at `close` or at the end of the `with` block; after an error in the block it does not appear.
+    Its bytes depend only on the lines and their order.
     """
 
     def __init__(self, dataset: Path, task: int):
@@ -50,14 +50,14 @@ class DroppedLog(contextlib.AbstractContextManager["DroppedLog"]):
         """Lines so far."""
 
     def add(self, repository: str, path: str, blob_id: str, reason: str, num_bytes: int, detail: str = "") -> None:
-        """Write down one dropped file or piece; of `detail` the first 400 characters are kept."""
+        """Log one dropped file or piece; keeps the first 400 characters of `detail`."""
         self._waiting.append((repository, path, blob_id, reason, num_bytes, detail[:MAX_DETAIL_CHARACTERS]))
         self.lines += 1
         if len(self._waiting) >= GROUP_LINES:
             self._flush()
 
     def close(self) -> None:
-        """Publish the list; a task that dropped nothing leaves an empty one. A second call does nothing.
+        """Publish the log, an empty one if nothing was dropped. A second call does nothing.
 
         Raises:
             OSError: the disk is full or not writable.
@@ -68,7 +68,7 @@ class DroppedLog(contextlib.AbstractContextManager["DroppedLog"]):
             self._is_closed = True
 
     def __exit__(self, *error: Any) -> None:
-        """Publish, or after an error remove what was written."""
+        """Publish the log, or remove the temporary file after an error."""
         if error[0] is None:
             self.close()
         self._open_files.__exit__(*error)

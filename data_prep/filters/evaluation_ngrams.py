@@ -1,4 +1,4 @@
-"""The n-grams of evaluation files: every n words in a row of their texts, and texts of fewer words as a whole.
+"""Collects the n-grams of evaluation files: every n consecutive words of their texts, and shorter texts as a whole.
 
 Letters: T texts, W words, G n-grams.
 """
@@ -14,14 +14,14 @@ from data_prep.filters.word_hashes import Words, find_words, fold, ngram_hashes
 from mose.array_types import INT64_ARRAY
 from mose.seeding import UINT64_ARRAY
 
-# Texts hashed at a time.
+# Bytes of text hashed at a time.
 _BATCH_BYTES = 1 << 18
-# Stands for every word that begins with a digit; 0 sorts first.
+# Replaces every word that begins with a digit; 0, because `_says_something` expects it first after sorting.
 _NUMBER = np.uint64(0)
 
 
 class EvaluationNgrams:
-    """Gathers examples; then gives one table for each number of words that is looked for."""
+    """Collects examples, and then builds one table per n-gram size."""
 
     def __init__(self, ngram_words: int, min_words: int, min_distinct_words: int):
         self._ngram_words, self._min_words, self._min_distinct_words = ngram_words, min_words, min_distinct_words
@@ -34,12 +34,12 @@ class EvaluationNgrams:
         self._examples: dict[int, list[INT32_ARRAY]] = {size: [] for size in sizes}
         self._beginnings: list[UINT64_ARRAY] = []
         self.num_short_texts = 0
-        """Texts with some words, but fewer than `min_words`."""
+        """Number of texts with at least one word, but fewer than `min_words`."""
 
     def add(self, texts: Iterable[str], file: int) -> None:
-        """Take the texts of one example of evaluation file number `file`."""
+        """Add the texts of one example of evaluation file number `file`."""
         for text in texts:
-            # An escape such as \\ud800 in JSON gives half of a character, which only this error handler writes.
+            # A JSON escape such as \\ud800 decodes to a lone surrogate, which only this error handler can encode.
             content = text.encode("utf-8", "surrogatepass")
             self._texts.append(content)
             self._example_of_text.append(len(self._file_of_example))
@@ -49,7 +49,7 @@ class EvaluationNgrams:
             self._hash_waiting()
 
     def tables(self, max_examples: int) -> dict[int, NgramTable]:
-        """The tables by number of words; an n-gram that more than `max_examples` examples have is in none."""
+        """The tables by n-gram size, without n-grams that occur in more than `max_examples` examples."""
         self._hash_waiting()
         files = np.array(self._file_of_example, dtype=np.int32)
         tables = {}
@@ -59,7 +59,10 @@ class EvaluationNgrams:
         return tables
 
     def beginnings(self) -> NgramTable:
-        """The first `min_words` words of all texts that are looked for as a whole; to be asked for after `tables`."""
+        """The first `min_words` words of every short text; call it after `tables`, which hashes the last batch.
+
+        A text of any length in [`min_words`, `ngram_words`) begins with such an n-gram, so one look-up excludes most positions.
+        """
         hashes = np.concatenate([np.zeros(0, dtype=np.uint64), *self._beginnings])
         return ngram_table(hashes, np.zeros(len(hashes), dtype=np.int32), np.zeros(1, dtype=np.int32), max_examples=1)
 
@@ -80,6 +83,7 @@ class EvaluationNgrams:
 
     def _add_grams(self, words: Words, said_W: UINT64_ARRAY, text_W: INT64_ARRAY, examples_T: INT32_ARRAY) -> None:
         size = self._ngram_words
+        # First and last word in the same text: an n-gram must not span two texts of the batch.
         firsts = np.flatnonzero(text_W[: max(len(text_W) - size + 1, 0)] == text_W[size - 1 :])
         firsts = firsts[self._says_something(said_W, firsts, size)]
         if len(firsts):
@@ -98,7 +102,7 @@ class EvaluationNgrams:
                 self._beginnings.append(ngram_hashes(words.hashes_W, self._min_words)[firsts])
 
     def _says_something(self, said_W: UINT64_ARRAY, firsts_G: INT64_ARRAY, size: int) -> NDArray[np.bool_]:
-        """Whether `size` words from each of `firsts_G` hold enough distinct ones; all numbers in `said_W` are `_NUMBER`."""
+        """Whether each n-gram of `size` words from `firsts_G` has enough distinct words; numbers in `said_W` are `_NUMBER`."""
         words_G = np.sort(said_W[firsts_G[:, None] + np.arange(size)], axis=1)
         num_distinct_G = 1 + np.count_nonzero(words_G[:, 1:] != words_G[:, :-1], axis=1)
         has_number_G = words_G[:, 0] == _NUMBER

@@ -1,4 +1,4 @@
-"""The texts of evaluation files, example by example: JSON lines, JSON, parquet or plain text, on any file system."""
+"""Reads the texts of evaluation files, example by example: JSON lines, JSON, parquet or plain text, on any file system."""
 
 import gzip
 import json
@@ -17,14 +17,14 @@ _BATCH_ROWS = 1 << 10
 
 
 def read_examples(file: str, fields: tuple[str, ...] = ()) -> Iterator[list[str]]:
-    """The texts of each example of an evaluation file (path or URL; `.gz` of each kind but parquet too).
+    """The texts of each example of an evaluation file (path or URL; all kinds except parquet also as `.gz`).
 
-    `.jsonl`: an example a line; `.json`: one, or one an item of a list; `.parquet`: an example a row; anything else is one
-    example of plain UTF-8 text. Texts are all string values at any depth, or those inside those top-level `fields` that an
+    `.jsonl`: one example per line; `.json`: one example, or one per item of a list; `.parquet`: one per row; any other file is
+    one example of plain UTF-8 text. Texts are all string values at any depth, or those inside those top-level `fields` that an
     example has.
 
     Raises:
-        MoseError: the file cannot be read or is not what its name says, or none of its examples has any of the `fields`.
+        MoseError: the file cannot be read, does not have the format of its suffix, or no example has any of the `fields`.
     """
     path = storage_path(file)
     name = path.name.removesuffix(".gz")
@@ -47,7 +47,7 @@ def read_examples(file: str, fields: tuple[str, ...] = ()) -> Iterator[list[str]
 
 
 def strings_of(value: Any) -> Iterator[str]:
-    """Every string in a value of JSON, at any depth; names of fields are not texts."""
+    """Every string value in a JSON value, at any depth, without field names."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

@@ -1,4 +1,4 @@
-"""The files that filters read, lists of opt-outs and evaluation sets: their content is part of what a data set is."""
+"""The fingerprint of the files that filters read, opt-out lists and evaluation files, whose content shapes a data set."""
 
 import hashlib
 
@@ -11,12 +11,12 @@ from mose.files.storage import storage_path
 
 
 def filters_fingerprint(filters: FiltersConfig, decontamination: DecontaminationConfig) -> str:
-    """Changes when what stands in the opt-out lists or in the evaluation files does; where these lie does not count.
+    """A hash of the entries of the opt-out lists, and of the names and bytes of the evaluation files.
 
-    Lists count by their entries, evaluation files by name and bytes.
+    Independent of folders, so that files can move between runs.
 
     Raises:
-        MoseError: one of these files cannot be read, or a line of an opt-out list is wrong.
+        MoseError: one of these files cannot be read, or a line of an opt-out list is invalid.
     """
     opt_out = load_opt_out(filters.opt_out)
     names = sorted(opt_out.repositories), sorted(blob.hex() for blob in opt_out.blobs)

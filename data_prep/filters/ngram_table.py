@@ -1,4 +1,7 @@
-"""A set of 64-bit hashes of n words in a row, each with the evaluation file that it came from: built once, looked up in bulk.
+"""A set of 64-bit n-gram hashes, each with its evaluation file: built once, looked up in bulk.
+
+Nearly all look-ups fail, because training text rarely repeats an evaluation file. A Bloom filter, small enough for the cache,
+answers those with two memory accesses; only the rest needs a binary search in the sorted hashes.
 
 Letters: G hashes looked up, S hashes of the set. Memory: 12 bytes per hash, and 2 to 4 of a Bloom filter (at most 16 MiB).
 """
@@ -13,9 +16,9 @@ from mose.seeding import UINT64_ARRAY
 
 INT32_ARRAY = NDArray[np.int32]
 
-# Bits of the filter for each hash, at least: two are set, so that 1 look-up in 64 goes on to the sorted hashes in vain.
+# Minimum bits of the filter per hash. Two bits are set per hash, so that 1 look-up in 64 is a false positive.
 _SLOTS = 16
-# Logarithms of the number of bits: 2^27 are 16 MiB, what a processor's cache may still hold.
+# Base-2 logarithms of the number of bits: 2^27 bits are 16 MiB, which still fit into a processor's cache.
 _MIN_SLOT_BITS, _MAX_SLOT_BITS = 10, 27
 _HASH_BITS = 64
 
@@ -26,18 +29,21 @@ class NgramTable:
 
     hashes_S: UINT64_ARRAY
     files_S: INT32_ARRAY
-    """Number of the evaluation file that each is from, the first of several."""
+    """Number of the evaluation file of each hash; the first one if several files have it."""
     slots: NDArray[np.uint8]
-    """The filter, 8 slots a byte. Set are the slots that the leading bits of a hash number, and the bits next to them."""
+    """The Bloom filter, 8 slots per byte. Each hash sets two slots: the numbers in its leading bits and in the bits after them.
+
+    The hashes are uniform already, so their own bits serve as the filter's hash functions.
+    """
 
     def find(self, hashes_G: UINT64_ARRAY) -> tuple[INT64_ARRAY, INT32_ARRAY]:
-        """Which of `hashes_G` are in the set, in ascending order, and the evaluation file of each."""
+        """The indices of those `hashes_G` [G] that are in the set, ascending, and the evaluation file of each."""
         maybe = np.flatnonzero(self._is_set(_leading(hashes_G, self._bits())))
         maybe = maybe[self._is_set(_next(hashes_G[maybe], self._bits())) > 0]
         wanted = hashes_G[maybe]
         places = np.searchsorted(self.hashes_S, wanted)
         places[places == len(self.hashes_S)] = 0
-        # Nothing passes the filter of an empty set, so that 0 is a place wherever there is one to look at.
+        # No hash passes the filter of an empty set, so that index 0 exists whenever it is used.
         found = self.hashes_S[places] == wanted
         return maybe[found], self.files_S[places[found]]
 
@@ -49,7 +55,8 @@ class NgramTable:
 
 
 def ngram_table(hashes: UINT64_ARRAY, examples: INT32_ARRAY, file_of_example: INT32_ARRAY, max_examples: int) -> NgramTable:
-    """The set of the `hashes` that at most `max_examples` examples have; `examples` says which has each, as numbers from 0."""
+    """The set of those `hashes` that occur in at most `max_examples` examples; `examples` is the example of each, from 0."""
+    # Sorted by hash and then example, repetitions are adjacent: distinct examples per hash can be counted without a dictionary.
     order = np.lexsort((examples, hashes))
     hashes, examples = hashes[order], examples[order]
     is_new_hash = np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]

@@ -1,4 +1,4 @@
-"""Opt-out lists: repositories and blobs whose owners do not want them in a training set."""
+"""Reads opt-out lists: repositories and blobs whose owners do not want them in a training set."""
 
 import functools
 import re
@@ -10,24 +10,24 @@ from mose.files.storage import storage_path
 
 _HEXADECIMAL = re.compile(r"[0-9a-fA-F]+")
 _BLOB_ID_DIGITS = 40
-# A repository name made of so many hexadecimal digits is a mistyped or foreign hash (MD5, git SHA-256), not a name.
+# An entry of at least this many hexadecimal digits is a mistyped or other hash (MD5, git SHA-256), not a repository name.
 _HASH_DIGITS = 32
 _COMMENT = re.compile(r"(^|\s)#.*")
-# A second repository of one name is listed as NAME#2; who opts NAME out means it too.
+# A second repository of one name is listed as NAME#2; an opt-out of NAME includes it.
 _NUMBER = re.compile(r"#\d+$")
 
 
 @dataclass(frozen=True)
 class OptOut:
-    """What was opted out; about 150 bytes of memory an entry."""
+    """Opted-out repositories and blobs; takes about 150 bytes of memory per entry."""
 
     repositories: frozenset[str] = frozenset()
-    """Names, case-folded: code hosts do not tell `Owner/Name` from `owner/name`."""
+    """Names, case-folded, because code hosts treat `Owner/Name` and `owner/name` as the same."""
     blobs: frozenset[bytes] = frozenset()
     """SHA-1 of contents, 20 bytes each."""
 
     def reason(self, repository: str, blob_id: str) -> str:
-        """`repository` or `blob` when a file of this repository with this blob id is opted out, else empty."""
+        """`repository` or `blob` if a file of this repository with this blob id is opted out, else empty."""
         if self.repositories:
             name = repository.casefold()
             if name in self.repositories or _NUMBER.sub("", name) in self.repositories:
@@ -39,10 +39,10 @@ class OptOut:
 def load_opt_out(files: tuple[str, ...]) -> OptOut:
     """The entries of all `files` (paths or URLs); read once per process, because every repository asks for them.
 
-    Each is UTF-8 text with one repository name or 40-digit blob id a line; `#` begins a comment.
+    Each is UTF-8 text with one repository name or 40-digit blob id per line; `#` begins a comment.
 
     Raises:
-        MoseError: a file cannot be read, or a line is neither; names the file and the line.
+        MoseError: a file cannot be read, or a line is neither; the message names file and line.
     """
     entries = {entry for file in files for entry in read_entries(file)}
     blobs = {entry for entry in entries if _is_blob_id(entry)}
@@ -50,7 +50,7 @@ def load_opt_out(files: tuple[str, ...]) -> OptOut:
 
 
 def read_entries(file: str) -> Iterator[str]:
-    """The entries of one list file in their order, without comments and empty lines.
+    """The entries of one list file in file order, without comments and empty lines.
 
     Raises:
         MoseError: the file cannot be read or is not UTF-8, or a line is neither a repository name nor a blob id.

@@ -1,7 +1,7 @@
-"""Words of a text and hashes of several words in a row, in numpy: what two texts have in common whatever their layout.
+"""Splits text into words and hashes word n-grams, in numpy, so that texts can be compared regardless of their layout.
 
-A word is a run of ASCII letters (in either case), digits, `_` and bytes outside ASCII; of a run longer than 64 bytes, each
-64 bytes are one. Letters: W words, G n-grams.
+A word is a run of ASCII letters (in either case), digits, `_` and bytes outside ASCII; a run longer than 64 bytes
+is split every 64 bytes. Letters: W words, G n-grams.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mose.seeding import UINT64_ARRAY, mix
 
 MAX_WORD_BYTES = 64
 _IS_WORD = [byte >= 128 or byte == ord("_") or chr(byte).isalnum() for byte in range(256)]
-# Bytes of words with A-Z as a-z, all others 0. Only ASCII is folded: it costs one table look-up a byte.
+# Maps A-Z to a-z, keeps other bytes of words, maps all others to 0. Only ASCII is folded, at one table look-up per byte.
 _FOLD = bytes(ord(chr(byte).lower()) if is_word and byte < 128 else byte * is_word for byte, is_word in enumerate(_IS_WORD))
 _STEP = 8
 # Keeps the first k of 8 little-endian bytes.
@@ -25,14 +25,14 @@ _MODULUS = 1 << 64
 
 @dataclass(frozen=True)
 class Words:
-    """The words of some bytes in their order."""
+    """The words of a text in their order."""
 
     hashes_W: UINT64_ARRAY
-    """64 bits of each word; equal for equal words."""
+    """A 64-bit hash of each word."""
     starts_W: INT64_ARRAY
     """Offset of each word's first byte."""
     ends_W: INT64_ARRAY
-    """Offset behind each word's last byte."""
+    """Offset after each word's last byte."""
 
     def __len__(self) -> int:
         return len(self.hashes_W)
@@ -54,13 +54,13 @@ class Words:
 
 
 def fold(text: bytes) -> bytes:
-    """The bytes of words, letters in lower case, and 0 for every other byte."""
+    """The text with letters in lower case, and 0 for every byte outside words."""
     return text.translate(_FOLD)
 
 
 def find_words(folded: bytes, offset: int = 0) -> Words:
-    """The words of bytes from `fold`, with `offset` added to their places."""
-    # A 0 in front, and behind it what 8 bytes read at the last byte's place reach.
+    """The words of a result of `fold`, with `offset` added to their positions."""
+    # A leading 0 makes the first word an edge too; trailing zeros let 8 bytes be read at the last byte.
     padded = b"\0" + folded + bytes(_STEP)
     is_word = np.frombuffer(padded, dtype=np.uint8) != 0
     edges = np.flatnonzero(is_word[1:] != is_word[:-1])
@@ -69,7 +69,10 @@ def find_words(folded: bytes, offset: int = 0) -> Words:
 
 
 def ngram_hashes(hashes_W: UINT64_ARRAY, size: int) -> UINT64_ARRAY:
-    """Hashes [W - size + 1] of each `size` words in a row: a polynomial in the words' hashes modulo 2^64."""
+    """Hashes [W - size + 1] of all n-grams of `size` words: a polynomial in the words' hashes modulo 2^64.
+
+    Combines n-grams of 1, 2, 4, ... words by the binary digits of `size`: O(log size) array operations instead of `size`.
+    """
     total, block, block_size, covered = hashes_W[:0], hashes_W, 1, 0
     while True:
         if size & block_size:
@@ -90,7 +93,7 @@ def _joined(left: UINT64_ARRAY, right: UINT64_ARRAY, left_size: int, right_size:
 
 
 def _short(starts: INT64_ARRAY, ends: INT64_ARRAY) -> tuple[INT64_ARRAY, INT64_ARRAY]:
-    """The runs with those over `MAX_WORD_BYTES` cut."""
+    """The runs of word bytes, with runs longer than `MAX_WORD_BYTES` split."""
     parts = (ends - starts + MAX_WORD_BYTES - 1) // MAX_WORD_BYTES
     if not np.any(parts > 1):
         return starts, ends

@@ -1,1 +1,1 @@
-"""The Stack v2 and Software Heritage, brought onto this machine."""
+"""Downloads from Software Heritage and regrouping of The Stack v2, before packing."""

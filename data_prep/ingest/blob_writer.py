@@ -1,4 +1,7 @@
-"""Appending to a blob store: one writer a part, killed anywhere it leaves at most a torn tail that the next one cuts off."""
+"""Appends to a blob store: one writer per part, and recovery of a part whose writer was killed.
+
+Packs are append-only, so a kill leaves at most one incomplete record at the end, which the next writer truncates.
+"""
 
 import contextlib
 import os
@@ -12,33 +15,34 @@ from data_prep.sources.blobs.pack import HEADER, Record, build_index, encode_rec
 from data_prep.sources.blobs.store import PACKS, STATUSES, BlobStore, as_ids
 
 SYNC_SECONDS = 5.0
-# What waits in memory for a pack to be finished is about 300 bytes a record.
+# The records of the open pack are held in memory, at about 300 bytes per record.
 MAX_PACK_RECORDS = 1_000_000
 
 
 class BlobWriter:
-    """The part of a store that one task appends to; knows what the whole store has.
+    """Appends to one task's part of a store, and looks up blobs in the whole store.
 
-    A record is handed to the system at once, so a killed process loses none, and flushed to the disk every few seconds.
+    Each record is written unbuffered, so that a killed process loses none; fsync runs every few seconds only, because a flush
+    per record would limit the throughput.
     """
 
     def __init__(self, store: Path, part: int, pack_bytes: int = 1 << 30) -> None:
-        """Open (or make) `STORE/part-00000`, cut off a torn tail, and lock the part.
+        """Open (or make) `STORE/part-00000`, lock it, and truncate an incomplete record.
 
         Raises:
             MoseError: another process writes to this part.
         """
         self.folder = store / f"part-{part:05d}"
-        self._lock = lock_folder(self.folder, "expected one a part: give each another task")
+        self._lock = lock_folder(self.folder, "expected one per part: give each another task")
         self._pack_bytes = pack_bytes
         self._records: dict[bytes, Record] = {}
         self._recover()
-        # After the recovery, so that finished packs of this part are read through their indices.
+        # Opened after the recovery, when every finished pack of this part has an index.
         self._others = BlobStore(store, skip=self._pack)
         self._synced = time.monotonic()
 
     def statuses(self, blobs: Sequence[bytes]) -> list[tuple[str, int] | None]:
-        """Status and decoded bytes of each blob (20 bytes) that the store knows, a body before any other; None if unknown."""
+        """Status and decoded size in bytes of each blob (20 bytes), with a body preferred; None for blobs not in the store."""
         located = self._others.locate(as_ids(blobs))
         statuses: list[tuple[str, int] | None] = []
         for blob, place in zip(blobs, located, strict=True):
@@ -49,10 +53,10 @@ class BlobWriter:
         return statuses
 
     def add(self, blob: bytes, status: str, codec: int, length: int, stored: bytes = b"") -> None:
-        """Append what is known of a blob: its stored body, or a status without one.
+        """Append a record of a blob: its stored body, or a status without a body.
 
         Raises:
-            OSError: the disk is full; nothing of this record stays.
+            OSError: the disk is full; the record is removed again.
         """
         if self._size >= self._pack_bytes or len(self._records) >= MAX_PACK_RECORDS:
             self._finish_pack()
@@ -73,7 +77,7 @@ class BlobWriter:
         self._size += len(content)
 
     def sync(self) -> None:
-        """Flush what was appended to the disk."""
+        """Flush the open pack to the disk."""
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
@@ -94,7 +98,7 @@ class BlobWriter:
         self.close()
 
     def _recover(self) -> None:
-        """Index what a killed writer left, and go on in the last pack."""
+        """Index the packs that a killed writer left without index, and continue in the last pack."""
         packs = sorted(self.folder.glob(PACKS))
         for pack in packs[:-1]:
             if read_index(pack) is None:
@@ -121,7 +125,7 @@ class BlobWriter:
 
 
 def _recovered(pack: Path) -> list[Record]:
-    """The complete records of a pack; what stands behind them is cut off."""
+    """The complete records of a pack; truncates the pack behind the last of them."""
     with pack.open("r+b") as file:
         records = list(scan(file))
         file.truncate(records[-1].offset + HEADER.size + records[-1].stored if records else 0)

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lock that falls with the process, however it ends."""
+"""A lock that admits one process per folder; the kernel releases it when the process ends, even by a kill."""
 
 import fcntl
 from pathlib import Path
@@ -8,10 +8,10 @@ from mose.errors import MoseError
 
 
 def lock_folder(folder: Path, advice: str) -> IO[bytes]:
-    """Hold the lock of a local folder for as long as the returned file is open; makes the folder.
+    """Lock a local folder, made if needed, until the returned file is closed.
 
     Raises:
-        MoseError: another process holds it; `advice` says what to do.
+        MoseError: another process holds the lock; the message ends with `advice`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / "lock").open("ab")

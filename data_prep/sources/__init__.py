@@ -1,1 +1,1 @@
-"""Where repositories come from: folders, git checkouts, installed packages, parquet rows in The Stack v2 schema."""
+"""Sources of repositories: folders, git checkouts, installed packages, parquet rows in The Stack v2 schema."""

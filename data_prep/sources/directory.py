@@ -1,4 +1,4 @@
-"""Repositories that are plain folders: one folder each, or every child of a folder."""
+"""The source that reads plain folders: one folder as one repository, or each child of a folder."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ VERSION_CONTROL = frozenset({".git", ".hg", ".svn"})
 
 
 def list_children(folder: str) -> list[RepositoryRef]:
-    """Each child folder of `folder` as a repository; hidden ones are left out.
+    """Each child folder of `folder` as a repository; hidden folders are skipped.
 
     Raises:
         MoseError: `folder` does not exist, is not a folder or cannot be read.
@@ -33,12 +33,13 @@ def list_one(folder: str) -> list[RepositoryRef]:
 
 
 def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFile]:
-    """The repository's files in path order; symbolic links are not followed, version-control folders not entered.
+    """The repository's files in path order, without symbolic links and version-control folders.
 
     Raises:
         MoseError: a folder or a file cannot be read.
     """
     root = Path(ref.location)
+    # Sort by the printable name, because that is the path that all later steps see.
     found = {printable(path.relative_to(root).as_posix()): path for path in _walk(root)}
     for name in sorted(found):
         if wanted(name):
@@ -46,7 +47,7 @@ def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFi
 
 
 def read_content(path: Path) -> bytes:
-    """A file's bytes, never more than `READ_LIMIT_BYTES` + 1.
+    """A file's bytes, at most `READ_LIMIT_BYTES` + 1: the extra byte lets a filter see that the file is too large.
 
     Raises:
         MoseError: the file cannot be read.
@@ -59,10 +60,10 @@ def read_content(path: Path) -> bytes:
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:
-    """The entries of a folder, by name.
+    """The entries of a folder, sorted by name.
 
     Raises:
-        MoseError: it does not exist, is not a folder or cannot be read.
+        MoseError: the folder does not exist, is not a folder or cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
@@ -72,7 +73,7 @@ def scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def printable(name: str) -> str:
-    """A file name as text that UTF-8 can write; bytes that are not UTF-8 become U+FFFD."""
+    """A file name as text that UTF-8 can encode; bytes that are not UTF-8 become U+FFFD."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 

@@ -1,4 +1,4 @@
-"""What a file's path and first bytes tell of it, for sources that do not say: language, vendored, generated."""
+"""Detects language, vendored and generated from a path and the first bytes, for sources without this metadata."""
 
 from pathlib import PurePosixPath
 
@@ -6,7 +6,7 @@ from data_prep.sources.repositories import SourceFile, content_sha1
 
 UNKNOWN_LANGUAGE = "Unknown"
 
-# Names of languages as in The Stack v2 (GitHub Linguist's).
+# Language names follow The Stack v2, which uses those of GitHub Linguist.
 LANGUAGE_OF_SUFFIX = {
     ".adoc": "AsciiDoc", ".asm": "Assembly", ".bash": "Shell", ".bat": "Batchfile", ".bzl": "Starlark", ".c": "C", ".cc": "C++",
     ".cfg": "INI", ".clj": "Clojure", ".cmake": "CMake", ".cpp": "C++", ".cs": "C#", ".css": "CSS", ".csv": "CSV", ".cu": "Cuda",
@@ -23,7 +23,7 @@ LANGUAGE_OF_SUFFIX = {
 }  # fmt: skip
 LANGUAGE_OF_NAME = {"dockerfile": "Dockerfile", "makefile": "Makefile", "cmakelists.txt": "CMake", "rakefile": "Ruby"}
 
-# The folders of GitHub Linguist's vendor.yml that hold other people's code in more than one ecosystem.
+# Folders of GitHub Linguist's vendor.yml that hold third-party code in more than one ecosystem.
 VENDORED_FOLDERS = frozenset(
     {
         "_vendor",
@@ -38,7 +38,7 @@ VENDORED_FOLDERS = frozenset(
     }
 )
 
-# What generators write in the first lines of a file (GitHub Linguist's generated.rb reads the same marks).
+# Markers that code generators write in the first lines of a file; GitHub Linguist's generated.rb looks for the same ones.
 GENERATED_MARKS = (
     b"@generated",
     b"DO NOT EDIT",
@@ -51,18 +51,18 @@ MARKED_BYTES = 1000
 
 
 def language_of(path: str) -> str:
-    """The language of a path by its name or suffix; `Unknown` when the table has neither."""
+    """The language by file name or suffix; `Unknown` when neither is in the tables."""
     pure = PurePosixPath(path)
     return LANGUAGE_OF_NAME.get(pure.name.lower()) or LANGUAGE_OF_SUFFIX.get(pure.suffix.lower(), UNKNOWN_LANGUAGE)
 
 
 def is_vendored(path: str) -> bool:
-    """Whether a folder on the path is one that holds copies of other projects."""
+    """Whether any folder on the path usually holds copies of other projects."""
     return any(part.lower() in VENDORED_FOLDERS for part in PurePosixPath(path).parts[:-1])
 
 
 def is_generated(content: bytes) -> bool:
-    """Whether the first 1,000 bytes say that a program wrote the file."""
+    """Whether the first 1,000 bytes hold the marker of a code generator."""
     head = content[:MARKED_BYTES]
     return any(mark in head for mark in GENERATED_MARKS)
 
@@ -70,7 +70,7 @@ def is_generated(content: bytes) -> bool:
 def found_file(
     repository: str, path: str, content: bytes, licences: tuple[str, ...] = (), licence_type: str = "unknown"
 ) -> SourceFile:
-    """A `SourceFile` of a source that gives no more than a path inside the repository (no leading `/`) and bytes."""
+    """A `SourceFile` from a path inside the repository (without leading `/`) and its bytes; other fields are detected."""
     return SourceFile(
         repository=repository,
         path="/" + path,

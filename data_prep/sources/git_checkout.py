@@ -1,4 +1,4 @@
-"""Repositories that are git work trees: the files of the last commit, whatever the work tree holds."""
+"""The source that reads git work trees: the files of HEAD, without uncommitted changes."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,16 +12,16 @@ from mose.errors import MoseError
 
 KIND = "git"
 REGULAR_FILES = (b"100644", b"100755")
-"""Modes in git's trees; symbolic links (120000) and submodules (160000) are left out."""
+"""Modes in git trees; symbolic links (120000) and submodules (160000) are skipped."""
 
 
 def list_one(folder: str) -> list[RepositoryRef]:
-    """The git work tree `folder` as a repository, under its folder's name.
+    """The git work tree `folder` as a repository, named after the folder.
 
     Raises:
-        MoseError: it is not the top of a git work tree, or has no commit.
+        MoseError: `folder` is not the top of a git work tree, or has no commit.
     """
-    # Inside another project's work tree git would answer with that whole project.
+    # In a subfolder of a work tree, git would list the whole enclosing project.
     if prefix := _git(folder, "rev-parse", "--show-prefix").decode("utf-8", "replace").strip():
         raise MoseError(f"{folder}: git_checkouts: is the folder {prefix} of a git work tree; expected the top of one")
     _git(folder, "rev-parse", "--verify", "HEAD")
@@ -35,6 +35,7 @@ def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFi
         MoseError: git cannot read the tree or one of its files.
     """
     blobs = {name: blob for name, blob in _tree(ref.location) if wanted(name)}
+    # One `cat-file --batch` process serves all files: starting git once per file would dominate the run time.
     process = subprocess.Popen(
         ["git", "-C", ref.location, "cat-file", "--batch"],
         stdin=subprocess.PIPE,
@@ -71,6 +72,7 @@ def _blob(stream: IO[bytes], place: str) -> bytes:
         raise MoseError(f"{place}: git has no content of this file; expected a complete clone")
     size = int(header[2])
     content = stream.read(min(size, READ_LIMIT_BYTES + 1))
+    # Read on past the limit, and past the line feed that ends each body, so that the next header follows.
     rest = size + 1 - len(content)
     while rest > 0 and (block := stream.read(min(rest, 1 << 20))):
         rest -= len(block)

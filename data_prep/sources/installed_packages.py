@@ -1,4 +1,4 @@
-"""Repositories that are the packages of this Python: every distribution one, its files as its RECORD lists them."""
+"""The source that reads installed Python distributions: one repository each, with the files that its RECORD lists."""
 
 import importlib.metadata
 import re
@@ -18,16 +18,16 @@ LONGEST_LICENCE = 80
 
 
 def list_all() -> list[RepositoryRef]:
-    """Every distribution that this Python can import, named `pypi/NAME`; the first on the path wins."""
+    """Every distribution on the import path, named `pypi/NAME`; of two with one name, the first on the path counts."""
     names = {_normal(dist.metadata["Name"]): dist.metadata["Name"] for dist in _distributions()}
     return [RepositoryRef(name=PREFIX + name, kind=KIND, location=location) for name, location in names.items()]
 
 
 def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFile]:
-    """The distribution's text files (by suffix) in path order; scripts outside the library folder are left out.
+    """The distribution's text files (by suffix) in path order, without scripts outside the library folder.
 
     Raises:
-        MoseError: the distribution is gone, or one of its files cannot be read.
+        MoseError: the distribution was uninstalled, or one of its files cannot be read.
     """
     try:
         dist = importlib.metadata.distribution(ref.location)
@@ -41,7 +41,7 @@ def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFi
 
 
 def licences_of(get_all: Callable[[str], list[str] | None]) -> tuple[tuple[str, ...], str]:
-    """Licence names from a distribution's metadata, and `permissive` when one is and none is copyleft, else `unknown`."""
+    """Licence names from a distribution's metadata, and `permissive` if one is permissive and none copyleft, else `unknown`."""
     classifiers = [text.rpartition(" :: ")[2] for text in get_all("Classifier") or [] if text.startswith("License ::")]
     names = get_all("License-Expression") or classifiers or [text.split("\n")[0] for text in get_all("License") or []]
     licences = tuple(name[:LONGEST_LICENCE] for name in names if name and name != "UNKNOWN")

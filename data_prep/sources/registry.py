@@ -1,4 +1,4 @@
-"""The repositories of a config: all of them are listed by name, then each is read when its turn comes."""
+"""The registry of sources: lists the repositories of a config by name and reads them one at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -21,10 +21,10 @@ def _source(*kinds: SourceKind, default: Any = ()) -> Any:
     return field(default=default, metadata={"kinds": kinds})
 
 
-# The registry: each field made by `_source` is a kind of source, or several that differ by their entries.
+# The registry: each field made by `_source` belongs to one kind of source, or to several distinguished by `SourceKind.accepts`.
 @dataclass(frozen=True)
 class SourcesConfig:
-    """Where the repositories are; several kinds may be given at once."""
+    """Where the repositories are; several kinds can be combined."""
 
     directories: tuple[str, ...] = _source(CHILD_FOLDERS)
     """Folders whose child folders are one repository each."""
@@ -55,10 +55,10 @@ class SourcesConfig:
 
 
 def list_repositories(config: SourcesConfig) -> list[RepositoryRef]:
-    """Every repository of the config, sorted by name; a second one of the same name is called `NAME#2`.
+    """Every repository of the config, sorted by name; a second one with the same name becomes `NAME#2`.
 
     Raises:
-        MoseError: there is none, a path does not exist or cannot be read, a parquet file is corrupt or lacks a column.
+        MoseError: there is no repository, a path does not exist or cannot be read, a parquet file is corrupt or lacks a column.
     """
     refs = _list(_entries(config), config.blob_store)
     return refs[: config.max_repositories] if config.max_repositories else refs
@@ -68,17 +68,17 @@ def read_repository(ref: RepositoryRef, config: SourcesConfig) -> Iterator[Sourc
     """The files of one repository in path order, within the config's suffixes and byte limit.
 
     Raises:
-        MoseError: a folder, file, commit or row cannot be read; the line names it.
+        MoseError: a folder, file, commit or row cannot be read; the message names it.
     """
     readers = {kind.name: kind.read for kinds in _kinds().values() for kind in kinds}
     return _capped(readers[ref.kind](ref, _wanted(config), config.blob_store), config.max_repository_bytes)
 
 
 def grouped_parts(config: SourcesConfig) -> list[grouped.GroupedPart]:
-    """The parts of the config's grouped folders, numbered from 0; none where the config has no grouped folder.
+    """The parts of the config's grouped folders, numbered from 0; empty if the config has no grouped folder.
 
     Raises:
-        MoseError: a grouped folder stands beside other sources, or is limited by max_repositories; grouped.json is damaged.
+        MoseError: a grouped folder is combined with other sources, or is limited by max_repositories; grouped.json is damaged.
     """
     entries = list(_entries(config))
     folders = [entry for kind, entry in entries if kind is GROUPED]
@@ -96,19 +96,19 @@ def grouped_parts(config: SourcesConfig) -> list[grouped.GroupedPart]:
 def read_part(part: grouped.GroupedPart, config: SourcesConfig) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
     """The repositories of one part in its order, each with its files in path order, within the suffixes and the byte limit.
 
-    Read the files of a repository before asking for the next repository; files that were not read are skipped.
+    Read the files of a repository before asking for the next repository: the part is streamed, so unread files are skipped.
 
     Raises:
-        MoseError: the part or the blob store is damaged; the line names the file.
+        MoseError: the part or the blob store is damaged; the message names the file.
     """
     for ref, files in grouped.read_part(part, _wanted(config), config.blob_store):
         yield ref, _capped(files, config.max_repository_bytes)
 
 
 def source_fingerprint(config: SourcesConfig) -> str:
-    """Changes with the inputs: size and footer of parquet files, grouped.json, packs of the blob store, else repository names.
+    """A hash of the inputs: size and footer of parquet files, grouped.json, packs of the blob store, else repository names.
 
-    No row of a parquet file is read, because a data set may have billions of them.
+    Rows of parquet files are not read, because a data set may have billions of them.
 
     Raises:
         MoseError: an input does not exist or cannot be read.
@@ -132,7 +132,7 @@ def _kinds() -> dict[str, tuple[SourceKind, ...]]:
 
 
 def _entries(config: SourcesConfig) -> Iterator[tuple[SourceKind, str]]:
-    """Every entry of every source field, with its kind; a field that is switched on counts as one entry without text."""
+    """Every entry of every source field, with its kind; a boolean field that is true counts as one empty entry."""
     for name, kinds in _kinds().items():
         value = getattr(config, name)
         for entry in value if isinstance(value, tuple) else ("",) * value:
@@ -153,6 +153,7 @@ def _wanted(config: SourcesConfig) -> Callable[[str], bool]:
 
 
 def _numbered(refs: list[RepositoryRef]) -> list[RepositoryRef]:
+    # A NAME#2 may itself be the name of a repository, so count up until the name is free.
     taken: set[str] = set()
     numbered = []
     for ref in refs:
@@ -172,7 +173,7 @@ def _capped(files: Iterator[SourceFile], max_bytes: int) -> Iterator[SourceFile]
         return
     total = 0
     for file in files:
-        # A file larger than the whole limit at the start of a repository must not leave it empty.
+        # Skip, do not stop: one file above the whole limit must not leave the repository empty.
         if len(file.content) > max_bytes:
             continue
         total += len(file.content)

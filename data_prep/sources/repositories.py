@@ -1,4 +1,4 @@
-"""Repositories that were listed, their files and texts, the kinds of source they come from, and their split."""
+"""The types that all sources share: listed repositories, their files, kinds of source, and the split of a repository."""
 
 import hashlib
 import re
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from mose.seeding import derive_key
 
-# No source reads more of one file than this (64 MiB), so that a disk image in a repository cannot fill the memory;
-# `FiltersConfig.max_bytes` is never larger, so what was cut here is always dropped as too large.
+# No source reads more than this (64 MiB) of one file, so that a disk image in a repository cannot exhaust the memory.
+# `FiltersConfig.max_bytes` is never larger, so a file truncated here is always dropped as too large.
 READ_LIMIT_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class RepositoryRef:
-    """A repository that was listed but not read; small, so that millions fit in memory. Sorts by name."""
+    """A repository that is listed but not read yet; small, so that millions fit in memory. Sorts by name."""
 
     name: str
-    """Unique among the listed repositories: a second one of the same name carries `#2`."""
+    """Unique among the listed repositories: a second one with the same name has the suffix `#2`."""
     kind: str
     """Name of the `SourceKind` that reads it."""
     location: str
@@ -28,7 +28,7 @@ class RepositoryRef:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a repository as it was found: its bytes and the metadata that The Stack v2 has of a file."""
+    """One file of a repository before filtering: its bytes and the file metadata of The Stack v2."""
 
     repository: str
     path: str
@@ -44,12 +44,12 @@ class SourceFile:
     is_vendored: bool = False
     is_generated: bool = False
     problem: str = ""
-    """Why the bytes are not here (`missing`, `not_fetched`, `not_gzip`, ...); empty when they are."""
+    """Why there is no content (`missing`, `not_fetched`, `not_gzip`, ...); empty if there is."""
 
 
 @dataclass(frozen=True)
 class SourceKind:
-    """A kind of repository source: how the repositories of a config entry are listed, and how one is read."""
+    """A kind of source: how to list the repositories of a config entry, and how to read one of them."""
 
     name: str
     """`RepositoryRef.kind` of its repositories."""
@@ -58,9 +58,9 @@ class SourceKind:
     read: Callable[[RepositoryRef, Callable[[str], bool], str], Iterator[SourceFile]]
     """The wanted files of a repository in path order, given a predicate of paths and the blob store."""
     accepts: Callable[[str], bool] = lambda entry: True
-    """Whether an entry is of this kind, where a config field has several kinds; the first that accepts it takes it."""
+    """Whether an entry is of this kind, if a config field has several kinds; the first kind that accepts an entry gets it."""
     facts: Callable[[str], list[str]] | None = None
-    """What identifies the content of an entry without listing it; None: the names of its repositories."""
+    """What identifies the content of an entry without listing it; None means the names of its repositories."""
 
 
 @dataclass(frozen=True)
@@ -72,27 +72,27 @@ class TextFile:
 
     @property
     def utf8(self) -> bytes:
-        """The text as UTF-8: the very bytes of the source where these are UTF-8."""
+        """The text as UTF-8: the unchanged bytes of the source if these are UTF-8."""
         return self.source.content if is_utf8(self.source.encoding) else self.text.encode("utf-8")
 
 
 def is_utf8(encoding: str) -> bool:
-    """Whether bytes in this encoding are UTF-8 as they stand."""
+    """Whether bytes in this encoding are valid UTF-8 without conversion."""
     return encoding.upper() in ("UTF-8", "UTF8", "ASCII", "US-ASCII")
 
 
 def content_sha1(content: bytes) -> str:
-    """SHA-1 of the bytes, as hexadecimal: the identity of a file whose source does not give one."""
+    """SHA-1 of the bytes in hexadecimal: the blob id of a file whose source has none."""
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
 
 TRAIN = "train"
 HELD_OUT = "held_out"
-# Two sources may hold one repository; the second is listed as NAME#2 and must not land in the other split.
+# Two sources may hold the same repository; the second is listed as NAME#2 and must be in the same split.
 _NUMBER = re.compile(r"#\d+$")
 
 
 def split_of(repository: str, seed: int, held_out_fraction: float) -> str:
-    """`held_out` for about `held_out_fraction` of all repository names, else `train`; all files of a repository go together."""
+    """`held_out` for about `held_out_fraction` of all repository names, else `train`; never divides a repository."""
     key = derive_key(seed, "split", _NUMBER.sub("", repository))
     return HELD_OUT if key < held_out_fraction * 2**64 else TRAIN

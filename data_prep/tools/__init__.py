@@ -1,1 +1,1 @@
-"""Commands on a finished data set."""
+"""Commands that inspect, verify and change a finished data set."""

@@ -1,4 +1,4 @@
-"""`mose-data dropped`: what was left out of a data set, and why."""
+"""`mose-data dropped`: lists the files and pieces that a data set dropped, with the reasons."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,15 +19,15 @@ from mose.errors import MoseError
 from mose.files.storage import storage_path
 
 _TERMINAL_LINES = 50
-# What would break a tab-separated line, written as in Python.
+# Characters that would break a tab-separated line, escaped as in Python.
 _ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 def read_dropped(dataset: Path, reason: str = "") -> Iterator[Line]:
-    """The lines of all finished tasks in task order, or those of one reason; holds one batch of lines in memory.
+    """The lines of all finished tasks in task order, or those with one reason; holds one batch in memory.
 
     Raises:
-        MoseError: the data set has no such lists, one cannot be read, or nothing was dropped for `reason`.
+        MoseError: the data set has no logs, one cannot be read, or nothing was dropped for `reason`.
     """
     reasons: set[str] = set()
     found = False
@@ -41,7 +41,7 @@ def read_dropped(dataset: Path, reason: str = "") -> Iterator[Line]:
 
 
 def print_dropped(dataset: Path, reason: str, limit: int) -> None:
-    """Print the lines: a table of `limit` (0: 50) lines on a terminal, tab-separated with a heading and all of them otherwise.
+    """Print a table of `limit` (0 means 50) lines on a terminal, else all lines (0) or `limit`, tab-separated with a header.
 
     Raises:
         MoseError: see `read_dropped`.
@@ -68,7 +68,7 @@ def _print_table(console: Console, lines: Iterator[Line], limit: int) -> None:
         total += 1
         if shown < limit:
             shown += 1
-            # As Text: a path may hold what rich reads as markup.
+            # As Text, because rich would interpret markup in a path.
             table.add_row(*map(Text, (repository, path, blob_id[:12], reason, f"{num_bytes:,}", detail)))
     console.print(table)
     if shown < total:

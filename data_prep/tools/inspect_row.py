@@ -1,4 +1,4 @@
-"""`mose-data inspect`: one row as text, with its snippets' boundaries and where they come from.
+"""`mose-data inspect`: prints one row as text, with the boundaries and the origin of its snippets.
 
 Letters: R rows, T slots of a row.
 """
@@ -29,7 +29,7 @@ _TOKENS_A_LINE = 8
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row with all that is said of it: where it lies, its record, and the lineage of its snippets."""
+    """A row with its location, its record and the lineage of its snippets."""
 
     split: str
     row: int
@@ -43,7 +43,7 @@ def read_shown_row(dataset: Path, split: str, row: int, tokenizer: Tokenizer) ->
     """Row `row` of a split.
 
     Raises:
-        MoseError: no such split or row, its files cannot be read, or the row is damaged or not what its lineage says.
+        MoseError: no such split or row, a file cannot be read, or the row is damaged or does not match its lineage.
     """
     manifest = read_manifest(dataset)
     entry, place = locate(manifest, split, row)
@@ -54,12 +54,12 @@ def read_shown_row(dataset: Path, split: str, row: int, tokenizer: Tokenizer) ->
     if wrong is None and len(lines) != stored.num_snippets:
         wrong = f"{stored.num_snippets} snippets, {entry.lineage_path} has {len(lines)} lines for it"
     if wrong:
-        raise MoseError(f"{dataset / entry.path}: row {place}: {wrong}; `mose-data verify` tells what else is damaged")
+        raise MoseError(f"{dataset / entry.path}: row {place}: {wrong}; `mose-data verify` finds other damage")
     return ShownRow(split, row, entry, place, stored, lines)
 
 
 def show_row(dataset: Path, split: str, row: int, *, with_tokens: bool = False, console: Console | None = None) -> None:
-    """Print one row of a split: on a terminal each repository has its colour, elsewhere it is plain text.
+    """Print one row of a split: with a colour per repository on a terminal, as plain text elsewhere.
 
     Characters that would move the cursor or change the terminal are written as `\\x1b`, `\\r` and so on.
 
@@ -70,12 +70,12 @@ def show_row(dataset: Path, split: str, row: int, *, with_tokens: bool = False, 
     with opened_tokenizer(dataset) as tokenizer:
         parts = render_row(read_shown_row(dataset, split, row, tokenizer), tokenizer, with_tokens=with_tokens)
     for part in parts:
-        # rich would expand tabs in what is piped on.
+        # Not through rich when piped, because it would expand tabs.
         console.print(part) if console.is_terminal else print(part.plain)
 
 
 def render_row(shown: ShownRow, tokenizer: Tokenizer, *, with_tokens: bool = False) -> list[Text]:
-    """The parts that `show_row` prints, one below the other."""
+    """The parts that `show_row` prints, from top to bottom."""
     stored = shown.stored
     parts = [Text(line, style="bold" if number == 0 else "") for number, line in enumerate(summary_lines(shown))]
     if not stored.num_snippets:
@@ -94,7 +94,7 @@ def render_row(shown: ShownRow, tokenizer: Tokenizer, *, with_tokens: bool = Fal
 
 
 def summary_lines(shown: ShownRow) -> list[str]:
-    """Where the row lies, what its label says, and how full it is."""
+    """Location, labels and fill of the row."""
     stored, slots = shown.stored, len(shown.stored.tokens_T)
     where = f"{shown.split} row {shown.row}: {shown.entry.path} row {shown.place}, key {key_of(shown.entry, shown.place)}"
     if not stored.num_snippets:
@@ -107,7 +107,7 @@ def summary_lines(shown: ShownRow) -> list[str]:
 
 
 def token_lines(ids: Sequence[int], first_slot: int, tokenizer: Tokenizer) -> list[Text]:
-    """Ids with their pieces, a few a line, each line led by its first slot."""
+    """Token ids with their texts, a few per line; each line begins with its first slot."""
     lines = []
     for start in range(0, len(ids), _TOKENS_A_LINE):
         cells = [f"{token}:{escaped(tokenizer.piece(token))!s}" for token in ids[start : start + _TOKENS_A_LINE]]

@@ -1,4 +1,4 @@
-"""`mose-data lineage`: from rows to the files in them, and from a file or a repository to its rows.
+"""`mose-data lineage`: finds the files in a row, and the rows that hold a file or a repository.
 
 Letters: R rows.
 """
@@ -44,7 +44,7 @@ COLUMNS = (
 )
 _TERMINAL_LINES = 200
 _NUMBERS = ("row", "snippet", "num_tokens", "start_byte", "end_byte")
-# Far fewer digits identify a blob; all of them are in --json and in what is piped.
+# Enough digits to identify a blob on a terminal; --json and pipes have all of them.
 _SHOWN_BLOB = 12
 
 Line = dict[str, Any]
@@ -53,7 +53,7 @@ LINES = Generator[Line, None, None]
 
 @dataclass(frozen=True)
 class Search:
-    """What is looked for: rows by split and number, or the values of a column in these splits."""
+    """A query: rows by split and number, or values of a lineage column in some splits."""
 
     rows: dict[str, NDArray[np.int64]] | None = None
     """Row numbers [R] of a split, ascending."""
@@ -63,12 +63,13 @@ class Search:
 
 
 def find_lines(dataset: Path, manifest: Manifest, search: Search) -> LINES:
-    """The lineage of what is looked for, one line a snippet, in the order of splits, rows and snippets.
+    """The lineage lines that match a query, one line per snippet, in the order of splits, rows and snippets.
 
-    Tables are read a row group at a time; where row groups say which rows they hold, only those wanted.
+    Reads tables one row group at a time. A query for rows opens only the shards that hold them, and skips row groups by their
+    statistics; one for values scans its column in all tables, because a file can be in any row.
 
     Raises:
-        MoseError: a lineage table is missing or damaged, or a row number is none of the split's.
+        MoseError: a lineage table is missing or damaged, or the split has no row of this number.
     """
     if search.rows is not None:
         yield from _of_rows(dataset, manifest, search.rows)
@@ -90,6 +91,7 @@ def _of_rows(dataset: Path, manifest: Manifest, wanted: dict[str, NDArray[np.int
             raise MoseError(f"row: is {wrong}, expected 0 to {manifest.rows(split) - 1}, the rows of {split}")
         with show_progress("reading", len(rows_R), "rows") as advance:
             for entry, first in _with_first_rows(manifest, split):
+                # The rows are ascending, so those of one shard are a slice.
                 start, end = np.searchsorted(rows_R, [first, first + entry.rows])
                 if start == end:
                     continue
@@ -112,10 +114,10 @@ def _as_lines(part: Any, split: str, entry: ShardEntry, first_row: int) -> Itera
 
 
 def read_row_list(path: Path, manifest: Manifest, split: str) -> NDArray[np.int64]:
-    """Row numbers or keys of a split, one per line, `#` begins a comment; ascending, without repetitions.
+    """Row numbers or keys of a split, one per line, `#` begins a comment; returns them ascending, without repetitions.
 
     Raises:
-        MoseError: the file is missing, empty, or a line is neither.
+        MoseError: the file is missing or empty, or a line is neither number nor key.
     """
     rows = []
     for number, entry in _entries(path):
@@ -124,7 +126,7 @@ def read_row_list(path: Path, manifest: Manifest, split: str) -> NDArray[np.int6
         except MoseError as error:
             raise MoseError(f"{path}: line {number}: {error}") from None
     if not rows:
-        raise MoseError(f"{path}: holds no row, expected one row number or key a line")
+        raise MoseError(f"{path}: holds no row, expected one row number or key per line")
     return np.unique(np.array(rows, dtype=np.int64))
 
 
@@ -140,7 +142,7 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def print_table(lines: LINES, limit: int) -> int:
-    """Print lines as a table for people; returns how many were printed, at most `limit`."""
+    """Print at most `limit` lines as a table for a terminal; returns how many were printed."""
     shown = list(itertools.islice(lines, limit + 1))
     lines.close()
     table = Table("split", box=box.SIMPLE_HEAD)
@@ -157,8 +159,8 @@ def print_table(lines: LINES, limit: int) -> int:
 
 
 def print_lines(lines: LINES, limit: int | None, *, as_json: bool) -> int:
-    """Print one line a snippet: tab-separated below a header (tabs and line feeds in names as \\t and \\n), or JSON objects."""
-    # A progress bar takes sys.stdout over while it runs, and would send what is printed to the terminal.
+    """Print one line per snippet: tab-separated below a header (tabs and line feeds as \\t and \\n), or JSON objects."""
+    # Bound before the search starts: its progress bar replaces sys.stdout and would redirect the lines to the terminal.
     output, count = sys.stdout, 0
     for line in itertools.islice(lines, limit):
         if not count and not as_json:
@@ -181,15 +183,15 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--rows", type=str | None, default=None, help="Text file of row numbers or keys, one per line.")
     parser.add_argument("--blob", type=str, nargs="+", default=[], help="Rows that hold a file of these SHA-1 blob ids.")
     parser.add_argument("--repository", type=str | None, default=None, help="Rows that hold a file of this repository.")
-    parser.add_argument("--json", action="store_true", help="One JSON object a line, whole blob ids.")
+    parser.add_argument("--json", action="store_true", help="One JSON object per line, with full blob ids.")
     parser.add_argument("--limit", type=int | None, default=None, help="Stop after this many snippets; on a terminal 200.")
 
 
 def read_search(parsed: Namespace, manifest: Manifest) -> Search:
-    """What the options ask for.
+    """The query that the options describe.
 
     Raises:
-        MoseError: none or several of them are given, a split or a list of rows is wrong.
+        MoseError: none or several of the options are given, or a split or a list of rows is invalid.
     """
     given = [name for name in ("row", "key", "rows", "blob", "repository") if parsed[name] not in (None, [])]
     if len(given) != 1:

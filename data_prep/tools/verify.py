@@ -1,4 +1,7 @@
-"""`mose-data verify`: every shard, index and lineage table re-read against the manifest, row by row, on disk or object store.
+"""`mose-data verify`: checks every shard, index and lineage table against the manifest, row by row.
+
+The checks overlap on purpose. A SHA-256 detects damage after writing; the checks of tokens, labels, CRCs and lineage also detect
+files that were written wrongly and therefore have the right SHA-256, and they name the row.
 
 Letters: R rows of a block, T slots of a row.
 """
@@ -35,32 +38,27 @@ MEGABYTE = 1e6
 
 @dataclass
 class Verification:
-    """What was looked at, and the first thing wrong with each shard and with the data set as a whole, one line each."""
+    """What was checked, and the problems: the first one of each shard, and those of the data set as a whole, one line each."""
 
     shards: int = 0
     rows: int = 0
     num_bytes: int = 0
-    """Of shards, indexes and lineage tables that were read."""
+    """Size of the shards, indexes and lineage tables that were read."""
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """One line for a person who waited for it."""
+        """The counts and the read rate in one line."""
         rate = f"{self.num_bytes / MEGABYTE / max(self.seconds, 1e-9):,.0f} MB/s"
         read = f"{self.num_bytes / MEGABYTE:,.0f} MB in {self.seconds:,.1f} s, {rate}"
         return f"{counted(self.rows, 'row')} of {counted(self.shards, 'shard')} ({read})"
 
 
-def verify_dataset(dataset: Path, share: float = 1.0, seed: int = 0) -> list[str]:
-    """The problems of `verify`; empty if all is well."""
-    return verify(dataset, share, seed).problems
-
-
 def verify(dataset: Path, share: float = 1.0, seed: int = 0) -> Verification:
-    """Check a data set, or this share of its shards drawn with `seed`; that every shard is there in full size is always checked.
+    """Check a data set, or a random share of its shards drawn with `seed`; always checks the sizes of all shards.
 
     Raises:
-        MoseError: there is no manifest or no tokenizer to check with, or `share` is none.
+        MoseError: the manifest or the tokenizer is missing, or `share` is out of range.
     """
     if not 0 < share <= 1:
         raise MoseError(f"sample: is {share}, expected a share above 0 and up to 1")
@@ -68,7 +66,7 @@ def verify(dataset: Path, share: float = 1.0, seed: int = 0) -> Verification:
     manifest, found = read_manifest(dataset), Verification()
     unfinished = read_unfinished(dataset)
     if unfinished is not None:
-        # Its shards are half old, half new: what the manifest says of them tells nothing.
+        # Some shards may be rewritten while the manifest still describes the old ones: no check of them would mean anything.
         return Verification(problems=[unfinished_line(dataset, unfinished)])
     with opened_tokenizer(dataset) as tokenizer:
         found.problems += _tokenizer_problems(dataset, manifest, tokenizer)
@@ -94,7 +92,7 @@ def verify(dataset: Path, share: float = 1.0, seed: int = 0) -> Verification:
 
 
 def _shards(manifest: Manifest) -> list[tuple[str, ShardEntry]]:
-    """All shards with their splits, the smaller splits first: the names of all repositories but the last split's are held."""
+    """All shards with their splits, smaller splits first."""
     splits = sorted(manifest.splits, key=manifest.rows)
     return [(split, entry) for split in splits for entry in manifest.splits[split]]
 
@@ -105,7 +103,7 @@ def _sample(count: int, share: float, seed: int) -> set[int]:
 
 
 def _rewritten(dataset: Path) -> frozenset[str]:
-    """Shards from which something was removed: what is left of a mixed row need not alternate."""
+    """Shards with removed files: a mixed row that lost snippets need not alternate any more."""
     return frozenset(path for removal in read_removed(dataset) for path in removal.shards)
 
 
@@ -117,24 +115,24 @@ def _tokenizer_problems(dataset: Path, manifest: Manifest, tokenizer: Tokenizer)
 
 
 class _SplitNames:
-    """Which split each repository is in, by 8 bytes of its name's hash: those of the last split are not held."""
+    """Checks that no repository is in two splits; holds an 8-byte hash per repository instead of its name."""
 
     def __init__(self, dataset: Path):
         self._dataset = dataset
         self._earlier: dict[bytes, str] = {}
         self._current: dict[bytes, str] = {}
         self._split = ""
-        self._told = False
+        self._is_reported = False
 
     def add(self, split: str, names: Iterable[str]) -> list[str]:
-        """Take the repositories of one shard; the first that is in an earlier split too is reported, once."""
+        """Add the repositories of one shard; reports the first one that is in an earlier split too, once per data set."""
         if split != self._split:
             self._earlier.update(self._current)
             self._current, self._split = {}, split
         for name in sorted(names):
             mark = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
-            if mark in self._earlier and not self._told:
-                self._told = True
+            if mark in self._earlier and not self._is_reported:
+                self._is_reported = True
                 where = f"is in {self._earlier[mark]} and in {split}"
                 return [f"{self._dataset}: repository {name} {where}; expected one split only"]
             self._current[mark] = split
@@ -142,7 +140,7 @@ class _SplitNames:
 
 
 def _total_problems(dataset: Path, manifest: Manifest) -> list[str]:
-    """Counts of the statistics that the shard entries do not add up to."""
+    """Counts in the statistics that differ from the sums over the shard entries."""
     problems = []
     for split, counts in manifest.statistics.get("splits", {}).items():
         for name, found in (("rows", manifest.rows(split)), ("tokens", manifest.tokens(split))):
@@ -153,7 +151,7 @@ def _total_problems(dataset: Path, manifest: Manifest) -> list[str]:
 
 
 class _Checker:
-    """Checks one shard after the other; counts the bytes that it read."""
+    """Checks single shards, and counts the bytes that it read."""
 
     def __init__(self, dataset: Path, manifest: Manifest, special: SpecialTokens, rewritten: frozenset[str]):
         self._dataset, self._manifest, self._special, self._rewritten = dataset, manifest, special, rewritten
@@ -164,7 +162,7 @@ class _Checker:
         """Check one shard, its index and its lineage; returns the names of its repositories.
 
         Raises:
-            MoseError: what is wrong, with the file and the row.
+            MoseError: the first problem, with file and row.
         """
         shard, lineage = self._dataset / entry.path, self._dataset / entry.lineage_path
         check_size(shard, self._layout, entry.rows)
@@ -173,6 +171,7 @@ class _Checker:
         index_R = read_index(self._dataset / entry.index_path, entry.rows)
         table, digest, wrong = Lineage(lineage, entry.rows), hashlib.sha256(), ""
         records = _Records(shard, shard_number(entry), self._layout)
+        # Read to the end even after a problem: the SHA-256 of the whole file shows whether the problem is damage.
         for block in read_blocks(shard, self._layout, entry.rows, digest.update):
             try:
                 if not wrong:
@@ -204,7 +203,7 @@ class _Checker:
 
 
 def _check_sum(path: Path, expected: str) -> int:
-    """Compare a file's SHA-256; returns its size in bytes."""
+    """Check a file's SHA-256; returns its size in bytes."""
     if not path.is_file():
         raise MoseError(f"{path}: no such file, but {MANIFEST_NAME} lists it")
     _compare_sum(path, file_sha256(path), expected)
@@ -219,7 +218,7 @@ def _compare_sum(path: Path, found: str, expected: str, more: str = "") -> None:
 
 
 class _Records:
-    """The bytes that a shard's records must have, made as the shard was written."""
+    """The expected bytes of a shard's records, made by the writer that packing uses."""
 
     def __init__(self, path: Path, shard: int, layout: RecordLayout):
         self._path, self._layout = path, layout
@@ -227,7 +226,7 @@ class _Records:
         self._writer = ShardWriter(self._sink, layout, shard)
 
     def check(self, block: RecordBlock, labels: RowLabels) -> None:
-        """Compare every byte of the next block: headers and `.json` members are as its tokens and the index's labels give.
+        """Compare every byte of the next block with the record that its tokens and the labels of the index give.
 
         Raises:
             MoseError: the first row that differs.
@@ -241,14 +240,19 @@ class _Records:
         place, start = int(differs_R.argmax()), self._layout.json_offset
         row, found = block.first_row + place, block.records[place]
         if np.array_equal(found[start:], expected[place, start:]):
-            raise MoseError(f"{self._path}: row {row}: its record is not as written: a header, or zeros between its members")
+            raise MoseError(
+                f"{self._path}: row {row}: its record differs from what packing writes: a header, or zeros between its members"
+            )
         said = found[start:].tobytes().rstrip(b"\0").decode("ascii", "replace")
         message = f"mixed {labels.mixed[place]}, num_tokens {labels.num_tokens[place]}, num_snippets {labels.num_snippets[place]}"
         raise MoseError(f"{self._path}: row {row}: its .json member is {said}, its index says {message}")
 
 
 def _check_tokens(path: Path, start: int, rows_RT: TOKENS, labels: RowLabels, special: SpecialTokens, vocabulary: int) -> None:
-    """Token ids, padding, `<sep>` and `<cls>` of a block of rows, the first of which is row `start` of the shard."""
+    """Check token ids, padding, `<sep>` and `<cls>` of a block of rows that begins with row `start` of the shard.
+
+    Whole-block array operations decide; `check_row`, which works row by row, only explains the first wrong row.
+    """
     if rows_RT.max() >= vocabulary:
         row = int(rows_RT.max(axis=1).argmax())
         raise MoseError(f"{path}: row {start + row}: token {rows_RT[row].max()}, the vocabulary has {vocabulary}")
@@ -258,7 +262,7 @@ def _check_tokens(path: Path, start: int, rows_RT: TOKENS, labels: RowLabels, sp
     wrong_R = (rows_RT[np.arange(len(rows_RT)), start_R] != special.sep) | (rows_RT[:, -1] != special.cls) | (num_tokens_R < 3)
     wrong_R |= np.count_nonzero(rows_RT == special.cls, axis=1) != 1
     is_text_RT = rows_RT != special.pad
-    # As many as the label says, and the first of them where it says: then none of them is further left, and no padding right.
+    # The count and the first position of the text match the label, so that no padding can be inside the text.
     wrong_R |= is_text_RT.argmax(axis=1) != start_R
     wrong_R &= ~is_empty_R
     wrong_R |= np.count_nonzero(is_text_RT, axis=1) != num_tokens_R

@@ -1,4 +1,4 @@
-"""A shard's rows against its lineage table: as many snippets, as long, of the repositories that the label says.
+"""Checks a shard's rows against its lineage table: number and lengths of snippets, repositories, and the label `mixed`.
 
 Letters: R rows of a block, S snippets of a block.
 """
@@ -16,13 +16,13 @@ from mose.errors import MoseError
 
 
 class Lineage:
-    """A lineage table with its rows' bounds: row r is lines [first[r], first[r + 1])."""
+    """A lineage table with the bounds of its rows: row r has the lines [first[r], first[r + 1])."""
 
     def __init__(self, path: Path, rows: int):
-        """Read what the table says of its rows.
+        """Read the columns of the table that describe the rows.
 
         Raises:
-            MoseError: it is missing, damaged, or its rows do not ascend.
+            MoseError: the table is missing or damaged, or its rows are not ascending.
         """
         self.path = path
         with LineageTable(path) as table:
@@ -38,10 +38,10 @@ class Lineage:
 def check_lineage(
     table: Lineage, start: int, rows_RT: TOKENS, labels: RowLabels, special: SpecialTokens, *, alternating: bool
 ) -> None:
-    """Snippets of a block of rows, the first of which is row `start`, against their lines.
+    """Check the snippets of a block of rows, which begins with row `start`, against their lines.
 
     Raises:
-        MoseError: the first row that is not what its lines say.
+        MoseError: a row does not match its lines; names the first one.
     """
     first_R = table.first[start : start + len(rows_RT) + 1]
     counts_R = np.diff(first_R)
@@ -57,17 +57,19 @@ def check_lineage(
         return
     ids_first_R = ids_S[np.minimum(first_R[:-1] - first_R[0], len(ids_S) - 1)]
     other_R = _any_in_row(ids_S != ids_first_R[row_of_S], row_of_S, len(rows_RT))
-    _fail(table.path, start, other_R != (labels.mixed == 1), "has a label `mixed` that its repositories do not bear out")
+    _fail(table.path, start, other_R != (labels.mixed == 1), "has a label `mixed` that contradicts its repositories")
     _fail(table.path, start, _more_than_two(ids_S, ids_first_R, row_of_S), "holds more than two repositories")
     if alternating:
+        # Two repositories alternate if each snippet, from the third on, has the repository of the snippet two places before it.
         is_late_S = place_S >= 2
         breaks_S = is_late_S & (ids_S != np.roll(ids_S, 2))
         _fail(table.path, start, _any_in_row(breaks_S, row_of_S, len(rows_RT)), "does not alternate its two repositories")
 
 
 def _more_than_two(ids_S: INT64_ARRAY, ids_first_R: INT64_ARRAY, row_of_S: INT64_ARRAY) -> NDArray[np.bool_]:
-    """Rows whose snippets that are not of the first repository are of several others."""
+    """Rows whose snippets come from three or more repositories."""
     is_other_S = ids_S != ids_first_R[row_of_S]
+    # Any snippet of another repository defines the second one; a third shows as a snippet that differs from both.
     second_R = ids_first_R.copy()
     second_R[row_of_S[is_other_S]] = ids_S[is_other_S]
     return _any_in_row(is_other_S & (ids_S != second_R[row_of_S]), row_of_S, len(ids_first_R))

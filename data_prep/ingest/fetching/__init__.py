@@ -1,1 +1,1 @@
-"""File bodies from Software Heritage to the local store."""
+"""Downloads file bodies from Software Heritage into a blob store."""

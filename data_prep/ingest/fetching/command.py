@@ -1,4 +1,4 @@
-"""`mose-data fetch`: downloads the file contents that packing needs into a blob store; a stopped run continues where it ended."""
+"""`mose-data fetch`: downloads the file contents that packing needs into a blob store, resuming a stopped run."""
 
 import asyncio
 import json
@@ -25,10 +25,10 @@ INTERRUPTED = 130
 
 
 def fetch(config: FetchConfig) -> FetchCounts:
-    """Fetch what the inputs want and the store does not know; statistics are written even when it is stopped.
+    """Fetch the blobs of the inputs that the store has no record of; writes statistics even if it is interrupted.
 
     Raises:
-        MoseError: an input cannot be read, another process fetches the same part, or the place refuses us.
+        MoseError: an input cannot be read, another process fetches the same part, or the server refuses access.
         OSError: the disk is full.
     """
     paths = input_files(config.inputs, config.task, config.num_tasks)
@@ -43,12 +43,12 @@ def fetch(config: FetchConfig) -> FetchCounts:
 
 
 def statistics_path(config: FetchConfig) -> Path:
-    """Where the counts of a task's runs are written, the last one last."""
+    """The file with the counts of a task's runs, in order of time."""
     return Path(config.store) / f"fetch-{config.task:05d}-of-{config.num_tasks:05d}.json"
 
 
 def _write_statistics(config: FetchConfig, counts: FetchCounts) -> None:
-    """Add a run to those that the task had before."""
+    """Append the counts of this run to those of the task's earlier runs."""
     path = statistics_path(config)
     runs = json.loads(path.read_text("utf-8"))["runs"] if path.is_file() else []
     ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -56,12 +56,12 @@ def _write_statistics(config: FetchConfig, counts: FetchCounts) -> None:
 
 
 def print_counts(counts: FetchCounts) -> None:
-    """Print every outcome of a run, on standard output."""
-    print(f"{counts.wanted:,} blobs wanted: {counts.stored[BODY]:,} fetched, {counts.known[BODY]:,} in the store before")
+    """Print the number of blobs per outcome on standard output."""
+    print(f"{counts.wanted:,} blobs wanted: {counts.stored[BODY]:,} fetched, {counts.known[BODY]:,} already in the store")
     without = (counts.stored + counts.known).items()
     rows = [(name, number, "in the store as such") for name, number in sorted(without) if name != BODY]
     rows += [(name, number, _advice(name)) for name, number in sorted(counts.given_up.items()) if number]
-    rows += [("repeated", counts.repeated, "named again while on their way")] if counts.repeated else []
+    rows += [("repeated", counts.repeated, "named again while in flight")] if counts.repeated else []
     for name, number, meaning in rows:
         print(f"  {name:<18}{number:>14,}  {meaning}")
     retries = ", ".join(f"{number:,} {name}" for name, number in sorted(counts.retries.items())) or "none"

@@ -1,4 +1,4 @@
-"""The config of `mose-data fetch`."""
+"""The options of `mose-data fetch`."""
 
 from dataclasses import dataclass
 
@@ -11,40 +11,40 @@ SOFTWARE_HERITAGE = "s3://softwareheritage/content"
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """Which bodies are fetched, from where, into which store, and how patiently."""
+    """Which bodies to fetch, from where, into which store, and with which limits."""
 
     inputs: tuple[str, ...]
-    """Folders of `mose-data group`, or parquet files, globs or URLs in The Stack v2 schema: their blob_id are wanted."""
+    """Folders of `mose-data group`, or parquet files, globs or URLs in The Stack v2 schema, whose blob_id are fetched."""
     store: str
-    """Local folder of the blob store; what is in it already is not asked for again."""
+    """Local folder of the blob store; blobs that it holds are not requested again."""
     url: str = SOFTWARE_HERITAGE
-    """Where a blob lies under its blob_id, gzip: s3://BUCKET/PREFIX, https://..., or any other fsspec URL."""
+    """Location that holds gzip bodies by blob_id: s3://BUCKET/PREFIX, https://..., or any other fsspec URL."""
     anonymous: bool = False
-    """Ask S3 without a signature; otherwise credentials come from AWS's own places (environment, ~/.aws, instance role)."""
+    """Send unsigned requests to S3; otherwise credentials come from the AWS defaults (environment, ~/.aws, instance role)."""
     endpoint_url: str = ""
-    """Another S3 server than Amazon's."""
+    """Address of an S3 server other than Amazon's."""
     task: int = 0
-    """Which of num_tasks this is: several machines fetch at once, each into its own part of the store."""
+    """Number of this task, from 0; several machines can fetch at once, each into its own part of the store."""
     num_tasks: int = 1
-    """Task I of N fetches for the parts (or parquet files) whose number leaves I when divided by N."""
+    """Number of tasks N; task I fetches the blobs of the parts (or parquet files) whose number modulo N is I."""
     max_concurrency: int = 64
-    """Requests under way at a time."""
+    """Concurrent requests."""
     attempts: int = 8
-    """Requests for one blob before it is given up for this run: after 429, 5xx, time-outs, cut or damaged bodies."""
+    """Requests per blob before this run gives it up; repeated after 429, 5xx, timeouts, and truncated or damaged bodies."""
     timeout_seconds: float = 60.0
-    """Time for one request, body included."""
+    """Timeout of one request, body included."""
     backoff_seconds: float = 0.5
-    """Longest wait after the first failure; doubles with each, up to max_backoff_seconds. The wait is drawn below it."""
+    """Longest wait after the first failure; doubles per failure up to max_backoff_seconds. The wait is random below it."""
     max_backoff_seconds: float = 30.0
-    """Longest wait at all."""
+    """Upper bound of the wait."""
     max_bytes: int = 1 << 20
-    """Bodies above this are not stored but counted as too_large; as filters.max_bytes of pack, which would drop them."""
+    """Larger bodies are not stored but counted as too_large. Matches filters.max_bytes of pack, which would drop them."""
     max_bytes_in_flight: int = 1 << 28
-    """Bodies held in memory at a time."""
+    """Total size of the bodies held in memory."""
     pack_bytes: int = 1 << 30
-    """Size of the store's files."""
+    """Size of a pack file of the store."""
     retry_missing: bool = False
-    """Ask again for blobs that an earlier run found missing or damaged."""
+    """Request blobs again that an earlier run found missing or damaged."""
 
     def __post_init__(self) -> None:
         require(bool(self.inputs), "inputs: is empty, expected folders of `mose-data group` or parquet files")

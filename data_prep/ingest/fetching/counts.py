@@ -1,4 +1,4 @@
-"""Counters of a run of `fetch`: each wanted blob has one outcome; and their display while the run goes on."""
+"""Counts the outcomes of a run of `fetch`, one outcome per wanted blob, and shows them during the run."""
 
 import contextlib
 import time
@@ -17,18 +17,18 @@ class FetchCounts:
     wanted: int = 0
     """Blobs named by the inputs, each counted once per row group."""
     known: "Counter[str]" = field(default_factory=Counter)
-    """Not asked for, because the store knows them: by status."""
+    """Not requested, because the store has a record of them: by status."""
     repeated: int = 0
     """Named again while a request for them was in flight."""
     stored: "Counter[str]" = field(default_factory=Counter)
-    """Newly in the store: by status, `body` for those that were fetched."""
+    """Added to the store: by status, `body` for fetched bodies."""
     given_up: "Counter[str]" = field(default_factory=Counter)
-    """Not in the store, asked for again by the next run: by the last failure."""
+    """Not in the store, requested again by the next run: by the last failure."""
     retries: "Counter[str]" = field(default_factory=Counter)
-    """Requests made once more: by the failure before."""
+    """Repeated requests: by the preceding failure."""
     requests: int = 0
     bytes_received: int = 0
-    """Of bodies, as they were stored."""
+    """Size of the bodies as received (gzip)."""
     bytes_decoded: int = 0
     seconds: float = 0.0
 
@@ -39,7 +39,7 @@ class FetchCounts:
     def to_plain(self) -> dict[str, Any]:
         """The counts as nested dictionaries, for JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        # `dataclasses.asdict` would make counters of pairs out of counters.
+        # `dataclasses.asdict` would rebuild a Counter from its pairs, and so count the pairs.
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()}
 
     def rates(self) -> str:
@@ -53,7 +53,7 @@ class FetchCounts:
 
 @contextlib.contextmanager
 def show_counts(counts: FetchCounts, total: int) -> Iterator[Callable[[], None]]:
-    """Show progress over `total` files, some of which share a blob; yields the function to call after each outcome."""
+    """Show progress out of `total` files (some share a blob); yields the function to call after each outcome."""
     began = time.monotonic()
     shown = 0
     with show_progress("fetch", total, "blobs", counts.rates) as advance:

@@ -1,4 +1,4 @@
-"""Fetching wanted blobs into a store: bounded concurrency, retries with back-off and jitter, every body checked by its SHA-1."""
+"""Fetches blobs into a store with bounded concurrency, retries with backoff and jitter, and a SHA-1 check per body."""
 
 import asyncio
 import hashlib
@@ -15,16 +15,16 @@ from mose.errors import MoseError
 from mose.seeding import derive_key
 
 FORBIDDEN = "forbidden"
-# With so many failures in a row the place is down or refuses us, and patience with each single blob would take days.
+# After so many consecutive failures the server is down or refuses access; all retries of every further blob would take days.
 MAX_FAILURES_IN_A_ROW = 100
-# With so many missing blobs before the first body the url is wrong, and "missing" would be remembered of all.
+# After so many missing blobs before the first body, the url is probably wrong; recording them would mark every blob as missing.
 MAX_MISSING_AT_FIRST = 100
-# Bodies up to this size are decoded between two network events; larger ones in a thread.
+# Bodies up to this size are decoded in the event loop; larger ones in a thread, so that they do not stall the other requests.
 _SMALL_BYTES = 1 << 16
 
 
 class Fetcher:
-    """One run: takes wanted blobs, leaves bodies or what came instead in the store."""
+    """One run: requests wanted blobs and writes bodies, or the status of those without one, into the store."""
 
     def __init__(
         self, config: FetchConfig, remote: Remote, writer: BlobWriter, counts: FetchCounts, show: Callable[[], None]
@@ -39,10 +39,10 @@ class Fetcher:
         self._held_missing: list[bytes] = []
 
     async def run(self, batches: Iterator[list[Wanted]]) -> None:
-        """Fetch everything that the store does not know.
+        """Fetch all blobs that the store has no record of.
 
         Raises:
-            MoseError: the place refuses us, or does not answer for long; what was fetched is in the store.
+            MoseError: the server refuses access, or fails for too long; fetched bodies are in the store.
             OSError: the disk is full.
         """
         blobs = self._unknown(batches)
@@ -57,7 +57,7 @@ class Fetcher:
             self._store(blob, MISSING)
 
     def _unknown(self, batches: Iterator[list[Wanted]]) -> Iterator[tuple[bytes, int]]:
-        """The blobs to ask for, with their lengths; counts the others."""
+        """The blobs to request, with their lengths; counts the others."""
         for batch in batches:
             self._counts.wanted += len(batch)
             named = [(wanted.blob, wanted.length) for wanted in batch if wanted.blob is not None]
@@ -72,7 +72,7 @@ class Fetcher:
                 elif length > self._config.max_bytes:
                     self._store(blob, TOO_LARGE, length)
                 else:
-                    # Before the worker sees it, so that the next row group already finds it here.
+                    # Marked before a worker receives it, so that the same blob in the next row group is not requested twice.
                     self._under_way.add(blob)
                     yield blob, length
             self._show()
@@ -85,7 +85,7 @@ class Fetcher:
     async def _work(self, blobs: Iterator[tuple[bytes, int]]) -> None:
         for blob, length in blobs:
             await self._fetch(blob, length)
-            # One that is held back is not in the store yet, and would be asked for again.
+            # A withheld blob is not in the store yet: it stays marked, or it would be requested again.
             if blob not in self._held_missing:
                 self._under_way.discard(blob)
             self._show()
@@ -116,7 +116,7 @@ class Fetcher:
         self._give_up(blob, failure)
 
     async def _keep(self, blob: bytes, stored: bytes) -> str:
-        """Store a body that is what its id says, or larger than is kept; else the name of what is wrong with it."""
+        """Store a body that matches its id, or record that it is too large; returns the name of the failure, empty if none."""
         limit = self._config.max_bytes
         body = gunzip(stored, limit) if len(stored) <= _SMALL_BYTES else await asyncio.to_thread(gunzip, stored, limit)
         if body is None:
@@ -135,7 +135,7 @@ class Fetcher:
         return ""
 
     def _missing(self, blob: bytes) -> None:
-        """Remember a blob as missing, but not before any body came in this run or one before."""
+        """Record a blob as missing; withhold the record until a body, in this run or before, shows that the url is right."""
         is_trusted = self._counts.stored[BODY] or self._counts.known[BODY] or self._config.retry_missing
         if is_trusted:
             self._store(blob, MISSING)
@@ -143,8 +143,8 @@ class Fetcher:
         self._held_missing.append(blob)
         if len(self._held_missing) >= MAX_MISSING_AT_FIRST:
             raise MoseError(
-                f"{self._config.url}: url: the first {MAX_MISSING_AT_FIRST} blobs are all missing; expected a place that holds "
-                f"them under their blob_id, such as .../{blob.hex()}"
+                f"{self._config.url}: url: the first {MAX_MISSING_AT_FIRST} blobs are all missing; expected a location that "
+                f"holds them under their blob_id, such as .../{blob.hex()}"
             )
 
     def _store(self, blob: bytes, status: str, length: int = 0, stored: bytes = b"") -> None:
@@ -153,7 +153,7 @@ class Fetcher:
         self._failures_in_a_row = 0
 
     def _give_up(self, blob: bytes, failure: str) -> None:
-        """Count a blob that no attempt brought; what is damaged at its source is remembered, the rest is asked for again."""
+        """Count a blob whose attempts all failed; a body damaged at its source is recorded, the next run requests the others."""
         if failure in (NOT_GZIP, WRONG_CHECKSUM):
             self._store(blob, failure)
             return
@@ -161,13 +161,15 @@ class Fetcher:
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise MoseError(
-                f"{self._config.url}: url: {MAX_FAILURES_IN_A_ROW} blobs in a row could not be had, the last for {failure}; "
-                "what was fetched is kept: run again when the place answers"
+                f"{self._config.url}: url: {MAX_FAILURES_IN_A_ROW} blobs in a row could not be fetched, the last for {failure}; "
+                "fetched bodies are kept: run again when the server answers"
             )
 
 
 def backoff_seconds(config: FetchConfig, blob: bytes, attempt: int) -> float:
-    """The wait before a blob's request number `attempt` (1 for the first repeat): "full jitter", drawn up to a doubling bound.
+    """The wait in seconds before repeat number `attempt` (from 1): uniform up to a doubling bound ("full jitter").
+
+    The jitter spreads the retries of requests that failed together; it is derived from the blob id and needs no random state.
 
     https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter
     """

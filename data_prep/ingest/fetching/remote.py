@@ -1,7 +1,7 @@
-"""Where bodies come from: HTTP (S3 signed or not, or any web server) or another fsspec store; one request at a time.
+"""Requests single bodies over HTTP (S3, signed or not, or any web server) or from another fsspec store.
 
-The class of an error says what to do about it: `AbsentError` and `OversizedError` (remember it),
-`PassingError` (ask again), `MoseError` (stop: asking for other blobs would fail in the same way).
+The class of an error determines the reaction: record it (`AbsentError`, `OversizedError`), retry (`PassingError`), or stop,
+because requests for other blobs would fail in the same way (`MoseError`).
 """
 
 import asyncio
@@ -24,34 +24,34 @@ _AMAZON = "s3.amazonaws.com"
 _REGION = "us-east-1"
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _READ_BYTES = 1 << 16
-# A body that gzip made longer than this beyond the decoded limit is larger than the limit whatever it holds.
+# A gzip body that exceeds the limit of the decoded size by more than this is taken to decode above the limit.
 _GZIP_OVERHEAD = 1 << 12
 _ERROR_BYTES = 4096
 
 
 class AbsentError(Exception):
-    """The store answers that it does not have the blob."""
+    """The server answers that it does not have the blob."""
 
 
 class OversizedError(Exception):
-    """The stored body is longer than any that would be kept; holds its length, 0 where that is not known."""
+    """The stored body is longer than any body within the limit; holds its length, 0 if unknown."""
 
 
 class PassingError(Exception):
-    """A failure that another request may not have; holds its name, e.g. `http_503`."""
+    """A failure that may be temporary; holds its name, e.g. `http_503`."""
 
 
 class Remote(Protocol):
-    """A place that holds gzipped bodies under their blob ids."""
+    """A server or folder that holds gzip bodies under their blob ids."""
 
     async def get(self, blob_id: str) -> bytes:
         """The stored bytes of one blob.
 
         Raises:
-            AbsentError: it is not there.
-            OversizedError: it is longer than what is kept.
-            PassingError: the request failed.
-            MoseError: every request would.
+            AbsentError: the blob does not exist.
+            OversizedError: the body is above the limit.
+            PassingError: the request failed and may be repeated.
+            MoseError: every request would fail.
         """
 
     async def close(self) -> None:
@@ -59,7 +59,7 @@ class Remote(Protocol):
 
 
 class ByteBudget:
-    """Bytes that may be held at a time; who wants more waits."""
+    """A semaphore over bytes: bounds the memory of concurrent requests; a request above the free bytes waits."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = self._free = capacity
@@ -67,7 +67,7 @@ class ByteBudget:
 
     @contextlib.asynccontextmanager
     async def hold(self, wanted: int) -> AsyncIterator[None]:
-        """Hold `wanted` bytes, at most all that there are, for the length of the block."""
+        """Reserve `wanted` bytes, at most the whole capacity, for the duration of the block."""
         size = min(wanted, self._capacity)
         async with self._condition:
             await self._condition.wait_for(lambda: self._free >= size)
@@ -82,24 +82,24 @@ class ByteBudget:
 
 @dataclass(frozen=True)
 class Signing:
-    """How requests are signed: AWS signature version 4, or not at all where there are no credentials."""
+    """Signs requests with AWS signature version 4; leaves them unsigned without credentials."""
 
     credentials: Any = None
     region: str = _REGION
 
     def headers(self, url: str) -> dict[str, str]:
-        """Headers of a GET."""
+        """The headers of a GET request."""
         plain = {"Accept-Encoding": "identity"}
         if self.credentials is None:
             return plain
         request = AWSRequest(method="GET", url=url, headers=plain)
-        # Frozen for each request: those of an instance role are renewed while a long run goes on.
+        # Frozen per request, because the credentials of an instance role are renewed during a long run.
         S3SigV4Auth(self.credentials.get_frozen_credentials(), "s3", self.region).add_auth(request)
         return {str(name): str(value) for name, value in request.headers.items()}
 
 
 class HttpRemote:
-    """Bodies over HTTP; connections are kept open and used again."""
+    """Requests bodies over HTTP with persistent connections."""
 
     def __init__(self, config: FetchConfig, base: str, signing: Signing) -> None:
         self._base = base
@@ -110,7 +110,7 @@ class HttpRemote:
             connector=aiohttp.TCPConnector(limit=config.max_concurrency),
             timeout=aiohttp.ClientTimeout(total=config.timeout_seconds),
             auto_decompress=False,
-            # Clusters reach the internet through HTTPS_PROXY.
+            # Honours HTTPS_PROXY, through which many clusters reach the internet.
             trust_env=True,
         )
 
@@ -138,7 +138,7 @@ class HttpRemote:
         length = response.content_length
         if length is not None and length > self._limit:
             raise OversizedError(length)
-        # The decoded body is held beside the stored one, both at most as large as the limit.
+        # Twice, because the stored and the decoded body are held together, each at most as large as the limit.
         async with self._budget.hold(2 * (length if length is not None else self._limit)):
             body = bytearray()
             async for block in response.content.iter_chunked(_READ_BYTES):
@@ -148,7 +148,7 @@ class HttpRemote:
             return bytes(body)
 
     async def _refuse(self, response: aiohttp.ClientResponse) -> None:
-        """Raise for an answer that is not a failure of the moment."""
+        """Raise for a response that is not a temporary failure."""
         text = (await response.content.read(_ERROR_BYTES)).decode("utf-8", "replace")
         if "NoSuchBucket" in text:
             raise MoseError(f"{self._base}: url: the server has no such bucket; expected one that holds blobs under their ids")
@@ -161,7 +161,7 @@ class HttpRemote:
 
 
 class FsspecRemote:
-    """Bodies in any other fsspec store, read in threads."""
+    """Reads bodies from any other fsspec store, in threads."""
 
     def __init__(self, config: FetchConfig) -> None:
         self._folder = storage_path(config.url)
@@ -189,10 +189,10 @@ class FsspecRemote:
 
 
 def open_remote(config: FetchConfig) -> Remote:
-    """The place that a config's url names; to be called inside a running event loop.
+    """The remote for a config's url; call it inside a running event loop.
 
     Raises:
-        MoseError: requests are to be signed and there are no credentials.
+        MoseError: signed requests are configured, but there are no credentials.
     """
     if config.url.startswith(("http://", "https://")):
         return HttpRemote(config, config.url.rstrip("/"), Signing())
@@ -208,7 +208,7 @@ def s3_address(url: str, endpoint_url: str) -> str:
     bucket, prefix = parts.netloc, quote(parts.path.rstrip("/"))
     if endpoint_url:
         return f"{endpoint_url.rstrip('/')}/{bucket}{prefix}"
-    # Amazon's certificate does not cover bucket names with dots.
+    # Amazon's wildcard certificate does not cover bucket names with dots, which therefore go into the path.
     return f"https://{_AMAZON}/{bucket}{prefix}" if "." in bucket else f"https://{bucket}.{_AMAZON}{prefix}"
 
 

@@ -1,4 +1,4 @@
-"""Which blobs the inputs of `fetch` name: read from two columns, a row group at a time.
+"""Lists the blobs that the inputs of `fetch` name, from two columns, one row group at a time.
 
 F: files of a row group.
 """
@@ -18,12 +18,12 @@ _BLOB_ID = "blob_id"
 
 @dataclass(frozen=True)
 class Wanted:
-    """A blob and what the input says of its size."""
+    """A blob and its size according to the input."""
 
     blob: bytes | None
-    """SHA-1, 20 bytes; None where the input's `blob_id` is not one."""
+    """SHA-1, 20 bytes; None if the input's `blob_id` is not a SHA-1."""
     length: int
-    """`length_bytes`; 0 where it is unknown."""
+    """`length_bytes`; 0 if unknown."""
 
 
 def input_files(inputs: Sequence[str], task: int, num_tasks: int) -> list[str]:
@@ -42,7 +42,7 @@ def input_files(inputs: Sequence[str], task: int, num_tasks: int) -> list[str]:
 
 
 def count_files(paths: Sequence[str]) -> int:
-    """How many files the rows of parquet files list, by their footers; a blob may be in several."""
+    """The number of files that the parquet files list, from their footers; several files may share a blob."""
     total = 0
     for path in paths:
         leaf, metadata = columns_of(path).file[_BLOB_ID][0], open_parquet(path).metadata
@@ -53,7 +53,7 @@ def count_files(paths: Sequence[str]) -> int:
 
 
 def wanted_blobs(paths: Sequence[str]) -> Iterator[list[Wanted]]:
-    """The blobs of each row group, in order and each once in its row group.
+    """The blobs of each row group in order, without repetitions inside a row group.
 
     Raises:
         MoseError: a file is truncated or corrupt.
@@ -75,7 +75,7 @@ def _row_group(path: str, group: int, columns: Columns) -> list[Wanted]:
     ids_F, lengths_F = (
         _values(files, name, columns.is_nested) if name in names else [0] * len(files) for name in (_BLOB_ID, LENGTH)
     )
-    # A blob that is named several times may have its length in one place only.
+    # A blob may occur several times and have its length in one place only.
     longest: dict[str, int] = {}
     for blob_id, length in zip(ids_F, lengths_F, strict=True):
         longest[blob_id or ""] = max(longest.get(blob_id or "", 0), length or 0)

@@ -1,4 +1,7 @@
-"""Temporary files of rows partitioned into buckets: one Arrow file per input, each batch of one bucket.
+"""Temporary files of rows partitioned into buckets: one Arrow file per input, one bucket per record batch.
+
+One file with all buckets, rather than one file per bucket, keeps the number of files at that of the inputs; the Arrow file format
+gives random access to the batches of one bucket.
 
 F: files (rows) of a table.
 """
@@ -31,13 +34,13 @@ class Batch:
     index: int
     bucket: int
     bytes: int
-    """In memory, not on disk."""
+    """Size in memory, not on disk."""
     first_key: int
     last_key: int
 
 
 class BucketWriter:
-    """Partitions rows into buckets, holding at most about `buffer_bytes` of them and as much again while it writes."""
+    """Partitions rows into buckets; buffers about `buffer_bytes` of rows, and twice that while it writes."""
 
     def __init__(self, path: Path, schema: pa.Schema, assign: Assign, buffer_bytes: int) -> None:
         self.batches: list[Batch] = []
@@ -52,7 +55,7 @@ class BucketWriter:
         self._writer = pa.ipc.new_file(self._file, schema, options=options)
 
     def add(self, table: pa.Table) -> None:
-        """Take rows; all of one table are held at once.
+        """Add rows; the whole table is buffered.
 
         Raises:
             OSError: the disk is full.
@@ -63,7 +66,7 @@ class BucketWriter:
         self._waiting_bytes += table.nbytes
 
     def close(self) -> list[Batch]:
-        """Write the rest; returns what is in the file."""
+        """Write the buffered rows; returns the batches of the file."""
         self._flush()
         self._writer.close()
         self._file.close()
@@ -81,6 +84,7 @@ class BucketWriter:
         table = pa.concat_tables(self._waiting)
         self._waiting, self._waiting_bytes = [], 0
         buckets_F = self._assign(table)
+        # Stable, so that rows of one bucket keep the order of the input.
         order_F = np.argsort(buckets_F, kind="stable")
         table = table.take(pa.array(order_F))
         buckets, starts = np.unique(buckets_F[order_F], return_index=True)
@@ -95,7 +99,7 @@ class BucketWriter:
 
 
 def read_batches(batches: Sequence[Batch], columns: Sequence[str] = ()) -> Iterator[pa.Table]:
-    """The rows, batch by batch; only `columns` where they are given.
+    """The rows, batch by batch; all columns, or only `columns` if given.
 
     Raises:
         MoseError: a bucket file is damaged.
@@ -114,12 +118,12 @@ def read_batches(batches: Sequence[Batch], columns: Sequence[str] = ()) -> Itera
 
 
 def save_batches(path: Path, batches: Sequence[Batch], more: dict[str, Any]) -> None:
-    """Write what a finished bucket file holds, with other facts; this file is what says that it is finished."""
+    """Write the list of a bucket file's batches and `more`; the presence of this list marks the bucket file as finished."""
     write_json(path, {**more, "batches": [{**asdict(batch), "path": Path(batch.path).name} for batch in batches]})
 
 
 def load_batches(path: Path) -> tuple[list[Batch], dict[str, Any]] | None:
-    """What `save_batches` wrote, None where it did not.
+    """The batches and `more` of `save_batches`; None if there is no such file.
 
     Raises:
         MoseError: the file is damaged.

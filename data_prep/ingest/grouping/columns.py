@@ -1,4 +1,4 @@
-"""The Stack v2's columns as `group` writes them, and any input's rows as a flat table of files under these names.
+"""The columns that `group` writes, and the conversion of any input to a flat table of files with these columns.
 
 F: files of a batch of rows.
 """
@@ -21,12 +21,12 @@ NAME = "repo_name"
 KEY = "key"
 """A seeded hash of the repository's name; parts are ranges of it."""
 SIZE = "size"
-"""Bytes that a file takes decoded."""
+"""Decoded size of a file in bytes."""
 ORDER = "order"
-"""Place in the input, which decides between files of one path."""
+"""Position in the input; orders files with the same path."""
 
 _TIME = pa.timestamp("ns")
-# The features of bigcode/the-stack-v2-train-full-ids, in their order.
+# The features of bigcode/the-stack-v2-train-full-ids, in the order of the data set.
 REPOSITORY_TYPES = {
     "repo_name": pa.string(), "repo_url": pa.string(), "snapshot_id": pa.string(), "revision_id": pa.string(),
     "directory_id": pa.string(), "branch_name": pa.string(), "visit_date": _TIME, "revision_date": _TIME,
@@ -53,7 +53,7 @@ class OutputColumns:
 
     @property
     def flat_schema(self) -> pa.Schema:
-        """One row per file: key, place in the input, size, the repository's columns and the file's."""
+        """One row per file: key, position in the input, size, columns of the repository, columns of the file."""
         types = {KEY: pa.uint64(), ORDER: pa.int64(), SIZE: pa.int64(), **self._types()}
         return pa.schema(list(types.items()))
 
@@ -73,31 +73,31 @@ class OutputColumns:
 
 @dataclass
 class InputCounts:
-    """What was read of one input."""
+    """Counts of one input."""
 
     files: int = 0
     empty_repositories: int = 0
     contents_left_out: dict[str, int] = field(default_factory=dict)
-    """Files by repository whose content could not be decoded within the bound."""
+    """Number of files per repository whose content could not be decoded within the memory bound."""
 
 
 @dataclass(frozen=True)
 class FlatInput:
-    """One parquet file read as files with their repository's columns."""
+    """One parquet file as a flat table of files, each with the columns of its repository."""
 
     path: str
     number: int
-    """Among the inputs."""
+    """Number of the file among the inputs."""
     layout: OutputColumns
     seed: int
     limit_bytes: int
-    """The most that one row may hold decoded."""
+    """Upper bound of the decoded size of one row."""
 
     def tables(self, batch_bytes: int, counts: InputCounts) -> Iterator[pa.Table]:
-        """The files in input order, about `batch_bytes` at a time; adds to `counts`.
+        """The files in input order, in tables of about `batch_bytes`; adds to `counts`.
 
         Raises:
-            MoseError: the file is corrupt, a column has another type, or a row has no repository name.
+            MoseError: the file is corrupt, a column has an unexpected type, or a row has no repository name.
         """
         first_row = 0
         for group in range(open_parquet(self.path).metadata.num_row_groups):
@@ -139,11 +139,12 @@ class FlatInput:
         schema = self.layout.flat_schema
         num_files = len(columns[NAME])
         columns[KEY] = pa.array(repository_keys(columns[NAME], self.seed))
+        # Input number and position in one integer: the sort then has one order over all inputs, whichever worker read them.
         place = (self.number << _PLACES_AN_INPUT) + first_file
         contents = columns.get(CONTENT, pa.nulls(num_files, pa.large_binary())).cast(pa.large_binary())
         columns[SIZE] = pc.add(pc.fill_null(pc.binary_length(contents), 0), BYTES_A_FILE)
         columns[ORDER] = pa.array(np.arange(place, place + num_files, dtype=np.int64))
-        # The order of paths must be that of the reader, which adds a leading slash where there is none.
+        # Paths must sort as in the reader, which adds a missing leading slash.
         bare = pc.utf8_ltrim(pc.fill_null(columns["path"].cast(pa.string()), ""), characters="/")
         columns["path"] = pc.binary_join_element_wise(pa.scalar("/"), bare, "")
         return pa.table([self._column(columns, wanted, num_files) for wanted in schema], schema=schema)
@@ -160,6 +161,7 @@ class FlatInput:
 
 def repository_keys(names_F: pa.Array, seed: int) -> NDArray[np.uint64]:
     """The seeded hash of each repository name."""
+    # Hash each distinct name once: a repository has many files.
     encoded = names_F.dictionary_encode()
     keys = np.array([derive_key(seed, "group", name) for name in encoded.dictionary.to_pylist()], dtype=np.uint64)
     keys_F: NDArray[np.uint64] = keys[encoded.indices.to_numpy()]
@@ -167,17 +169,18 @@ def repository_keys(names_F: pa.Array, seed: int) -> NDArray[np.uint64]:
 
 
 def part_of(keys_F: NDArray[np.uint64], num_parts: int) -> NDArray[np.int64]:
-    """The part of each key: equal ranges of the keys, so that parts follow each other in the order of keys."""
+    """The part of each key: equal ranges of keys, so that rows sorted by key are sorted by part too."""
+    # Only the upper 32 bits of a key, so that the product with num_parts fits into 64 bits.
     return (((keys_F >> np.uint64(32)) * np.uint64(num_parts)) >> np.uint64(32)).astype(np.int64)
 
 
 def layout_of(paths: Sequence[str], repository: Sequence[str], file: Sequence[str]) -> OutputColumns:
-    """The output's columns: those asked for, in the order of The Stack v2; content only where an input has it.
+    """The output's columns: those requested, in the order of The Stack v2; content only if an input has it.
 
     Raises:
         MoseError: an input cannot be read or lacks a column.
     """
-    # Every input is opened, so that an error is reported before any work is done.
+    # Opens every input, so that an error is reported before any work is done.
     known = [columns_of(path).file for path in paths]
     has_content = any(CONTENT in columns for columns in known)
     repository = [name for name in REPOSITORY_TYPES if name in repository or name == NAME]

@@ -1,4 +1,4 @@
-"""`mose-data group`: The Stack v2 in any order of rows to parts of one row per repository, each a random sample of the input."""
+"""`mose-data group`: regroups The Stack v2 into parts with one row per repository, each part a random sample of the input."""
 
 import sys
 
@@ -13,15 +13,15 @@ _SHOWN = 10
 
 
 def print_grouping(folder: GroupedFolder, output: str) -> None:
-    """Print what a grouped folder holds, on standard output; what could not be kept, on standard error."""
+    """Print the counts of a grouped folder on standard output, and what was omitted on standard error."""
     held = f"{folder.repositories:,} repositories, {folder.files:,} files, {folder.bytes:,} bytes"
     print(f"{output}: {held} in {len(folder.parts):,} parts")
     if folder.empty_repositories:
-        print(f"{folder.empty_repositories:,} rows without files left out", file=sys.stderr)
+        print(f"{folder.empty_repositories:,} rows without files omitted", file=sys.stderr)
     if folder.contents_left_out:
         names = ", ".join(list(folder.contents_left_out)[:_SHOWN])
         number = len(folder.contents_left_out)
-        print(f"contents of {number:,} repositories left out, too large for memory_bytes: {names}", file=sys.stderr)
+        print(f"contents of {number:,} repositories omitted, too large for memory_bytes: {names}", file=sys.stderr)
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The config of `mose-data group`."""
+"""The options of `mose-data group`."""
 
 from dataclasses import dataclass
 
@@ -11,27 +11,27 @@ MIN_MEMORY_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class GroupConfig:
-    """What is grouped, into how many parts, within which memory."""
+    """Inputs, number of parts and memory bound of a grouping."""
 
     inputs: tuple[str, ...]
     """Parquet files, globs or URLs: rows of single files (the-stack-v2-dedup) or of repositories (train-full-ids)."""
     output: str
-    """Folder or URL for the parts and grouped.json; a folder that holds a part of the same grouping is completed."""
+    """Folder or URL for the parts and grouped.json; an unfinished grouping with the same settings is completed."""
     num_parts: int = 256
-    """Parts; `mose-data pack` and `fetch` assign whole parts to tasks, so expect more parts than tasks."""
+    """Number of parts; `mose-data pack` and `fetch` assign whole parts to tasks, so choose more parts than tasks."""
     seed: int = 0
-    """Decides which part a repository is in, and the order inside a part."""
+    """Determines the part of each repository and the order inside a part."""
     memory_bytes: int = 1 << 30
-    """The most that a process may hold in memory, whatever the size of the input; a row of contents above a quarter of it is
-    kept without its contents, counted and named."""
+    """Memory bound of a process, for any size of the input; a row with contents above a quarter of it is written without
+    contents, counted and named."""
     num_workers: int = 1
-    """Processes that work at the same time, each within memory_bytes; the output does not depend on it."""
+    """Worker processes, each within memory_bytes; the output does not depend on their number."""
     scratch: str = ""
-    """Local folder for temporary files, about twice as large as the compressed input; empty means inside the output."""
+    """Local folder for temporary files, which take about twice the size of the compressed input; empty means in the output."""
     repository_columns: tuple[str, ...] = tuple(REPOSITORY_TYPES)
-    """Columns of a repository to keep; repo_name always is."""
+    """Columns of a repository to keep; repo_name is always kept."""
     file_columns: tuple[str, ...] = tuple(FILE_TYPES)
-    """Columns of a file to keep; those that `mose-data pack` reads always are, and content must be named to be kept."""
+    """Columns of a file to keep; those that `mose-data pack` reads are always kept, content only if it is named."""
 
     def __post_init__(self) -> None:
         require(bool(self.inputs), "inputs: is empty, expected parquet files, globs or URLs")

@@ -1,6 +1,6 @@
-"""Writing parts: sorted files in, parquet rows of one repository each out.
+"""Writes parts: turns tables of sorted files into parquet rows of one repository each.
 
-F: files of a table in order of their repositories; R: rows made of them.
+F: files of a table, sorted by repository; R: rows made of them.
 """
 
 import itertools
@@ -21,16 +21,16 @@ from mose.files.atomic_file import atomic_write
 from mose.files.storage import storage_path
 
 ROW_BYTES = 1 << 25
-"""A repository above 32 MiB is written as several rows, so that no reader ever has to decode more at a time."""
+"""A repository above 32 MiB is written as several rows, which bounds the memory of every reader."""
 ROW_GROUP_BYTES = 1 << 25
-# Pages of contents are looked at after so many values; the writer's default of 1,024 makes pages of hundreds of MB.
+# The writer checks the page size after this many values; with the default of 1,024, pages of contents reach hundreds of MB.
 _VALUES_A_CHECK = 64
 
 
 def write_parts(
     output: str, first: int, last: int, num_parts: int, tables: Iterator[pa.Table], layout: OutputColumns
 ) -> list[PartEntry]:
-    """Write the parts `first` to `last` - 1 from sorted tables of their files; each appears whole, one after another.
+    """Write the parts `first` to `last` - 1 from sorted tables of their files, one after another, each atomically.
 
     Raises:
         MoseError: temporary rows are damaged.
@@ -39,6 +39,7 @@ def write_parts(
     pieces = (piece for table in tables for piece in _cut_at_parts(table, num_parts))
     by_part = itertools.groupby(pieces, key=lambda piece: piece[0])
     entries = []
+    # A part without repositories is written as an empty file, so that part numbers have no gaps.
     number, found = next(by_part, (last, iter(())))
     for part in range(first, last):
         has_rows = part == number
@@ -55,7 +56,7 @@ def _write_part(path: Path, tables: Iterator[pa.Table], layout: OutputColumns) -
     with atomic_write(path) as file:
         plain = [name for name in layout.schema.names if name != "files"]
         dictionary = [*plain, *(f"files.list.element.{name}" for name in layout.file if name not in (CONTENT, "blob_id"))]
-        # Extremes of contents would be whole contents in the footer.
+        # No statistics of contents: minimum and maximum would put whole contents into the footer.
         writer = pq.ParquetWriter(
             file,
             layout.schema,
@@ -78,7 +79,7 @@ def _write_part(path: Path, tables: Iterator[pa.Table], layout: OutputColumns) -
 
 
 def row_groups(table: pa.Table, layout: OutputColumns) -> Iterator[pa.Table]:
-    """Rows of one repository each, in tables of at most about `ROW_GROUP_BYTES`, from files in their order."""
+    """Rows of one repository each, in tables of at most about `ROW_GROUP_BYTES`, from sorted files."""
     sizes_F = table.column(SIZE).to_numpy()
     starts_R = row_starts(table.column(NAME), sizes_F)
     before_R = np.concatenate([[0], np.cumsum(sizes_F)])[starts_R]
@@ -92,7 +93,7 @@ def row_groups(table: pa.Table, layout: OutputColumns) -> Iterator[pa.Table]:
 
 
 def row_starts(names_F: pa.ChunkedArray, sizes_F: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first file of each row: where the repository changes, and where a row would pass `ROW_BYTES`."""
+    """The first file [R] of each row: a new row begins with each repository, and before `ROW_BYTES` would be exceeded."""
     codes_F = names_F.combine_chunks().dictionary_encode().indices.to_numpy()
     change_R = np.flatnonzero(np.append(True, codes_F[1:] != codes_F[:-1])) if len(codes_F) else np.array([], np.int64)
     before_F = np.concatenate([[0], np.cumsum(sizes_F)])

@@ -1,4 +1,9 @@
-"""The two passes of `mose-data group`: inputs partitioned into buckets on disk, then each bucket sorted into its parts."""
+"""The two passes of `mose-data group`: partition the inputs into buckets on disk, then sort each bucket into its parts.
+
+The rows of a repository may be anywhere in inputs far larger than the memory. A bucket is a range of repository keys, so that
+it holds whole repositories and can be sorted alone, in any worker. Keys are hashes: buckets are of similar size, and parts are
+random samples of the repositories. Each step ends with a marker file, so that a rerun repeats only unfinished steps.
+"""
 
 import dataclasses
 import json
@@ -40,14 +45,14 @@ from mose.files.storage import storage_path
 
 # Python, numpy and pyarrow before any row is read (measured: 110 MB), and a row group of 32 MiB while it is encoded.
 _BASE_BYTES = 1 << 28
-# Input batch, waiting rows, their sorted copy, the encoded row group: measured peaks stay below the bound with this share.
+# Input batch, buffered rows, their sorted copy, encoded row group: with this share, measured peaks stay below the bound.
 _SHARE = 8
 _MAX_BUCKETS = 64
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """A config with what its inputs are: all that a worker needs."""
+    """A config and its resolved inputs: everything that a worker needs."""
 
     config: GroupConfig
     paths: tuple[str, ...]
@@ -66,17 +71,17 @@ class Grouping:
 
     @property
     def budget_bytes(self) -> int:
-        """Rows held at a time."""
+        """Size of the rows held in memory at a time."""
         return (self.config.memory_bytes - _BASE_BYTES) // _SHARE
 
     def bucket_parts(self, bucket: int) -> tuple[int, int]:
-        """First part of a bucket, and of the next."""
+        """The first part of a bucket, and that of the next bucket."""
         parts = self.config.num_parts
         return -(-bucket * parts // self.num_buckets), -(-(bucket + 1) * parts // self.num_buckets)
 
 
 def group(config: GroupConfig) -> GroupedFolder:
-    """Group the inputs by repository; a rerun goes on where a killed one stopped, at an input file or a range of parts.
+    """Group the inputs by repository; a rerun after a kill repeats only unfinished inputs and buckets.
 
     Raises:
         MoseError: an input cannot be read or lacks a column; the output holds another grouping.
@@ -86,7 +91,7 @@ def group(config: GroupConfig) -> GroupedFolder:
         done = read_description(config.output)
         if done.fingerprint != grouping.fingerprint:
             raise MoseError(f"{config.output}: output: holds a grouping of other inputs or settings; expected an empty folder")
-        # Left by a run that was killed after its last file.
+        # A run that was killed after its last file left it.
         shutil.rmtree(grouping.scratch, ignore_errors=True)
         return done
     with lock_folder(grouping.scratch, "expected one `mose-data group` at a time"):
@@ -148,10 +153,10 @@ def _prepare(config: GroupConfig) -> Grouping:
 
 
 def _claim_scratch(grouping: Grouping) -> None:
-    """Take the folder for temporary files, or go on in it.
+    """Bind the folder for temporary files to this grouping, or check that it already is.
 
     Raises:
-        MoseError: it holds those of another grouping.
+        MoseError: the folder holds temporary files of another grouping.
     """
     claim = grouping.scratch / "fingerprint"
     mine = f"{grouping.fingerprint} {grouping.num_buckets}"
@@ -163,7 +168,7 @@ def _claim_scratch(grouping: Grouping) -> None:
 def _run_all(
     grouping: Grouping, title: str, count: int, marker: Callable[[Grouping, int], Path], work: Callable[[Grouping, int], None]
 ) -> None:
-    """Do the numbered pieces of work whose marker is not there yet, in this process or in several."""
+    """Run the numbered steps that have no marker file yet, in this process or in several workers."""
     missing = [number for number in range(count) if not marker(grouping, number).is_file()]
     with show_progress(f"group: {title}", count, "inputs" if marker is _bucket_file else "buckets") as advance:
         advance(count - len(missing))
@@ -181,14 +186,14 @@ def _run_all(
 
 
 def _result(future: "Future[None]", pool: ProcessPoolExecutor) -> None:
-    """Raise what a worker raised, without waiting for the work that has not begun."""
+    """Raise the error of a worker, and cancel the steps that have not begun."""
     try:
         future.result()
     except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(error, BrokenProcessPool):
             raise MoseError(
-                "group: a worker was killed, perhaps for its memory; run again to go on, with fewer num_workers"
+                "group: a worker was killed, perhaps for its memory; run again to continue, with fewer num_workers"
             ) from None
         raise
 
@@ -229,7 +234,7 @@ def _partitioned(grouping: Grouping, number: int) -> tuple[list[Batch], dict[str
     path = _bucket_file(grouping, number)
     found = load_batches(path)
     if found is None:
-        raise MoseError(f"{path}: is gone; expected what the first pass wrote: group again")
+        raise MoseError(f"{path}: no such file; expected the output of the first pass: group again")
     return found
 
 

@@ -1,4 +1,8 @@
-"""An external sort of rows by (key, repository, path, place in the input), in bounded memory."""
+"""An external sort of rows by (key, repository, path, position in the input), in bounded memory.
+
+It is a recursive bucket sort rather than a merge sort: keys are hashes, so equal ranges of keys are of similar size, and the
+next level reads only buckets that are still too large.
+"""
 
 import bisect
 from collections.abc import Iterator, Sequence
@@ -13,15 +17,15 @@ from data_prep.ingest.grouping.bucket_file import Assign, Batch, BucketWriter, r
 from data_prep.ingest.grouping.columns import KEY, NAME, ORDER, SIZE
 
 _PLACE_COLUMNS = (NAME, "path", ORDER)
-# More buckets at a time would be too small to compress.
+# With more buckets at a time, their batches would be too small to compress well.
 _MAX_BUCKETS = 64
 
 
 def sorted_tables(batches: Sequence[Batch], schema: pa.Schema, budget_bytes: int, scratch: Path) -> Iterator[pa.Table]:
-    """The rows of `batches` in order, in tables of at most about `budget_bytes` that follow each other.
+    """The sorted rows of `batches`, in consecutive tables of at most about `budget_bytes`.
 
     Rows above the budget are partitioned into narrower buckets in files under `scratch`, recursively. A single repository above
-    the budget is partitioned by path; only such a repository is spread over several tables.
+    the budget is partitioned by path; only such a repository spans several tables.
 
     Raises:
         MoseError: a bucket file is damaged.
@@ -33,6 +37,7 @@ def sorted_tables(batches: Sequence[Batch], schema: pa.Schema, budget_bytes: int
     if total <= budget_bytes:
         yield _sort(pa.concat_tables(read_batches(batches)))
         return
+    # Rows of one key cannot be separated by key any further; they are, but for a hash collision, one repository.
     low, high = min(batch.first_key for batch in batches), max(batch.last_key for batch in batches)
     is_one = low == high
     assign = _by_path(batches, budget_bytes) if is_one else _by_key(low, high, min(_MAX_BUCKETS, 2 * total // budget_bytes + 2))
@@ -64,7 +69,7 @@ def _by_key(low: int, high: int, num_buckets: int) -> Assign:
 
 
 def _by_path(batches: Sequence[Batch], budget_bytes: int) -> Assign:
-    """Buckets of about half the budget, in order of (repository, path, place in the input)."""
+    """Assigns buckets of about half the budget, in order of (repository, path, position in the input)."""
     places = [place for table in read_batches(batches, (*_PLACE_COLUMNS, SIZE)) for place in _places(table, SIZE)]
     bounds, held = [], 0
     for *place, size in sorted(places):

@@ -1,1 +1,1 @@
-"""The local store of file bodies."""
+"""The blob store: file bodies by SHA-1 in large pack files."""

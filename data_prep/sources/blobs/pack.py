@@ -1,7 +1,9 @@
-"""One pack file of a blob store: records one after another, and a sorted index beside it that a scan can rebuild.
+"""The format of one pack file of a blob store: consecutive records, and a sorted index file that a scan can rebuild.
 
 A record is `HEADER` and the stored bytes. An index is two arrays of the pack's R records, sorted by id: `pack-000000.keys.npy`
-(the first eight bytes of each id, to search in) and `pack-000000.records.npy`.
+(the first eight bytes of each id, for the binary search) and `pack-000000.records.npy`. The keys are a file of their own so that
+a search touches 8 bytes per record instead of the whole record. Packs exist because millions of small files overload a file
+system; each record carries its own checksum, so that the pack alone is enough to recover the index after a kill.
 """
 
 import io
@@ -31,7 +33,7 @@ Ids = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Record:
-    """Where one blob lies in a pack, or what came instead of it."""
+    """Where the body of one blob is in a pack, or the status recorded instead of a body."""
 
     blob: bytes
     """SHA-1 of the body, 20 bytes."""
@@ -42,7 +44,7 @@ class Record:
     stored: int
     """Bytes after the header."""
     length: int
-    """Bytes of the decoded body, where it is known."""
+    """Bytes of the decoded body, if known."""
 
 
 class PackIndex:
@@ -53,12 +55,12 @@ class PackIndex:
         self.records_R = records_R
 
     def find(self, ids_N: Ids) -> NDArray[np.int64]:
-        """Position of each id [N, 20] in the index, -1 where the pack does not have it."""
+        """Position [N] of each id [N, 20] in the index, -1 if the pack does not hold it."""
         keys_N = sort_keys(ids_N)
         place_N = np.searchsorted(self.keys_R, keys_N).astype(np.int64)
         found_N = np.full(len(ids_N), -1, np.int64)
         open_N = np.arange(len(ids_N))
-        # Ids that share their first eight bytes lie side by side.
+        # Ids that share their first eight bytes are adjacent, so step forward until the full id matches or the key changes.
         while len(open_N):
             open_N = open_N[place_N[open_N] < len(self.keys_R)]
             open_N = open_N[self.keys_R[place_N[open_N]] == keys_N[open_N]]
@@ -75,24 +77,25 @@ class PackIndex:
 
 
 def sort_keys(ids_N: Ids) -> NDArray[np.uint64]:
-    """The first eight bytes of each id [N, 20] as a number that sorts as the bytes do."""
+    """The first eight bytes of each id [N, 20] as a big-endian number [N], which sorts in the order of the ids."""
     return np.ascontiguousarray(ids_N[:, :8]).view(">u8").reshape(-1).astype(np.uint64)
 
 
 def encode_record(blob: bytes, status: int, codec: int, length: int, stored: bytes) -> bytes:
     """The bytes of one record, header and body."""
+    # The checksum covers the header too: a damaged length would misplace every record behind it.
     header = HEADER.pack(MAGIC, blob, status, codec, 0, len(stored), length, 0)
     return header[:-4] + struct.pack("<I", zlib.crc32(stored, zlib.crc32(header))) + stored
 
 
 def is_intact(header: bytes, stored: bytes) -> bool:
-    """Whether a record's checksum agrees with its bytes."""
+    """Whether a record's checksum matches its bytes."""
     checksum = int.from_bytes(header[-4:], "little")
     return zlib.crc32(stored, zlib.crc32(header[:-4] + bytes(4))) == checksum
 
 
 def scan(file: IO[bytes]) -> Iterator[Record]:
-    """The records of a pack from its start, checked; ends at the first that is incomplete or damaged."""
+    """The records of a pack in file order, each verified; stops at the first that is incomplete or damaged."""
     offset = 0
     while len(header := file.read(HEADER.size)) == HEADER.size:
         magic, blob, status, codec, _, stored, length, _ = HEADER.unpack(header)
@@ -104,12 +107,13 @@ def scan(file: IO[bytes]) -> Iterator[Record]:
 
 
 def build_index(records: list[Record]) -> PackIndex:
-    """The index of a pack's records; of several of one id the last stays."""
+    """The index of a pack's records; of several records of one id, the last one counts."""
     records_R = np.zeros(len(records), RECORD)
     records_R["id"] = np.frombuffer(b"".join(record.blob for record in records), np.uint8).reshape(-1, ID_BYTES)
     for name in ("status", "codec", "offset", "stored", "length"):
         records_R[name] = [getattr(record, name) for record in records]
     ids_R = np.ascontiguousarray(records_R["id"])
+    # Stable, so that records of one id stay in file order and `is_last` selects the newest.
     records_R = records_R[np.argsort(ids_R.view("S20").reshape(-1), kind="stable")]
     if len(records_R):
         is_last = np.append((records_R["id"][1:] != records_R["id"][:-1]).any(axis=1), True)
@@ -118,14 +122,14 @@ def build_index(records: list[Record]) -> PackIndex:
 
 
 def write_index(pack: Path, index: PackIndex) -> None:
-    """Write the two files of a pack's index; the keys, which say that both are there, last."""
+    """Write the two files of a pack's index; the keys come last, so that their presence means that both are complete."""
     for path, values in zip(reversed(index_paths(pack)), (index.records_R, index.keys_R), strict=True):
         with atomic_write(path) as file:
             np.save(file, values, allow_pickle=False)
 
 
 def read_index(pack: Path) -> PackIndex | None:
-    """The index beside a pack; None where it is absent, damaged or of a pack of another length."""
+    """The stored index of a pack; None if it is absent or damaged, or if the pack has another length than the index says."""
     try:
         keys_R, records_R = (_load(path) for path in index_paths(pack))
     except (OSError, ValueError, EOFError):
@@ -137,7 +141,7 @@ def read_index(pack: Path) -> PackIndex | None:
 
 
 def index_paths(pack: Path) -> tuple[Path, Path]:
-    """The keys file and the records file beside a pack."""
+    """The keys file and the records file of a pack."""
     return pack.with_suffix(".keys.npy"), pack.with_suffix(".records.npy")
 
 
@@ -145,7 +149,7 @@ def read_stored(pack: Path, file: IO[bytes], record: Record) -> bytes:
     """The stored bytes of a record.
 
     Raises:
-        MoseError: they are not those that were written.
+        MoseError: the checksum or the id does not match.
     """
     file.seek(record.offset)
     content = file.read(HEADER.size + record.stored)

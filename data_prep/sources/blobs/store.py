@@ -1,6 +1,6 @@
-"""Bodies of blobs by their SHA-1, in a few large files: what `mose-data fetch` brings and packing reads.
+"""The blob store: bodies by SHA-1 in a few large files, written by `mose-data fetch` and read by packing.
 
-STORE/part-00000/pack-000000.blobs and its index, one folder for each task that fetches; see `data_prep/sources/blobs/pack.py`.
+Layout: STORE/part-00000/pack-000000.blobs and its index, one folder per fetching task; see `data_prep/sources/blobs/pack.py`.
 """
 
 import functools
@@ -25,7 +25,7 @@ NOT_GZIP = "not_gzip"
 WRONG_CHECKSUM = "wrong_checksum"
 TOO_LARGE = "too_large"
 STATUSES = (BODY, MISSING, NOT_GZIP, WRONG_CHECKSUM, TOO_LARGE)
-"""What a record says of a blob; the order is the byte on disk."""
+"""The status of a record; the position in this tuple is the byte on disk, so the order must not change."""
 NOT_FETCHED = "not_fetched"
 INVALID_ID = "invalid_blob_id"
 PACKS = "pack-*.blobs"
@@ -46,13 +46,13 @@ class Location:
 
 
 class BlobStore:
-    """A store opened for reading, local or by URL. Memory does not grow with the bodies; indices are mapped."""
+    """A store opened for reading, local or by URL. Bodies are read on demand and local indices are memory-mapped."""
 
     def __init__(self, folder: Path, skip: Path | None = None) -> None:
-        """Open every pack below `folder` but `skip`.
+        """Open every pack below `folder` except `skip`.
 
         Raises:
-            MoseError: there is no such folder.
+            MoseError: the folder does not exist.
         """
         if not folder.is_dir():
             raise MoseError(f"{folder}: blob_store: no such folder; expected what `mose-data fetch` wrote")
@@ -60,11 +60,11 @@ class BlobStore:
         self.folder = folder
         self.packs = [(path, index_of(path)) for path in packs]
         self._files: OrderedDict[Path, IO[bytes]] = OrderedDict()
-        # Packs that were hit last come first: repositories of a part were fetched one after another.
+        # Search the most recently hit packs first: a part's repositories were fetched together, so they share a pack.
         self._recent = list(range(len(self.packs)))
 
     def locate(self, ids_N: Ids) -> list[Location | None]:
-        """The record of each id [N, 20]; a body before any other, else that of the last pack."""
+        """The record of each id [N, 20]: one with a body if there is any, else the record of the last pack, else None."""
         found: list[tuple[int, Record] | None] = [None] * len(ids_N)
         open_N = np.arange(len(ids_N))
         for number in list(self._recent):
@@ -83,7 +83,7 @@ class BlobStore:
         return [None if hit is None else Location(self.packs[hit[0]][0], hit[1]) for hit in found]
 
     def add_pack(self, pack: Path, index: PackIndex) -> None:
-        """Take a pack in that was finished after the store was opened."""
+        """Add a pack that was finished after the store was opened."""
         self.packs.append((pack, index))
         self._recent.insert(0, len(self.packs) - 1)
 
@@ -92,14 +92,14 @@ class BlobStore:
         return self.get_located(*self.locate_names([blob_id]))
 
     def locate_names(self, blob_ids: Sequence[str]) -> list[Location | str]:
-        """The records of blobs by their hexadecimal names; `not_fetched` or `invalid_blob_id` where there is none."""
+        """The location of each hexadecimal blob id, or `not_fetched` or `invalid_blob_id` instead."""
         ids = [parse_id(blob_id) for blob_id in blob_ids]
         known = [blob for blob in ids if blob is not None]
         located = iter(self.locate(as_ids(known)))
         return [INVALID_ID if blob is None else (next(located) or NOT_FETCHED) for blob in ids]
 
     def get_located(self, place: Location | str) -> tuple[str, bytes]:
-        """Status and body of what `locate_names` found: one of `STATUSES`, `not_fetched` or `invalid_blob_id`.
+        """Status and body of a result of `locate_names`; the status is one of `STATUSES`, `not_fetched` or `invalid_blob_id`.
 
         The body is empty unless the status is `body`.
 
@@ -119,7 +119,7 @@ class BlobStore:
         return BODY, body
 
     def fingerprint(self) -> str:
-        """Changes when packs are added or grow."""
+        """A hash that changes when packs are added or grow."""
         return fingerprint([[path.parent.name, path.name, path.stat().st_size] for path, _ in self.packs])
 
     def close(self) -> None:
@@ -138,10 +138,10 @@ class BlobStore:
 
 @functools.lru_cache(maxsize=4)
 def open_store(text: str) -> BlobStore:
-    """The store at a path or URL, opened once in a process.
+    """The store at a path or URL, opened once per process.
 
     Raises:
-        MoseError: there is no such folder, or no pack in it.
+        MoseError: the folder does not exist or holds no pack.
     """
     store = BlobStore(storage_path(text))
     if not store.packs:
@@ -150,12 +150,12 @@ def open_store(text: str) -> BlobStore:
 
 
 def part_folders(store: Path) -> list[Path]:
-    """The folder of each task that fetched into a store."""
+    """The folders of a store, one per fetching task, sorted."""
     return sorted(path for path in store.glob("part-*") if path.is_dir())
 
 
 def index_of(pack: Path) -> PackIndex:
-    """A pack's index from its file, or by a scan where there is none (a pack that is being written)."""
+    """A pack's index: from its file, or by a scan if there is none (a pack that is still being written)."""
     index = read_index(pack)
     if index is not None:
         return index
@@ -178,7 +178,7 @@ def as_ids(blobs: Sequence[bytes]) -> Ids:
 
 
 def gunzip(stored: bytes, limit: int) -> bytes | None:
-    """The decoded bytes, at most `limit` + 1 of them; None where they are not one complete gzip file, cut at the limit or not."""
+    """The decoded bytes, at most `limit` + 1; None if the input is damaged, or incomplete below the limit."""
     decoder = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
         body = decoder.decompress(stored, limit + 1)

@@ -1,4 +1,4 @@
-"""Folders that `mose-data group` wrote: parts of one row per repository, described by grouped.json and read in order."""
+"""The source that reads folders of `mose-data group`: parts with one row per repository, described by grouped.json."""
 
 import dataclasses
 import itertools
@@ -28,22 +28,22 @@ from mose.files.storage import storage_path
 KIND = "stack_v2_grouped"
 DESCRIPTION = "grouped.json"
 VERSION = 1
-# Rows decoded at a time; `group` writes row groups of about as many bytes.
+# Bytes decoded at a time; `group` writes row groups of about this size.
 _BATCH_BYTES = 1 << 25
 
 
 @dataclass(frozen=True)
 class PartEntry:
-    """What grouped.json says of one part."""
+    """The entry of one part in grouped.json."""
 
     name: str
     """File name in the folder."""
     repositories: int
     rows: int
-    """More than repositories where one was too large for a row; its rows follow each other."""
+    """More than `repositories` if one was too large for a row; its rows are consecutive."""
     files: int
     bytes: int
-    """Sum of `length_bytes`, or of the contents where there is none."""
+    """Sum of `length_bytes`, or of the content sizes if there is no such column."""
     size: int
     """Bytes of the parquet file."""
     footer: str
@@ -52,20 +52,20 @@ class PartEntry:
 
 @dataclass(frozen=True)
 class GroupedFolder:
-    """grouped.json, written when every part is there."""
+    """The content of grouped.json, which is written after all parts: its presence means that the folder is complete."""
 
     version: int
     fingerprint: str
-    """Changes with inputs, seed and columns."""
+    """A hash of inputs, seed and columns."""
     seed: int
     repositories: int
     files: int
     bytes: int
     parts: tuple[PartEntry, ...]
     empty_repositories: int = 0
-    """Rows of the input without a single file."""
+    """Rows of the input without files."""
     contents_left_out: dict[str, int] = field(default_factory=dict)
-    """Files by repository whose content could not be decoded within the memory bound; their other columns are kept."""
+    """Number of files per repository whose content could not be decoded within the memory bound; other columns are kept."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_description(text: str) -> GroupedFolder:
     """grouped.json of a folder.
 
     Raises:
-        MoseError: it cannot be read, or is of another version.
+        MoseError: the file cannot be read, or has another version.
     """
     path = storage_path(text) / DESCRIPTION
     try:
@@ -102,7 +102,7 @@ def read_description(text: str) -> GroupedFolder:
 
 
 def parts_of(folders: list[str]) -> list[GroupedPart]:
-    """The parts of grouped folders, numbered through.
+    """The parts of grouped folders, numbered consecutively over all folders.
 
     Raises:
         MoseError: a grouped.json cannot be read.
@@ -114,22 +114,22 @@ def parts_of(folders: list[str]) -> list[GroupedPart]:
 def read_part(
     part: GroupedPart, wanted: Callable[[str], bool], blob_store: str = ""
 ) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
-    """The repositories of a part in its order, each with its files in path order; read row by row in bounded memory.
+    """The repositories of a part in its order, each with its files in path order; streams rows in bounded memory.
 
-    The files of a repository must be taken before the next repository is asked for; those not taken are passed over.
+    Read the files of a repository before asking for the next repository; unread files are skipped.
 
     Raises:
-        MoseError: the part is not the one that grouped.json tells of, or is corrupt; the blob store is damaged.
+        MoseError: the part is corrupt or not the one that grouped.json describes; the blob store is damaged.
     """
     if footer_fingerprint(part.location) != part.entry.footer:
-        raise MoseError(f"{part.location}: is not the file that {DESCRIPTION} tells of; group again, or copy the folder again")
+        raise MoseError(f"{part.location}: is not the file that {DESCRIPTION} describes; group again, or copy the folder again")
     check_repositories(part.location, bool(blob_store))
     for (name, first), rows in itertools.groupby(_rows(part.location), key=operator.itemgetter(0)):
         yield RepositoryRef(name, KIND, part.location, first), _files(name, rows, wanted, blob_store)
 
 
 def list_rows(folder: str, has_store: bool) -> list[RepositoryRef]:
-    """Every repository of a grouped folder: for folders small enough that all names fit in memory.
+    """Every repository of a grouped folder; holds all names in memory, so large folders are read with `read_part`.
 
     Raises:
         MoseError: grouped.json or a part cannot be read.
@@ -159,7 +159,7 @@ def _sized(names: list[str]) -> tuple[list[str], int]:
 
 
 def _rows(location: str) -> Iterator[tuple[tuple[str, int], RowFiles]]:
-    """The repository of each row, with the number of its first row, and the row's files."""
+    """For each row: the repository (name and number of its first row) and the row's files."""
     repository, row = ("", 0), 0
     for group in range(open_parquet(location).metadata.num_row_groups):
         for batch in row_batches(location, group, READ_COLUMNS, _BATCH_BYTES, repository=("repo_name",)):

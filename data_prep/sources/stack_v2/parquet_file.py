@@ -1,4 +1,4 @@
-"""Opening parquet inputs, local or on an object store: which files a pattern means, what columns they have, what changed."""
+"""Opens parquet inputs, local or on an object store: expands patterns, finds columns, fingerprints files."""
 
 import functools
 import glob
@@ -14,7 +14,7 @@ from mose.errors import MoseError
 from mose.files.storage import is_local, storage_path
 
 FILE_COLUMNS = ("blob_id", "path", "language", "detected_licenses", "license_type", "src_encoding", "is_vendor", "is_generated")
-"""What is read of a file beside its `content` and `length_bytes`."""
+"""The columns that are read per file, besides `content` and `length_bytes`."""
 LENGTH = "length_bytes"
 CONTENT = "content"
 _OPEN_FILES = 16
@@ -24,21 +24,21 @@ _TRAILER = 8
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns a parquet file has, and under which names parquet knows them."""
+    """The columns of a parquet file and the parquet leaves that store them."""
 
     repository: dict[str, tuple[str, ...]]
-    """Columns beside `files`: name -> leaves."""
+    """Columns other than `files`: name -> leaves."""
     file: dict[str, tuple[str, ...]]
-    """Columns of one file: name -> leaves; those inside `files`, or of a row where each row is one file."""
+    """Columns of one file: name -> leaves; inside `files`, or top-level columns if each row is one file."""
     is_nested: bool
     """Whether a row is a repository with a list `files`, not one file."""
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a path, a glob or a URL with a glob means, sorted.
+    """The files that match a path, a glob or a URL with a glob, sorted.
 
     Raises:
-        MoseError: there is none.
+        MoseError: no file matches.
     """
     if is_local(storage_path(pattern)):
         local = str(storage_path(pattern))
@@ -52,10 +52,10 @@ def expand(pattern: str) -> list[str]:
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """An open parquet file; the last few stay open, because rows of one file are asked for one by one.
+    """An open parquet file; the last few stay open, because a caller reads the rows of one file one by one.
 
     Raises:
-        MoseError: it is gone, truncated or not parquet.
+        MoseError: the file does not exist, is truncated or is not parquet.
     """
     try:
         return _opened(path, stamp(path))
@@ -64,16 +64,18 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 
 def corrupt(path: str, error: Exception) -> MoseError:
-    """The line for a file that pyarrow cannot read."""
+    """The error for a file that pyarrow cannot read."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
     return MoseError(f"{path}: not a complete parquet file: {text}; expected The Stack v2 rows")
 
 
 def footer_fingerprint(path: str) -> str:
-    """16 hexadecimal digits of a parquet file's size and footer, which holds the size and extremes of every column chunk.
+    """A hash (16 hexadecimal digits) of a parquet file's size and footer.
+
+    The footer holds the size and extremes of every column chunk, so it stands for the content without reading any row.
 
     Raises:
-        MoseError: it is gone or too short to be parquet.
+        MoseError: the file cannot be read.
     """
     try:
         size = storage_path(path).stat().st_size
@@ -92,8 +94,8 @@ def columns_of(path: str) -> Columns:
     """The columns of a file whose rows are repositories (a list `files`) or single files.
 
     Raises:
-        MoseError: `repo_name` is missing, or a column of `FILE_COLUMNS`, or `blob_id` or `path` where rows are single files; the
-            line names it.
+        MoseError: `repo_name` is missing, or a column of `FILE_COLUMNS`, or `blob_id` or `path` if rows are single files; the
+            message names it.
     """
     try:
         return _columns(path, stamp(path))
@@ -125,7 +127,7 @@ def _inside_files(schema: pa.Schema, leaves: list[tuple[str, ...]]) -> dict[str,
     names = {struct.field(i).name for i in range(struct.num_fields)} if pa.types.is_struct(struct) else set()
     inside: dict[str, tuple[str, ...]] = {}
     for leaf in leaves:
-        # Between `files` and the name stand one or two words that depend on the writer: list.element, list.item, array.
+        # One or two writer-dependent names come between `files` and the column: list.element, list.item or array.
         name = next((part for part in leaf[2:] if part in names), None) if leaf[0] == "files" else None
         if name is not None:
             inside[name] = (*inside.get(name, ()), ".".join(leaf))
@@ -137,7 +139,7 @@ def _missing(path: str, name: str) -> MoseError:
 
 
 def stamp(path: str) -> tuple[int, int]:
-    """Changes when a local file is replaced; an object of a store is taken as it was when first opened."""
+    """Size and modification time, which change if a local file is replaced; constant for an object of an object store."""
     place = storage_path(path)
     if not is_local(place):
         return 0, 0

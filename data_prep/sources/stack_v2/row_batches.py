@@ -1,4 +1,7 @@
-"""Rows of a parquet row group in batches of bounded decoded size; what cannot be decoded within the bound comes without content.
+"""Reads a parquet row group in batches of bounded decoded size; rows above the bound come without content.
+
+A row group is compressed, and one repository may decode to many GB, so that the decoded size is planned from `length_bytes` and
+the footer before any content is read.
 
 Shape letters: R rows of a row group, F files of those rows.
 """
@@ -15,22 +18,23 @@ from data_prep.sources.stack_v2.parquet_file import CONTENT, FILE_COLUMNS, LENGT
 from mose.errors import MoseError
 
 LIMIT_BYTES = 1 << 28
-"""The most that one row may hold decoded (256 MiB), files' contents included."""
+"""Upper bound of the decoded size of one row (256 MiB), contents included."""
 BYTES_A_FILE = 512
-"""What a file's columns other than content are counted as."""
-# Parquet writers look at a page's size after this many values (parquet-cpp's write_batch_size), so a page may hold as many.
+"""Estimated size of a file's columns other than content, in bytes."""
+# Parquet writers check the page size after this many values (write_batch_size of parquet-cpp), so a page may hold that many
+# whatever their size, and a reader decodes a page as a whole.
 _VALUES_A_PAGE = 1024
 _MAX_BATCH_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
 class RowGroupPlan:
-    """What the rows of a row group hold, known without decoding a content."""
+    """Sizes of the rows of a row group, found without decoding any content."""
 
     sizes_R: NDArray[np.int64]
     """Decoded bytes of each row."""
     readable: int
-    """Rows before this one can be decoded within the limit; parquet rows are decoded from the first on."""
+    """The first row that cannot be decoded within the limit; later rows cannot either, as parquet decodes from the start."""
 
     @property
     def total_bytes(self) -> int:
@@ -46,7 +50,7 @@ class RowBatch:
     """Row number in the row group."""
     rows: pa.RecordBatch
     too_large: bool
-    """Whether contents were left out because these rows cannot be decoded within the limit."""
+    """Whether contents are omitted because these rows cannot be decoded within the limit."""
 
 
 def plan_row_group(path: str, group: int, limit_bytes: int = LIMIT_BYTES) -> RowGroupPlan:
@@ -63,15 +67,16 @@ def plan_row_group(path: str, group: int, limit_bytes: int = LIMIT_BYTES) -> Row
     chunks = _chunks(metadata, columns.file[CONTENT])
     stored = sum(chunk.total_uncompressed_size for chunk in chunks)
     if LENGTH not in columns.file:
-        # Nothing says how the bytes are spread, so where they are too many, each file may be as large as all of them.
+        # Without lengths the distribution is unknown: if the total is above the limit, any single file may hold all of it.
         lengths_F[:] = stored if stored > limit_bytes else stored // max(1, len(lengths_F))
     ends_R = np.cumsum(files_R)
     before_F = np.concatenate([[0], np.cumsum(np.minimum(lengths_F, limit_bytes + 1))])
     sizes_R = before_F[ends_R] - before_F[ends_R - files_R] + files_R * BYTES_A_FILE
     if stored <= limit_bytes and not any(chunk.has_dictionary_page for chunk in chunks):
-        # All that there is, whatever `length_bytes` says; a dictionary could hold one content for many files.
+        # Without a dictionary, the decoded size is at most the stored size, whatever `length_bytes` says; with one, a stored
+        # content may stand for many files.
         return RowGroupPlan(np.minimum(sizes_R, stored + files_R * BYTES_A_FILE), len(files_R))
-    # A page reaches over the row's ends, so what stands around the row counts too.
+    # Pages do not end at rows, so the neighbouring files of a row are decoded with it and count too.
     first_R, last_R = np.maximum(ends_R - files_R - _VALUES_A_PAGE, 0), np.minimum(ends_R + _VALUES_A_PAGE, len(lengths_F))
     around_R = before_F[last_R] - before_F[first_R]
     too_large_R = (sizes_R > limit_bytes) | ((around_R > 2 * limit_bytes) & (stored > limit_bytes))
@@ -83,8 +88,8 @@ def row_batches(
 ) -> Iterator[RowBatch]:
     """The rows of one row group in order, about `max_bytes` at a time and never less than a row.
 
-    `names` are columns of a file, `repository` columns beside `files`; those that the file lacks are left out. From the first
-    row on that cannot be decoded within `limit_bytes`, rows come without content and with `too_large`.
+    `names` are columns of a file, `repository` columns other than `files`; absent columns are skipped. From the first row that
+    cannot be decoded within `limit_bytes` on, rows come without content and with `too_large`.
 
     Raises:
         MoseError: the file is truncated or corrupt.
@@ -94,6 +99,7 @@ def row_batches(
     leaves = leaves_of(columns, names, repository)
     batch_rows = _rows_a_batch(plan.sizes_R[: plan.readable], max_bytes)
     if plan.readable < len(plan.sizes_R):
+        # A larger batch could reach into the rows that must not be decoded.
         batch_rows = 1
     first = 0
     if plan.readable:
@@ -109,14 +115,15 @@ def row_batches(
 
 
 def leaves_of(columns: Columns, names: Sequence[str], repository: Sequence[str]) -> list[str]:
-    """Parquet's names of the columns that a file has of `names` and `repository`."""
+    """The parquet leaves of those columns in `repository` and `names` that the file has."""
     wanted = [columns.repository.get(name, ()) for name in repository] + [columns.file.get(name, ()) for name in names]
     return list(dict.fromkeys(leaf for leaves in wanted for leaf in leaves))
 
 
 def binary_content(files: Any) -> Any:
     """A list array (or chunked array) of file structs with content as bytes and 64-bit offsets."""
-    # As bytes: a string column that is not UTF-8 would raise in the middle of a file list.
+    # Bytes, because invalid UTF-8 in a string column would raise for the whole list; 64-bit offsets, because a row group's
+    # contents may exceed 2 GiB.
     struct = files.type.value_type
     fields = [struct.field(i) for i in range(struct.num_fields)]
     wide = pa.struct([field.with_type(pa.large_binary()) if field.name == CONTENT else field for field in fields])
@@ -133,7 +140,7 @@ def _without_content(path: str, group: int, leaves: list[str], start: int) -> It
 
 def _decode(path: str, group: int, leaves: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
     try:
-        # One thread: each of more would hold pages of its own.
+        # One thread, because each thread holds pages of its own and memory is bounded.
         batches = open_parquet(path).iter_batches(batch_rows, row_groups=[group], columns=leaves, use_threads=False)
         yield from batches
     except (OSError, pa.ArrowException) as error:
@@ -141,7 +148,7 @@ def _decode(path: str, group: int, leaves: list[str], batch_rows: int) -> Iterat
 
 
 def _lengths(path: str, group: int, columns: Columns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Files of each row, and `length_bytes` of each file (0 where it is null or there is no such column)."""
+    """Files per row [R], and `length_bytes` per file [F] (0 if it is null or there is no such column)."""
     name = LENGTH if LENGTH in columns.file else FILE_COLUMNS[0]
     try:
         table = open_parquet(path).read_row_group(group, columns=list(columns.file[name]), use_threads=False)
@@ -161,7 +168,7 @@ def _lengths(path: str, group: int, columns: Columns) -> tuple[NDArray[np.int64]
 
 
 def _rows_a_batch(sizes_R: NDArray[np.int64], max_bytes: int) -> int:
-    """The largest power of two such that no batch of as many rows passes `max_bytes`; at least 1."""
+    """The largest power of two for which no batch of that many rows exceeds `max_bytes`; at least 1."""
     rows = _MAX_BATCH_ROWS
     while rows > 1 and len(sizes_R) and np.add.reduceat(sizes_R, np.arange(0, len(sizes_R), rows)).max() > max_bytes:
         rows //= 2

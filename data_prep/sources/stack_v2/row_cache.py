@@ -1,4 +1,8 @@
-"""Decoded row groups that were read last, within a bound of bytes: repositories of a task lie in several row groups."""
+"""An LRU cache of decoded row groups, bounded in bytes.
+
+Reading one row decodes its row group, but repositories are read one by one in order of their names, which is not the order of
+the rows: without the cache, a row group would be decoded once per repository.
+"""
 
 import functools
 from collections import OrderedDict
@@ -7,19 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CACHE_BYTES = 1 << 28
-"""256 MiB; a single row group above half of it is streamed row by row and never kept."""
+"""256 MiB; a row group above half of it is streamed in batches and not cached."""
 
 
 @dataclass
 class RowCache:
-    """Values by key, the least recently used thrown out first."""
+    """Values by key; evicts the least recently used first."""
 
     capacity_bytes: int
     held_bytes: int = 0
     values: "OrderedDict[Hashable, tuple[Any, int]]" = field(default_factory=OrderedDict)
 
     def get(self, key: Hashable, load: Callable[[], tuple[Any, int]]) -> Any:
-        """The value of `key`, loaded (with its size in bytes) when it is not held; larger than the cache is not held."""
+        """The cached value of `key`, or that of `load` (value and size in bytes); a value above the capacity is not cached."""
         if key in self.values:
             self.values.move_to_end(key)
             return self.values[key][0]

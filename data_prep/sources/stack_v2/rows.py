@@ -1,4 +1,4 @@
-"""Repositories that are rows of parquet files in the schema of The Stack v2 train-full-ids, with `content` or a blob store."""
+"""The source that reads parquet rows in the schema of The Stack v2 train-full-ids, with `content` or a blob store."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ from mose.errors import MoseError
 
 KIND = "stack_v2"
 REPOSITORY_TOO_LARGE = "repository_too_large"
-"""`SourceFile.problem` where a row, or one before it in its row group, cannot be decoded within the memory bound."""
+"""`SourceFile.problem` if a row, or one before it in its row group, cannot be decoded within the memory bound."""
 NO_CONTENT = "no_content"
-"""`SourceFile.problem` where content is null and there is no blob store to ask."""
+"""`SourceFile.problem` if content is null and there is no blob store."""
 READ_COLUMNS = (*FILE_COLUMNS, CONTENT)
 
 
@@ -36,7 +36,7 @@ class RowFiles:
     """The files of one row."""
 
     files: pa.StructArray
-    """One a file, with the columns of `FILE_COLUMNS` and, where it was read, `content` as bytes."""
+    """One struct per file: the columns of `FILE_COLUMNS` and, if it was read, `content` as bytes."""
     too_large: bool = False
 
 
@@ -54,10 +54,10 @@ def list_rows(pattern: str, has_store: bool = False) -> list[RepositoryRef]:
 
 
 def row_names(path: str, has_store: bool) -> list[str]:
-    """`repo_name` of each row of a parquet file, after its schema was checked.
+    """`repo_name` of each row of a parquet file; checks the schema first.
 
     Raises:
-        MoseError: as `list_rows`, or a name is empty.
+        MoseError: see `list_rows`; or a name is empty.
     """
     check_repositories(path, has_store)
     try:
@@ -71,22 +71,22 @@ def row_names(path: str, has_store: bool) -> list[str]:
 
 
 def check_repositories(path: str, has_store: bool) -> None:
-    """Check that rows are repositories whose bodies can be had.
+    """Check that the rows are repositories and that there are bodies for them.
 
     Raises:
-        MoseError: rows are single files, or they have no content and there is no blob store.
+        MoseError: rows are single files, or there is neither a content column nor a blob store.
     """
     columns = columns_of(path)
     if not columns.is_nested:
-        raise MoseError(f"{path}: files: no such column; expected one row per repository: `mose-data group` makes them of files")
+        raise MoseError(f"{path}: files: no such column; expected one row per repository: run `mose-data group` on rows of files")
     if CONTENT not in columns.file and not has_store:
         raise MoseError(
-            f"{path}: files.content: no such column; expected contents, or sources.blob_store with what `mose-data fetch` brought"
+            f"{path}: files.content: no such column; expected contents, or sources.blob_store with what `mose-data fetch` stored"
         )
 
 
 def read(ref: RepositoryRef, wanted: Callable[[str], bool], blob_store: str = "") -> Iterator[SourceFile]:
-    """The row's files in path order; what has no content has a `problem` instead.
+    """The row's files in path order; a file without content has a `problem` instead.
 
     Raises:
         MoseError: the file is truncated or corrupt, or was replaced by a shorter one; the blob store is damaged.
@@ -105,6 +105,7 @@ def source_files(name: str, row: RowFiles, wanted: Callable[[str], bool], blob_s
     columns = {column: row.files.field(column).to_pylist() for column in FILE_COLUMNS}
     has_content = any(row.files.type.field(i).name == CONTENT for i in range(row.files.type.num_fields))
     contents = row.files.field(CONTENT) if has_content else pa.nulls(len(paths), pa.large_binary())
+    # All ids of a row are located at once: the store's search is vectorised, while bodies are read one by one to save memory.
     store = open_store(blob_store) if blob_store else None
     absent = [i for i in order if not contents[i].is_valid] if store else []
     places = dict(zip(absent, store.locate_names([columns["blob_id"][i] or "" for i in absent]), strict=True)) if store else {}
@@ -116,7 +117,7 @@ def source_files(name: str, row: RowFiles, wanted: Callable[[str], bool], blob_s
             problem = ""
         else:
             problem, content = store.get_located(places[i]) if store else (NO_CONTENT, b"")
-        # Bodies of a row that is too large to decode may still be in the store.
+        # The store may hold the bodies of a row that is too large to decode, so report the row only for files it lacks.
         if row.too_large and problem in (NO_CONTENT, NOT_FETCHED):
             problem = REPOSITORY_TOO_LARGE
         yield _source_file(name, paths[i], content, encoding, facts, "" if problem == BODY else problem)
@@ -139,9 +140,9 @@ def _source_file(repository: str, path: str, content: bytes, encoding: str, fact
 
 
 def original_bytes(utf8: bytes, encoding: str) -> tuple[bytes, str]:
-    """The bytes that the parquet's text was decoded from, and their encoding; UTF-8 when they cannot be restored.
+    """The bytes that the parquet's text was decoded from, and their encoding; UTF-8 if they cannot be restored.
 
-    A parquet string is UTF-8 whatever `src_encoding` says; the original bytes are those that `blob_id` is the SHA-1 of.
+    A parquet string is UTF-8 whatever `src_encoding` says; `blob_id` is the SHA-1 of the original bytes.
     """
     if encoding.upper() == "UTF-8":
         return utf8, encoding
@@ -174,7 +175,7 @@ def batch_row(rows: pa.RecordBatch, index: int, too_large: bool) -> RowFiles:
 
 
 def _small_row_group(path: str, group: int) -> tuple[pa.ChunkedArray | None, int]:
-    """A row group's `files` and their size in bytes; None when it is to be streamed."""
+    """A row group's `files` and their size in bytes; None if the row group is too large for the cache."""
     plan = plan_row_group(path, group)
     metadata = open_parquet(path).metadata.row_group(group)
     if max(plan.total_bytes, metadata.total_byte_size) > CACHE_BYTES // 2:
@@ -189,7 +190,7 @@ def _small_row_group(path: str, group: int) -> tuple[pa.ChunkedArray | None, int
 
 
 def _position(path: str, row: int) -> tuple[int, int]:
-    """Row group and row inside it."""
+    """Number of the row group, and of the row inside it."""
     metadata = open_parquet(path).metadata
     inside = row
     for group in range(metadata.num_row_groups):

@@ -1,1 +1,1 @@
-"""Listed files taken out of a finished data set."""
+"""Removes listed files from a finished data set."""

@@ -1,8 +1,8 @@
-"""`mose-data remove`: takes listed files out of a finished data set; every row keeps its number.
+"""`mose-data remove`: removes listed files from a finished data set; every row keeps its number.
 
-Only shards that hold a listed file are rewritten. A row without its removed snippets is assembled again with more padding and
-true labels; a row of which nothing is left has no tokens. Files are replaced by rename, so a run that has the old ones mapped
-goes on undisturbed, and one that starts later reads the same rows in the same order.
+Only shards that hold a listed file are rewritten. A row that loses snippets is assembled again, with more padding and new labels;
+a row that loses all of them has no tokens. Files are replaced by rename: a training run that has the old files mapped continues
+undisturbed, and a later one reads the remaining rows in the same order.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ _NAMED_MISSING = 3
 
 @dataclass(frozen=True)
 class ShardHits:
-    """What one shard holds of a removal list."""
+    """The matches of a removal list in one shard."""
 
     split: str
     entry: ShardEntry
@@ -50,7 +50,7 @@ class ShardHits:
 
 
 def find_hits(dataset: Path, manifest: Manifest, removal: RemovalList) -> list[ShardHits]:
-    """The shards that hold a listed file, and how much of it.
+    """The shards that hold listed files, with counts.
 
     Raises:
         MoseError: a lineage table is missing or damaged.
@@ -85,18 +85,21 @@ def _shard_hits(dataset: Path, split: str, entry: ShardEntry, removal: RemovalLi
 
 
 def remove(dataset: Path, removal: RemovalList) -> Removal | None:
-    """Take what is listed out of a data set; None when nothing of it is there. Run again after a kill, it completes the work.
+    """Remove the listed files from a data set; None if it holds none of them. A rerun after a kill completes the removal.
+
+    The order is: journal, shards, manifest, log of removals. The journal goes first, so that a data set with only some shards
+    rewritten is recognised as unfinished; it is deleted last, when the manifest describes all shards again.
 
     Raises:
         MoseError: another removal is unfinished, a completion marker is missing, or the data set is not on a local file system
-            (then nothing was changed); a row is not what its lineage says.
+            (in these cases nothing was changed); a row does not match its lineage.
     """
     manifest, begun = _opened(dataset, removal)
     hits = find_hits(dataset, manifest, removal)
     if begun is None:
         if not hits:
             return None
-        # The last step, tried before anything is changed: it needs every task's marker and files.
+        # A dry run of the last step, which needs the marker and the files of every task: it must not fail after shards changed.
         finish(dataset)
         begun = _record(removal, hits)
         write_unfinished(dataset, begun)
@@ -143,7 +146,7 @@ def _union(sets: Iterator[frozenset[str]]) -> set[str]:
 
 
 def _rewrite(dataset: Path, manifest: Manifest, found: ShardHits, special: SpecialTokens, removal: RemovalList) -> None:
-    """Replace a shard's files and what its task's completion marker says of them."""
+    """Replace a shard's files and their entry in the completion marker of its task."""
     path = marker_path(dataset, shard_number(found.entry))
     result = read_marker(path)
     if result is None:
@@ -160,8 +163,8 @@ def _rewrite(dataset: Path, manifest: Manifest, found: ShardHits, special: Speci
 
 
 def print_plan(hits: Sequence[ShardHits]) -> None:
-    """Print what each shard would lose."""
-    table = Table("shard", title="what would go", title_justify="left")
+    """Print the planned removals per shard."""
+    table = Table("shard", title="planned removals", title_justify="left")
     table.columns[0].no_wrap = True
     for name in ("rows changed", "of these emptied", "of all rows", "snippets", "text tokens"):
         table.add_column(name, justify="right")
@@ -174,17 +177,17 @@ def print_plan(hits: Sequence[ShardHits]) -> None:
 
 
 def summary_lines(removal: RemovalList, done: Removal) -> list[str]:
-    """What was, or would be, taken out, and what of the list is nowhere in the data set."""
+    """The counts of what was, or would be, removed, and the listed entries that the data set does not hold."""
     taken = f"{counted(done.snippets, 'snippet')} ({counted(done.text_tokens, 'text token')})"
     where = f"in {counted(done.rows, 'row')} of {counted(len(done.shards), 'shard')}"
-    lines = [f"{taken} {where}; of these rows {done.emptied_rows:,} hold nothing more"]
+    lines = [f"{taken} {where}; {done.emptied_rows:,} of these rows have no snippet left"]
     pairs = (("blob ids", removal.blobs, done.blobs), ("repositories", removal.repositories, done.repositories))
     for what, listed, found in pairs:
         there = set(found)
         missing = [name for name in listed if name not in there]
         if missing:
             named = ", ".join(missing[:_NAMED_MISSING]) + (", ..." if len(missing) > _NAMED_MISSING else "")
-            lines.append(f"{len(missing):,} of {len(listed):,} {what} are nowhere in the data set: {named}")
+            lines.append(f"{len(missing):,} of {len(listed):,} {what} are not in the data set: {named}")
     return lines
 
 
@@ -192,7 +195,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("dataset", type=str, help="Folder of a finished data set.")
     parser.add_argument("--blobs", type=str | None, default=None, help="Text file of SHA-1 blob ids, one per line.")
     parser.add_argument("--repositories", type=str | None, default=None, help="Text file of repository names, one per line.")
-    parser.add_argument("--dry-run", action="store_true", help="Only tell which shards, rows and tokens would go.")
+    parser.add_argument("--dry-run", action="store_true", help="Only print which shards, rows and tokens would be removed.")
 
 
 def _run(parsed: Namespace) -> None:
@@ -213,4 +216,4 @@ def _run(parsed: Namespace) -> None:
     print("\n".join([f"removed: {lines[0]}" if done else "nothing removed", *lines[1:]]))
 
 
-COMMAND = Command("Take listed files out of a data set; every row keeps its number.", _add_arguments, _run)
+COMMAND = Command("Remove listed files from a data set; every row keeps its number.", _add_arguments, _run)

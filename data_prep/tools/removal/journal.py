@@ -1,4 +1,8 @@
-"""What was removed from a data set: `removal.json` while a removal is under way, a line of `removed.jsonl` once complete."""
+"""The journal of removals: `removal.json` during a removal, and a line of `removed.jsonl` per completed one.
+
+`removal.json` is written before the first change and deleted after the last, so that an interrupted removal is detected; it
+holds the digest of the list, because only the same list can complete it.
+"""
 
 import dataclasses
 import json
@@ -14,10 +18,10 @@ REMOVED_NAME = "removed.jsonl"
 
 @dataclass(frozen=True)
 class Removal:
-    """One removal: the list that was asked for, what of it was in the data set, and what that took out of which shards."""
+    """One removal: the list, the entries that the data set held, and the counts of what was removed."""
 
     date: str
-    """When it was begun, ISO 8601 in UTC."""
+    """When the removal began, ISO 8601 in UTC."""
     list_sha256: str
     listed_blobs: int
     listed_repositories: int
@@ -35,17 +39,17 @@ class Removal:
 
 
 def read_unfinished(dataset: Path) -> Removal | None:
-    """The removal that was begun and not completed, or None.
+    """The removal that began but is not complete, or None.
 
     Raises:
-        MoseError: its file is damaged.
+        MoseError: the file is damaged.
     """
     path = dataset / UNFINISHED_NAME
     return _parse(path, path.read_text("utf-8")) if path.is_file() else None
 
 
 def write_unfinished(dataset: Path, removal: Removal) -> None:
-    """Write down what is about to be removed."""
+    """Write the journal of a removal that is about to begin."""
     write_json(dataset / UNFINISHED_NAME, dataclasses.asdict(removal))
 
 
@@ -62,8 +66,9 @@ def read_removed(dataset: Path) -> list[Removal]:
 
 
 def complete(dataset: Path, removal: Removal) -> None:
-    """Append the removal to `removed.jsonl`, once, and forget that it was unfinished."""
+    """Append the removal to `removed.jsonl`, and delete its journal."""
     earlier = read_removed(dataset)
+    # A run that was killed between these two steps has appended it already.
     if removal not in earlier:
         lines = [json.dumps(dataclasses.asdict(entry)) + "\n" for entry in [*earlier, removal]]
         write_text(dataset / REMOVED_NAME, "".join(lines))
@@ -71,7 +76,7 @@ def complete(dataset: Path, removal: Removal) -> None:
 
 
 def unfinished_line(dataset: Path, removal: Removal) -> str:
-    """One line for people who meet a data set in the middle of a removal."""
+    """The message for commands that find an unfinished removal."""
     path, digest = dataset / UNFINISHED_NAME, removal.list_sha256[:16]
     begun = f"the removal begun {removal.date} (list {digest}..., {len(removal.shards)} shards) is unfinished"
     return f"{path}: {begun}; expected `mose-data remove` to be run again with the same list"

@@ -1,4 +1,4 @@
-"""What is to be removed from a data set: blob ids and repositories, read from text files."""
+"""Reads removal lists: the blob ids and repositories to remove from a data set, from text files."""
 
 import hashlib
 import re
@@ -26,7 +26,7 @@ class RemovalList:
 
     @property
     def sha256(self) -> str:
-        """Of the sorted entries: the same for any order of the lines they were read from."""
+        """SHA-256 of the sorted entries, independent of the order of the lines in the files."""
         text = "\n".join(["blobs", *self.blobs, "repositories", *self.repositories])
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
@@ -37,17 +37,17 @@ class RemovalList:
 
     @property
     def columns(self) -> list[str]:
-        """The lineage columns that have to be read to know what is on the list."""
+        """The lineage columns that are needed to match the list."""
         return list(self._values)
 
     def marks(self, table: Any) -> Any:
-        """For each line of a lineage table, an arrow array of whether it is to go."""
+        """A boolean arrow array: whether each line of a lineage table is to be removed."""
         marks = [is_one_of(table[column], values) for column, values in self._values.items()]
         return marks[0] if len(marks) == 1 else pc.or_(*marks)
 
 
 def read_removal_list(blobs: Path | None, repositories: Path | None) -> RemovalList:
-    """Read one blob id or one repository a line; empty lines and what follows `#` are passed over.
+    """Read one blob id or one repository per line; ignores empty lines and text after `#`.
 
     Raises:
         MoseError: a file is missing or is not text, a line is not a blob id, or there is no entry at all.
@@ -67,7 +67,7 @@ def read_removal_list(blobs: Path | None, repositories: Path | None) -> RemovalL
 
 
 def _entries(path: Path) -> list[tuple[int, str]]:
-    """Line numbers from 1 and what the lines say."""
+    """The non-empty lines with their numbers from 1, without comments."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except FileNotFoundError:

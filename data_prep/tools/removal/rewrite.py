@@ -1,4 +1,4 @@
-"""One shard without some of its snippets: every row keeps its number, and what is left of it is assembled again.
+"""Rewrites one shard without some of its snippets: every row keeps its number and is assembled from the remaining snippets.
 
 Letters: R rows, S snippets (lines of the lineage table), T slots of a row.
 """
@@ -37,17 +37,17 @@ class ShardLines:
     row_S: INT64_ARRAY
     num_tokens_S: INT64_ARRAY
     repository_S: INT64_ARRAY
-    """Equal where the repository is."""
+    """A code per repository."""
     file_S: INT64_ARRAY
-    """Equal where repository and path are."""
+    """A code per file, that is repository and path."""
 
     def where(self, chosen_S: NDArray[np.bool_]) -> "ShardLines":
-        """Some of the lines."""
+        """The selected lines."""
         return ShardLines(*(column[chosen_S] for column in (self.row_S, self.num_tokens_S, self.repository_S, self.file_S)))
 
 
 def read_lines(table: LineageTable) -> ShardLines:
-    """The columns of a table that say what its rows consist of."""
+    """The columns of a table that describe the snippets of its rows."""
     columns = table.columns(["row", "num_tokens", "repository", "path"])
     row_S, num_tokens_S = (columns[name].to_numpy().astype(np.int64) for name in ("row", "num_tokens"))
     repository_S, path_S = (codes(columns[name])[0] for name in ("repository", "path"))
@@ -56,12 +56,12 @@ def read_lines(table: LineageTable) -> ShardLines:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """The rows of a shard that lose snippets: what was in them, what stays, and the labels that are then true."""
+    """The rows of a shard that lose snippets: their snippets, which of these stay, and the new labels."""
 
     rows: INT64_ARRAY
     """Row numbers [R], ascending."""
     first: INT64_ARRAY
-    """Row r's lines are [first[r], first[r + 1]) of `lengths` and `kept`, [R + 1]."""
+    """Row r has the entries [first[r], first[r + 1]) of `lengths` and `kept`, [R + 1]."""
     lengths: INT64_ARRAY
     """Tokens of each snippet, [S]."""
     kept: NDArray[np.bool_]
@@ -69,7 +69,7 @@ class RowPlan:
 
 
 def plan_rows(lines: ShardLines, goes_S: NDArray[np.bool_], rows: int) -> RowPlan:
-    """What becomes of the rows that hold a line which goes."""
+    """The plan for the rows that hold a line to remove."""
     changed_R = np.unique(lines.row_S[goes_S])
     concerned_S = np.isin(lines.row_S, changed_R)
     mine, kept = lines.where(concerned_S), ~goes_S[concerned_S]
@@ -84,7 +84,7 @@ def plan_rows(lines: ShardLines, goes_S: NDArray[np.bool_], rows: int) -> RowPla
 
 @dataclass(frozen=True)
 class ShardRewriter:
-    """Rewrites one shard, its index and its lineage table; the same command again completes what a kill interrupted."""
+    """Rewrites one shard, its index and its lineage table; can be repeated after a kill."""
 
     dataset: Path
     entry: ShardEntry
@@ -96,10 +96,10 @@ class ShardRewriter:
     def rewritten(self) -> Iterator[tuple[ShardEntry, dict[str, int]]]:
         """Replace shard and index, yield the new entry and the counts of its rows, and replace the lineage table after the block.
 
-        The lineage table goes last because it alone tells what had to go: until then everything can be done again.
+        The lineage table goes last, because it alone holds what to remove: until it is replaced, all steps can be repeated.
 
         Raises:
-            MoseError: a row is not what its lineage says; nothing more is replaced.
+            MoseError: a row does not match its lineage; nothing more is replaced.
         """
         entry = self.entry
         paths = [self.dataset / name for name in (entry.path, entry.index_path, entry.lineage_path)]
@@ -129,7 +129,7 @@ class ShardRewriter:
         return np.concatenate([np.zeros(0, dtype=bool), *marks])
 
     def _write_lineage(self, file: IO[bytes], table: LineageTable, goes_S: NDArray[np.bool_], row_S: INT64_ARRAY) -> None:
-        """Write the lines that stay, in the same row groups, with `snippet` counted anew in each row."""
+        """Write the lines that stay, in the same row groups, with `snippet` renumbered in each row."""
         stays_S = ~goes_S
         before_S: INT64_ARRAY = np.cumsum(stays_S) - stays_S
         snippet_S: NDArray[np.int32] = (before_S - before_S[np.searchsorted(row_S, row_S)]).astype(np.int32)
@@ -170,7 +170,7 @@ class ShardRewriter:
         return records.tobytes()
 
     def _left_of(self, row_T: TOKENS, place: int, plan: RowPlan, number: int) -> TOKENS:
-        """The row without what goes; a row from which it has gone already is left as it is."""
+        """The row without its removed snippets; a row that an interrupted run rewrote already is left as it is."""
         here = slice(plan.first[number], plan.first[number + 1])
         lengths, kept = plan.lengths[here], plan.kept[here]
         snippets = split_row(row_T, lengths, self.special)
@@ -179,9 +179,7 @@ class ShardRewriter:
             kept = np.ones(int(kept.sum()), dtype=bool)
         if snippets is None:
             path = self.dataset / self.entry.path
-            raise MoseError(
-                f"{path}: row {place} is not what its lineage says; expected a data set that passes `mose-data verify`"
-            )
+            raise MoseError(f"{path}: row {place} does not match its lineage; expected a data set that passes `mose-data verify`")
         left = [snippet for snippet, stays in zip(snippets, kept, strict=True) if stays]
         if not left:
             return np.full_like(row_T, self.special.pad)
@@ -189,7 +187,7 @@ class ShardRewriter:
 
 
 def split_row(row_T: TOKENS, lengths: INT64_ARRAY, special: SpecialTokens) -> list[TOKENS] | None:
-    """The snippets of a row that consists of snippets of these lengths, None if it does not."""
+    """The snippets of a row, None if it does not consist of snippets of these lengths."""
     if not len(lengths):
         return [] if (row_T == special.pad).all() else None
     ends = len(row_T) - 1 - np.append(np.cumsum((lengths + 1)[::-1])[::-1][1:], 0)
@@ -201,7 +199,7 @@ def split_row(row_T: TOKENS, lengths: INT64_ARRAY, special: SpecialTokens) -> li
 
 
 def row_counts(index_R: NDArray[np.void], lines: ShardLines) -> dict[str, int]:
-    """Counts of rows as the completion marker has them, and `kept_text_tokens`, the tokens of files that are in a row."""
+    """The row counts of the completion marker, and `kept_text_tokens`, the file tokens that remain in rows."""
     return {
         "rows": len(index_R),
         "mixed_rows": int(index_R["mixed"].sum()),

@@ -1,1 +1,1 @@
-"""What a data set holds, as a page."""
+"""Statistics of a data set, as tables, a page or a picture."""

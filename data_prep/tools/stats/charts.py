@@ -16,7 +16,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Mark:
-    """A line across a histogram, at a value of its axis."""
+    """A vertical line in a histogram, at a value of its axis."""
 
     value: float
     label: str
@@ -39,7 +39,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Section:
-    """One section: a sentence of explanation, a table, and a chart where it has one."""
+    """One section: an explanation, a table and an optional chart."""
 
     title: str
     text: str
@@ -57,7 +57,7 @@ def histogram_of(counts: Sequence[int], first: int, width: int, axis: str, unit:
 
 
 def amount(value: float) -> str:
-    """A number short enough for an axis or a bar: 950, 12.3 k, 4.56 M."""
+    """A short number for an axis or a bar: 950, 12.3 k, 4.56 M."""
     for size, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
         if abs(value) >= size:
             scaled = value / (1e3 if name == " k" else size)
@@ -66,7 +66,7 @@ def amount(value: float) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """A share as a percentage; `-` of nothing, and never 0 for something."""
+    """A share as a percentage; `-` if `whole` is 0, and never 0% for a positive share."""
     if not whole:
         return "-"
     percent = 100 * part / whole

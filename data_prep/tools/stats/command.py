@@ -1,4 +1,4 @@
-"""`mose-data stats`: what a data set holds, as tables, and as one page or picture."""
+"""`mose-data stats`: prints statistics of a data set as tables, and writes them as a page or a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ SUFFIXES = (".html", ".png")
 
 
 def page_title(dataset: Path) -> str:
-    """The name of a data set as its page says it."""
+    """The title of the page of a data set."""
     return f"Data set {dataset.name or dataset}"
 
 
@@ -44,7 +44,7 @@ def print_sections(sections: Sequence[Section]) -> None:
 def write_stats(
     output: Path, dataset: Path, manifest: Manifest, statistics: DatasetStatistics, sections: Sequence[Section]
 ) -> None:
-    """Write the page or the picture, by the suffix of `output`.
+    """Write a page or a picture, depending on the suffix of `output`.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -81,7 +81,7 @@ def _run(parsed: Namespace) -> None:
     if output is not None and parsed.quick:
         raise MoseError("output: and quick: are both given; the page needs the counts that --quick leaves out")
     if output is not None:
-        # Before the count, which takes minutes for a large data set.
+        # Checked before counting, which takes minutes for a large data set.
         require_matplotlib(output)
     if not 0 < parsed.sample <= 1:
         raise MoseError(f"sample: is {parsed.sample}, expected a share above 0 and up to 1")

@@ -1,4 +1,4 @@
-"""What the rows of a data set are made of, counted from its indexes and lineage tables: one shard in memory at a time.
+"""Counts what the rows of a data set consist of, from indexes and lineage tables, with one shard in memory at a time.
 
 Letters: R rows, S snippets, F files, T slots of a row.
 """
@@ -19,13 +19,13 @@ from mose.seeding import generator
 
 # Rows of more snippets than this are counted together.
 MOST_SNIPPETS = 32
-# Only so many repositories, the largest so far, are kept beside the running totals.
+# Only the largest repositories so far are kept, to bound the memory.
 _LARGEST = 50
 
 
 @dataclass(frozen=True)
 class ShardFill:
-    """How full the rows of one task's shard are."""
+    """The fill of the rows of one task's shard."""
 
     path: str
     rows: int
@@ -34,22 +34,22 @@ class ShardFill:
 
 @dataclass
 class SplitStatistics:
-    """Counts of one split; histograms are by exact value."""
+    """Counts of one split; histograms have one bin per value."""
 
     row_tokens: INT64_ARRAY
-    """Rows by tokens, [T + 1]."""
+    """Rows by number of tokens, [T + 1]."""
     snippet_tokens: INT64_ARRAY
-    """Snippets by their own tokens, [T + 1]."""
+    """Snippets by number of tokens, [T + 1]."""
     snippets_a_row: INT64_ARRAY = field(default_factory=lambda: np.zeros(MOST_SNIPPETS + 1, np.int64))
-    """Rows by snippets; the last place counts those of more."""
+    """Rows by number of snippets; the last entry includes all larger numbers."""
     mixed_rows: int = 0
     single_file_rows: int = 0
-    """Rows all of whose snippets are of one file, rows of one snippet included."""
+    """Rows whose snippets all come from one file, rows of one snippet included."""
     single_snippet_tokens: int = 0
     """Filled slots of rows of one snippet."""
     files: int = 0
     lone_file_tokens: int = 0
-    """Slots that the files would fill if each stood alone in a row, cut to it: `<sep>` file `<cls>`."""
+    """Slots that the files would fill with one file per row, truncated to the row: `<sep>` file `<cls>`."""
     repositories: int = 0
     languages: Counter[str] = field(default_factory=Counter)
     """Text tokens in rows by language."""
@@ -65,7 +65,7 @@ class SplitStatistics:
 
     @property
     def emptied_rows(self) -> int:
-        """Rows of which everything was removed."""
+        """Rows without tokens, because all their files were removed."""
         return int(self.row_tokens[0])
 
     @property
@@ -91,7 +91,7 @@ class SplitStatistics:
 
 @dataclass(frozen=True)
 class DatasetStatistics:
-    """The statistics of every split, and from how many of its shards they were counted."""
+    """The statistics of every split, and the number of shards that they were counted from."""
 
     splits: dict[str, SplitStatistics]
     sequence_length: int
@@ -100,7 +100,7 @@ class DatasetStatistics:
 
 
 def count_statistics(dataset: Path, manifest: Manifest, share: float = 1.0, seed: int = 0) -> DatasetStatistics:
-    """Count every shard, or this share of each split's drawn with `seed` (at least one).
+    """Count every shard, or a random share of each split's shards drawn with `seed` (at least one).
 
     Raises:
         MoseError: an index or a lineage table is missing or damaged.
@@ -155,6 +155,6 @@ def _count_lineage(path: Path, entry: ShardEntry, statistics: SplitStatistics) -
 
 
 def _totals(code_S: INT64_ARRAY, names: Sequence[str], tokens_S: INT64_ARRAY) -> Counter[str]:
-    """Tokens by name, of the names that have any."""
+    """Tokens by name, without names that have none."""
     totals = np.bincount(code_S, tokens_S, minlength=len(names)).astype(np.int64).tolist()
     return Counter({name: total for name, total in zip(names, totals, strict=True) if total})

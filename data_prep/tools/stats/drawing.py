@@ -11,7 +11,7 @@ from data_prep.tools.stats.charts import Bars, Histogram, Section, amount
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_write
 
-# matplotlib takes most of a second to import, and only `--output` needs it.
+# Imported late, because matplotlib takes most of a second to import and only `--output` needs it.
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -38,14 +38,14 @@ def require_matplotlib(output: Path) -> None:
 
 
 def draw_svg(chart: Bars | Histogram) -> str:
-    """The chart as one `<svg>` element; names that are too long for their place are shown whole as tooltips."""
+    """The chart as one `<svg>` element; shortened names have the full name as tooltip."""
     import matplotlib
 
     file = io.StringIO()
-    # Text stays text, so that a reader can search and copy it; the salt makes the ids, and so the bytes, the same in every run.
+    # Text stays text, so that it can be searched and copied; the fixed salt makes the ids, and so the bytes, reproducible.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mose-data stats"}):
         draw_figure(chart).savefig(file, format="svg", metadata=_NO_METADATA)
-    # A page holds the element only, without the XML declaration.
+    # The page embeds only the element, without the XML declaration.
     text = file.getvalue()
     text = text[text.index("<svg") :]
     if isinstance(chart, Bars):
@@ -58,7 +58,7 @@ def draw_svg(chart: Bars | Histogram) -> str:
 
 
 def draw_figure(chart: Bars | Histogram) -> "Figure":
-    """The chart as a figure of its own, at the size that it has on the page."""
+    """The chart as a separate figure, in its size on the page."""
     # Not pyplot, which keeps every figure in a global list.
     from matplotlib.figure import Figure
 
@@ -99,14 +99,14 @@ def _draw(axis: Any, chart: Bars | Histogram) -> None:
 def _draw_bars(axis: Any, chart: Bars) -> None:
     places = range(len(chart.items))
     values = [value for _, value in chart.items]
-    # The edge shows a bar of 0, which has no area.
+    # With an edge, a bar of 0 is visible.
     drawn = axis.barh(places, values, color=_BAR, edgecolor=_BAR, linewidth=0.5, height=0.7)
     axis.bar_label(drawn, [amount(value) for value in values], fontsize=8, padding=3)
     axis.set_yticks(places, [_plain(shorten(name, _LABEL_CHARACTERS)) for name, _ in chart.items])
     for number, label in enumerate(axis.get_yticklabels()):
         label.set_gid(_label_id(number))
     axis.invert_yaxis()
-    # Room for the amount behind the longest bar.
+    # Room for the number after the longest bar.
     axis.margins(x=0.14, y=0.01)
     axis.set_xlabel(_plain(chart.unit), fontsize=8)
     axis.xaxis.set_major_formatter(lambda value, _: amount(value))
@@ -146,7 +146,7 @@ def tick_label(value: float, *, is_share: bool) -> str:
 
 
 def shorten(text: str, characters: int) -> str:
-    """At most so many characters, the middle left out."""
+    """`text` shortened to at most `characters` characters by an ellipsis in the middle."""
     if len(text) <= characters:
         return text
     end = (characters - 1) // 2

@@ -1,4 +1,4 @@
-"""`mose-data stats --output page.html`: the sections as one page that needs nothing beside itself, and prints well."""
+"""`mose-data stats --output page.html`: renders the sections as one self-contained page, also for printing."""
 
 import html
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ p { margin: .2em 0 .8em; }
 
 
 def stats_page(title: str, lines: Sequence[str], cautions: Sequence[str], sections: Sequence[Section]) -> str:
-    """The page: `lines` say what the data set is, `cautions` what a reader should not miss. Every name in it is escaped."""
+    """The page: `lines` describe the data set, `cautions` are warnings. Escapes every name."""
     notes = "".join(f"<li>{_escaped(line)}</li>" for line in cautions)
     parts = [
         "<!DOCTYPE html>",

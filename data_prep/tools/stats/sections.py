@@ -1,4 +1,4 @@
-"""The sections of `mose-data stats`: one function per section, in the order of the page.
+"""Builds the sections of `mose-data stats`: one function per section, in the order of the page.
 
 Letters: T slots of a row.
 """
@@ -22,7 +22,7 @@ PAPER_PACKED_TOKENS = 1300
 
 
 def stats_sections(manifest: Manifest, statistics: DatasetStatistics, removals: Sequence[Removal] = ()) -> list[Section]:
-    """All sections; charts show the split train (another one where that is empty), tables both."""
+    """All sections; charts show the split train (another one if it is empty), tables all splits."""
     shown = next(
         (split for split in (*SPLITS, *statistics.splits) if split in statistics.splits and statistics.splits[split].rows),
         SPLITS[0],
@@ -66,7 +66,7 @@ def _overview(statistics: DatasetStatistics) -> Section:
 
 
 def _names(title: str, what: str, totals: dict[str, Counter[str]], shown: str) -> Section:
-    """Tokens by name: the most frequent ones and the rest as one."""
+    """Tokens by name: the most frequent names, and the others in one row."""
     names = [name for name, _ in totals[shown].most_common(_MOST_NAMES)]
     names += sorted({name for counts in totals.values() for name in counts} - set(totals[shown]))[: _MOST_NAMES - len(names)]
     all_names = {name for counts in totals.values() for name in counts}
@@ -92,7 +92,7 @@ def _row_lengths(statistics: SplitStatistics, shown: str) -> Section:
 
 
 def _lone_and_packed(statistics: DatasetStatistics) -> Section:
-    """What packing gains: a file alone in its row against the rows as they are."""
+    """The gain of packing: mean filled slots with one file per row against those of packed rows."""
     rows, bars = [], []
     for split, found in statistics.splits.items():
         if not found.rows:
@@ -108,11 +108,8 @@ def _lone_and_packed(statistics: DatasetStatistics) -> Section:
     rows.append(("the paper", f"{PAPER_LONE_TOKENS:,}", f"{PAPER_PACKED_TOKENS:,}", paper, "-", "-"))
     bars += [("the paper: a file alone", float(PAPER_LONE_TOKENS)), ("the paper: packed", float(PAPER_PACKED_TOKENS))]
     header = ("", "a file alone", "a packed row", "gain", "a row of one snippet", "such rows")
-    text = (
-        "Mean filled slots if each file stood alone in a row and were cut to it, against the rows of several snippets that there "
-        "are."
-    )
-    return Section("A file alone against a packed row", text, header, tuple(rows), Bars("tokens, mean", tuple(bars)))
+    text = "Mean filled slots with one file per row, truncated to the row, against those of the rows with several snippets."
+    return Section("One file per row against packed rows", text, header, tuple(rows), Bars("tokens, mean", tuple(bars)))
 
 
 def _snippets_a_row(statistics: SplitStatistics, shown: str) -> Section:
@@ -126,7 +123,7 @@ def _snippets_a_row(statistics: SplitStatistics, shown: str) -> Section:
     mark = Mark(statistics.snippets / max(1, statistics.rows), "mean")
     chart = histogram_of(counts[: last + 1].tolist(), 0, 1, "snippets of a row", "rows", mark)
     text = f"Snippets of each row of {shown}; a row of one carries no in-context signal."
-    return Section("Snippets a row", text, ("snippets", "rows", "share"), rows[:_MOST_NAMES], chart)
+    return Section("Snippets per row", text, ("snippets", "rows", "share"), rows[:_MOST_NAMES], chart)
 
 
 def _snippet_lengths(statistics: SplitStatistics, shown: str) -> Section:
@@ -154,8 +151,8 @@ def _labels(statistics: DatasetStatistics) -> Section:
         bars += [(f"{split}: of one file", float(found.single_file_rows))]
     header = ("", "mixed", "share", "of one repository", "of one file", "of the unmixed", "of one snippet")
     text = (
-        "A mixed row alternates two repositories. In a row of one file the label tests whether a text goes on, not whether it is "
-        "of the same repository."
+        "A mixed row alternates two repositories. In a row of one file, the label tests whether a text continues, not whether it "
+        "comes from the same repository."
     )
     return Section("Labels", text, header, tuple(rows), Bars("rows", tuple(bar for bar in bars if bar[1])))
 
@@ -187,16 +184,16 @@ def _removed(removals: Sequence[Removal]) -> Section:
         for entry in removals
     )
     header = ("removed on", "blobs", "repositories", "rows changed", "text tokens")
-    return Section("Removals", "What `mose-data remove` took out; rows kept their numbers.", header, rows)
+    return Section("Removals", "Files removed by `mose-data remove`; rows kept their numbers.", header, rows)
 
 
 def mean_of(counts: INT64_ARRAY, first: int = 0) -> float:
-    """The mean of the values `first`, `first` + 1, ... that were counted so often; 0 of none."""
+    """The mean of the values `first`, `first` + 1, ..., weighted by `counts`; 0 without counts."""
     return float(counts @ np.arange(first, first + len(counts)) / max(1, counts.sum()))
 
 
 def _quantiles(counts: INT64_ARRAY, first: int) -> tuple[tuple[str, ...], ...]:
-    """Mean and quantiles of the values `first`, `first` + 1, ... that were counted so often."""
+    """Number, mean and quantiles of the values `first`, `first` + 1, ..., weighted by `counts`."""
     total = np.cumsum(counts)
     rows = [("number", f"{int(counts.sum()):,}"), ("mean", f"{mean_of(counts, first):,.1f}")]
     for percent in (1, 10, 25, 50, 75, 90, 99):
@@ -208,11 +205,11 @@ def _quantiles(counts: INT64_ARRAY, first: int) -> tuple[tuple[str, ...], ...]:
 _BINS = 24
 
 
-# Tukey's far-out fence: a task beyond three interquartile ranges of the quartiles is not of the same kind as the rest.
+# Tukey's outer fence: a shard more than three interquartile ranges beyond the quartiles is an outlier.
 _FENCE = 3.0
 
 
-# Tasks are never alike to the last digit; a smaller difference than this is not worth a name.
+# Minimum distance of an outlier: with nearly equal shards, the fence alone would report irrelevant differences.
 _LEAST_DIFFERENCE = 0.01
 
 
@@ -220,7 +217,7 @@ _NAMED = 10
 
 
 def outliers(fills: Sequence[ShardFill]) -> list[ShardFill]:
-    """Shards whose fill lies far outside that of the others, the worst first."""
+    """Shards whose fill is far from that of the others, the farthest first."""
     values = np.array([shard.fill for shard in fills])
     if not len(values):
         return []
@@ -231,7 +228,7 @@ def outliers(fills: Sequence[ShardFill]) -> list[ShardFill]:
 
 
 def fill_section(fills: Sequence[ShardFill], split: str) -> Section:
-    """The spread of fill over the shards of a split, outliers named."""
+    """The distribution of fill over the shards of a split, with outliers named."""
     values = np.array([shard.fill for shard in fills])
     strange = outliers(fills)
     rows = [("shards", f"{len(fills):,}", "")]

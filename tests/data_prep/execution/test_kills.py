@@ -20,7 +20,7 @@ import pytest
 from data_prep.execution.finish import finish
 from data_prep.execution.pack import pack_dataset
 from data_prep.pipeline.config import PackConfig
-from data_prep.tools.verify import verify_dataset
+from data_prep.tools.verify import verify
 from mose.config import save_config
 from mose.files.atomic_file import TEMPORARY_MARK, write_json
 from tests.data_prep.kills import KillReport, kill_and_restart, start_pack, wait_for_group
@@ -42,7 +42,7 @@ def check_kills(folder: Path, config: PackConfig, kills: int) -> KillReport:
     assert report.kills == kills
     assert report.equal_data_sets == report.data_sets > report.interrupted_data_sets > 0
     assert [path for path in (folder / "dataset").rglob("*") if path.name.endswith((TEMPORARY_MARK, "running.json"))] == []
-    assert verify_dataset(folder / "dataset") == []
+    assert verify(folder / "dataset").problems == []
     return report
 
 

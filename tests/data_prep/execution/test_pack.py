@@ -19,7 +19,7 @@ from data_prep.packing.config import PackingConfig
 from data_prep.pipeline.config import PackConfig
 from data_prep.pipeline.task import TaskProgress
 from data_prep.sources.repositories import RepositoryRef
-from data_prep.tools.verify import verify_dataset
+from data_prep.tools.verify import verify
 from mose.config import load_config
 from mose.dataset.manifest import SPLITS, read_manifest
 from mose.dataset.shard_format import ShardReader
@@ -113,7 +113,7 @@ def test_the_manifest_counts_what_the_shards_hold(tmp_path: Path) -> None:
     packing = PackingConfig(sequence_length=512, pool_tokens=100_000)
     manifest = pack_dataset(make_config(tmp_path, MANY, packing=packing))
     assert manifest is not None
-    assert verify_dataset(tmp_path / "dataset") == []
+    assert verify(tmp_path / "dataset").problems == []
     for split in SPLITS:
         counts = manifest.statistics["splits"][split]
         assert counts["rows"] == manifest.rows(split)
@@ -162,7 +162,7 @@ def test_a_run_that_finished_no_task_binds_nobody(tmp_path: Path, monkeypatch: p
     pack_dataset(config)
     assert load_config(PackConfig, tmp_path / "dataset" / "config.yaml") == config.resolve()
     assert not (tmp_path / "dataset" / "tokenizer.model").exists()
-    assert verify_dataset(tmp_path / "dataset") == []
+    assert verify(tmp_path / "dataset").problems == []
 
 
 def test_sources_that_changed_between_two_runs_are_refused(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_data_set_can_be_merged_where_its_inputs_are_not(tmp_path: Path) -> No
         shutil.rmtree(tmp_path / name)
     (tmp_path / "dataset").rename(tmp_path / "moved")
     finish(tmp_path / "moved", checksums=True)
-    assert verify_dataset(tmp_path / "moved") == []
+    assert verify(tmp_path / "moved").problems == []
 
 
 def test_finish_with_checksums_sees_what_sizes_do_not_show(tmp_path: Path) -> None:

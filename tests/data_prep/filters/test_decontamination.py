@@ -38,7 +38,7 @@ def whole(text: bytes) -> INT64_ARRAY:
 
 
 def found_in(text: str, config: DecontaminationConfig) -> Contamination | None:
-    return Decontaminator(config).find(text.encode(), whole(text.encode()))[0]
+    return Decontaminator(config).find_batch([text.encode()], [whole(text.encode())])[0][0]
 
 
 def reference_ngrams(files: list[list[list[str]]], config: DecontaminationConfig) -> dict[tuple[bytes, ...], int]:
@@ -132,7 +132,7 @@ def test_a_match_over_several_pieces_counts_for_each_of_them(tmp_path: Path) -> 
     text = ("before\n" * 10 + QUESTION + "\nafter" * 10).encode()
     start = text.index(b"Return")
     offsets = np.array([0, start, start + 20, start + 40, start + len(QUESTION) - 1, len(text)])
-    assert [hit is not None for hit in decontaminator.find(text, offsets)] == [False, True, True, True, False]
+    assert [hit is not None for hit in decontaminator.find_batch([text], [offsets])[0]] == [False, True, True, True, False]
 
 
 def test_short_texts_count_as_a_whole_and_shorter_ones_not_at_all(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_short_texts_count_as_a_whole_and_shorter_ones_not_at_all(tmp_path: Path
 def test_texts_side_by_side_make_no_match(tmp_path: Path) -> None:
     path = write_examples(tmp_path, [QUESTION[:50], QUESTION[50:]])
     decontaminator = Decontaminator(DecontaminationConfig((path,), min_words=13))
-    assert decontaminator.find(QUESTION.encode(), whole(QUESTION.encode())) == [None]
+    assert decontaminator.find_batch([QUESTION.encode()], [whole(QUESTION.encode())]) == [[None]]
     decontaminator = Decontaminator(DecontaminationConfig((write_examples(tmp_path, QUESTION),)))
     halves = [QUESTION[:50].encode(), QUESTION[50:].encode()]
     assert decontaminator.find_batch(halves, [whole(half) for half in halves]) == [[None], [None]]
@@ -176,15 +176,15 @@ def test_numbers_are_no_distinct_words(tmp_path: Path) -> None:
 def test_a_run_of_word_bytes_longer_than_a_block(tmp_path: Path) -> None:
     decontaminator = Decontaminator(DecontaminationConfig((write_examples(tmp_path, QUESTION),)))
     text = b"z" * 700_000 + b" " + QUESTION.encode() + b" " + b"z" * 700_000
-    assert decontaminator.find(text, np.array([0, 600_000, 701_000, len(text)]))[1:] != [None, None]
-    assert decontaminator.find(b"z" * 700_000, np.array([0, 700_000])) == [None]
+    assert decontaminator.find_batch([text], [np.array([0, 600_000, 701_000, len(text)])])[0][1:] != [None, None]
+    assert decontaminator.find_batch([b"z" * 700_000], [np.array([0, 700_000])]) == [[None]]
 
 
 def test_files_without_pieces_and_half_characters(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": "\\ud800 b c d e f g h i"}\n')
     decontaminator = Decontaminator(DecontaminationConfig((str(path),)))
-    assert decontaminator.find(b"", np.array([0])) == []
+    assert decontaminator.find_batch([b""], [np.array([0])]) == [[]]
     assert decontaminator.find_batch([], []) == []
 
 

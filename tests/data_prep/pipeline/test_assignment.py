@@ -14,7 +14,7 @@ from data_prep.pipeline.assignment import assign_sources
 from data_prep.pipeline.config import PackConfig
 from data_prep.sources import registry as source
 from data_prep.sources.registry import SourcesConfig
-from data_prep.tools.verify import verify_dataset
+from data_prep.tools.verify import verify
 from mose.errors import MoseError
 from tests.data_prep.execution.test_object_store import as_parquet
 from tests.data_prep.repositories import checksums, make_config
@@ -65,7 +65,7 @@ def test_a_grouped_folder_becomes_a_data_set(grouped: PackConfig, tmp_path: Path
         pack_dataset(grouped, task)
     finish(tmp_path / "dataset", checksums=True)
     assert status_of(tmp_path / "dataset").is_complete
-    assert verify_dataset(tmp_path / "dataset") == []
+    assert verify(tmp_path / "dataset").problems == []
     whole = replace(grouped, output=str(tmp_path / "whole"), num_workers=2)
     pack_dataset(whole)
     assert checksums(tmp_path / "dataset") == checksums(tmp_path / "whole")

@@ -21,7 +21,7 @@ from data_prep.filters.filters import FiltersConfig
 from data_prep.pipeline.config import FIRST_FIELDS, FREE_FIELDS, PackConfig, content_fields
 from data_prep.tools.removal.command import remove
 from data_prep.tools.removal.removal_list import RemovalList
-from data_prep.tools.verify import verify_dataset
+from data_prep.tools.verify import verify
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
 from pretrain.storage.local_rows import LocalRows
@@ -74,7 +74,7 @@ def test_a_data_set_of_an_earlier_version_is_used_after_its_config_has_grown(exp
     made = {name: file_sha256(DATASET / name) for name in expected if name.endswith((".tar", ".npy", ".model", "inputs.json"))}
     assert made == {name: expected[name] for name in made}
     finish(DATASET, checksums=True)
-    assert verify_dataset(DATASET) == []
+    assert verify(DATASET).problems == []
     rows = LocalRows(DATASET, "train")
     assert rows.tokens(np.arange(len(rows))).shape == (len(rows), 128)
     rows.close()
@@ -84,7 +84,7 @@ def test_files_are_removed_from_it(expected: dict[str, str]) -> None:
     pack_dataset(grown())
     removed = remove(DATASET, RemovalList((), ("repository-03",)))
     assert removed is not None and removed.rows > 0
-    assert verify_dataset(DATASET) == []
+    assert verify(DATASET).problems == []
 
 
 @pytest.mark.parametrize(

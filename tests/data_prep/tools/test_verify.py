@@ -16,7 +16,7 @@ import pytest
 from data_prep.execution.pack import pack_dataset
 from data_prep.packing.config import PackingConfig
 from data_prep.shards.lineage import LINEAGE_SCHEMA
-from data_prep.tools.verify import COMMAND, verify, verify_dataset
+from data_prep.tools.verify import COMMAND, verify
 from mose.command import run_command
 from mose.dataset.manifest import ShardEntry, read_manifest, write_manifest
 from mose.dataset.packing_modes import PackingMode
@@ -80,27 +80,27 @@ def change_lineage(dataset: Path, change: Callable[[list[dict[str, Any]]], None]
 
 
 def only_problem(dataset: Path) -> str:
-    problems = verify_dataset(dataset)
+    problems = verify(dataset).problems
     assert len(problems) == 1, problems
     assert "\n" not in problems[0]
     return problems[0]
 
 
 def test_an_untouched_data_set_passes(packed: Path) -> None:
-    assert verify_dataset(packed) == []
+    assert verify(packed).problems == []
 
 
 @pytest.mark.parametrize("mode", ["faithful", "nsp"])
 def test_the_other_modes_pass(tmp_path: Path, mode: str) -> None:
     packing = PackingConfig(mode=PackingMode(mode), sequence_length=512)
     pack_dataset(make_config(tmp_path, packing=packing))
-    assert verify_dataset(tmp_path / "dataset") == []
+    assert verify(tmp_path / "dataset").problems == []
 
 
 def test_renewed_checksums_of_an_untouched_data_set_pass(dataset: Path) -> None:
     change_lineage(dataset, lambda lines: None)
     change_tokens(dataset, 0, lambda tokens, special: None)
-    assert verify_dataset(dataset) == []
+    assert verify(dataset).problems == []
 
 
 def test_a_missing_shard(dataset: Path) -> None:
@@ -171,10 +171,10 @@ def test_a_damaged_tar_header(dataset: Path) -> None:
     with (dataset / SHARD).open("r+b") as file:
         file.seek(stride * 4 + 300)
         file.write(b"x")
-    assert "row 4: its record is not as written" in only_problem(dataset)
+    assert "row 4: its record differs from what packing writes" in only_problem(dataset)
     assert "SHA-256" in only_problem(dataset)
     renew_checksums(dataset)
-    assert only_problem(dataset).startswith(f"{dataset / SHARD}: row 4: its record is not as written")
+    assert only_problem(dataset).startswith(f"{dataset / SHARD}: row 4: its record differs from what packing writes")
 
 
 def test_a_sample_reads_some_shards_and_looks_at_the_size_of_all(dataset: Path) -> None:
@@ -190,11 +190,11 @@ def test_a_sample_reads_some_shards_and_looks_at_the_size_of_all(dataset: Path) 
     content = bytearray((dataset / SHARD).read_bytes())
     content[5000] ^= 1
     (dataset / SHARD).write_bytes(content)
-    found = [bool(verify_dataset(dataset, 0.4, seed)) for seed in range(12)]
+    found = [bool(verify(dataset, 0.4, seed).problems) for seed in range(12)]
     assert any(found)
     assert not all(found)
     os.truncate(dataset / SHARD, 512)
-    assert all(len(verify_dataset(dataset, 0.4, seed)) == 1 for seed in range(4))
+    assert all(len(verify(dataset, 0.4, seed).problems) == 1 for seed in range(4))
     for share in (0.0, 1.5):
         with pytest.raises(MoseError, match="expected a share above 0 and up to 1"):
             verify(dataset, share)
@@ -205,7 +205,7 @@ def test_a_data_set_on_an_object_store(dataset: Path) -> None:
     for path in dataset.rglob("*"):
         if path.is_file():
             (remote / path.relative_to(dataset).as_posix()).write_bytes(path.read_bytes())
-    assert verify_dataset(remote) == []
+    assert verify(remote).problems == []
     content = bytearray((dataset / SHARD).read_bytes())
     content[5000] ^= 1
     (remote / SHARD).write_bytes(bytes(content))
@@ -232,7 +232,7 @@ def test_a_flipped_bit(dataset: Path) -> None:
 def test_every_damaged_shard_is_told(dataset: Path) -> None:
     for path in (dataset / SHARD, dataset / "held_out" / "shard-000000.tar"):
         os.truncate(path, 512)
-    assert len(verify_dataset(dataset)) == 2
+    assert len(verify(dataset).problems) == 2
 
 
 def test_another_tokenizer(dataset: Path, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def rename(row: int, snippet: int, name: str) -> Callable[[list[dict[str, Any]]]
 def test_an_unmixed_row_of_two_repositories(dataset: Path) -> None:
     row = first_row(dataset, mixed=False, snippets=2)
     change_lineage(dataset, rename(row, 1, "elsewhere"))
-    assert only_problem(dataset) == f"{dataset / LINEAGE}: row {row} has a label `mixed` that its repositories do not bear out"
+    assert only_problem(dataset) == f"{dataset / LINEAGE}: row {row} has a label `mixed` that contradicts its repositories"
 
 
 def test_a_mixed_row_of_three_repositories(dataset: Path) -> None:
@@ -344,20 +344,20 @@ def test_counts_that_do_not_add_up(dataset: Path) -> None:
     entry = manifest.shards("train")[0]
     wrong = (replace(entry, tokens=entry.tokens + 1), *manifest.shards("train")[1:])
     write_manifest(dataset, replace(manifest, splits={**manifest.splits, "train": wrong}))
-    problems = verify_dataset(dataset)
+    problems = verify(dataset).problems
     assert problems[0] == f"{dataset / SHARD}: holds {entry.tokens} tokens, manifest.json says {entry.tokens + 1}"
     assert "statistics.splits.train.tokens" in problems[1]
 
 
 def test_the_manifest_of_another_sequence_length(dataset: Path) -> None:
     write_manifest(dataset, replace(read_manifest(dataset), sequence_length=64))
-    assert len(verify_dataset(dataset)) == sum(map(len, read_manifest(dataset).splits.values()))
+    assert len(verify(dataset).problems) == sum(map(len, read_manifest(dataset).splits.values()))
 
 
 def test_no_manifest_and_no_tokenizer(dataset: Path) -> None:
     (dataset / "tokenizer.model").unlink()
     with pytest.raises(MoseError, match="holds neither tokenizer.model nor tokenizer.json"):
-        verify_dataset(dataset)
+        verify(dataset)
     (dataset / "manifest.json").unlink()
     with pytest.raises(MoseError, match=r"manifest.json: no such file; expected a data set that `mose-data pack` has finished"):
-        verify_dataset(dataset)
+        verify(dataset)

@@ -156,7 +156,7 @@ def test_a_wrong_url_is_refused_before_all_is_remembered_as_missing(tmp_path: Pa
 def test_a_place_that_is_down_ends_the_run(tmp_path: Path, endpoint: str) -> None:
     source = an_input(tmp_path, endpoint, 120, "down", absent=120)
     down = a_config(tmp_path, source, endpoint_url="http://127.0.0.1:9", attempts=1)
-    with pytest.raises(MoseError, match="100 blobs in a row could not be had, the last for connection"):
+    with pytest.raises(MoseError, match="100 blobs in a row could not be fetched, the last for connection"):
         fetch(down)
     (statistics,) = json.loads(statistics_path(down).read_text())["runs"]
     assert statistics["given_up"]["connection"] >= 100 and statistics["stored"] == {}
@@ -252,7 +252,7 @@ def test_the_command_tells_what_came_and_ends_by_it(tmp_path: Path, endpoint: st
     words = ["fetch", f"--inputs=['{source}']", f"--store={tmp_path / 'store'}", f"--endpoint_url={endpoint}"]
     assert run_command("mose-data", "", {"fetch": COMMAND}, words) == 0
     printed = capsys.readouterr().out
-    assert "6 blobs wanted: 5 fetched, 0 in the store before" in printed and "missing" in printed
+    assert "6 blobs wanted: 5 fetched, 0 already in the store" in printed and "missing" in printed
     with faulty_proxy(endpoint, share=1.0, faults=("500",)) as proxy:
         more = [*words[:1], *words[1:3], f"--endpoint_url={proxy.address}", "--retry_missing=true", "--attempts=1"]
         assert run_command("mose-data", "", {"fetch": COMMAND}, more) == 1

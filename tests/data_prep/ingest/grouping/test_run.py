@@ -158,7 +158,7 @@ def test_a_row_that_memory_cannot_hold_keeps_everything_but_its_content(
     source = write_repositories(tmp_path / "in.parquet", rows, True)
     words = ["group", f"--inputs=['{source}']", f"--output={tmp_path / 'grouped'}", "--num_parts=1"]
     assert run_command("mose-data", "", {"group": COMMAND}, words) == 0
-    assert "contents of 1 repositories left out, too large for memory_bytes: o/huge" in capsys.readouterr().err
+    assert "contents of 1 repositories omitted, too large for memory_bytes: o/huge" in capsys.readouterr().err
     sources = SourcesConfig(stack_v2=(str(tmp_path / "grouped"),))
     found = {ref.name: [file.problem for file in read_repository(ref, sources)] for ref in list_repositories(sources)}
     assert found == {"o/small": [""], "o/huge": ["no_content"] * 2}
@@ -268,7 +268,7 @@ def test_a_part_that_was_replaced_is_refused(tmp_path: Path) -> None:
     group(config)
     first, second = sorted((tmp_path / "grouped").glob("part-*"))
     first.write_bytes(second.read_bytes())
-    with pytest.raises(MoseError, match=r"part-00000\.parquet: is not the file that grouped\.json tells of"):
+    with pytest.raises(MoseError, match=r"part-00000\.parquet: is not the file that grouped\.json describes"):
         read_all(config.output)
 
 

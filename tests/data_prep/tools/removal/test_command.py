@@ -28,7 +28,7 @@ from data_prep.tools.removal.command import COMMAND, remove
 from data_prep.tools.removal.journal import read_removed, read_unfinished
 from data_prep.tools.removal.removal_list import RemovalList, read_removal_list
 from data_prep.tools.removal.rewrite import read_lines, row_counts
-from data_prep.tools.verify import verify_dataset
+from data_prep.tools.verify import verify
 from mose.command import run_command
 from mose.dataset.manifest import read_manifest
 from mose.dataset.packed_sequence import check_row, snippet_bounds
@@ -108,7 +108,7 @@ def test_only_listed_files_go_and_every_row_keeps_its_number(dataset: Path) -> N
     assert done.snippets == sum(map(len, before)) - sum(map(len, after))
     assert done.emptied_rows == sum(bool(old) and not new for old, new in zip(before, after, strict=True))
     assert done.rows == sum(old != new for old, new in zip(before, after, strict=True))
-    assert verify_dataset(dataset) == []
+    assert verify(dataset).problems == []
 
 
 def test_only_shards_that_hold_them_are_rewritten(packed: Path, dataset: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_repository_goes_whole_from_both_splits(dataset: Path) -> None:
         assert rows_of(dataset, split) == [[snippet for snippet in row if snippet[0] not in names] for row in rows]
     assert done is not None
     assert done.repositories == tuple(sorted(names))
-    assert verify_dataset(dataset) == []
+    assert verify(dataset).problems == []
 
 
 def test_labels_index_marker_and_manifest_tell_what_is_left(dataset: Path) -> None:
@@ -186,9 +186,9 @@ def test_a_second_removal_and_one_of_what_is_gone(dataset: Path, capsys: pytest.
     (tmp_path / "blobs.txt").write_text(first.blobs[0] + "\n")
     code, printed, _ = run(capsys, dataset, "--blobs", tmp_path / "blobs.txt")
     assert (code, printed.splitlines()[0]) == (0, "nothing removed")
-    assert f"1 of 1 blob ids are nowhere in the data set: {first.blobs[0]}" in printed
+    assert f"1 of 1 blob ids are not in the data set: {first.blobs[0]}" in printed
     assert checksums(dataset) == sums
-    assert verify_dataset(dataset) == []
+    assert verify(dataset).problems == []
 
 
 def test_a_row_that_no_longer_alternates_passes(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_row_that_no_longer_alternates_passes(tmp_path: Path) -> None:
             break
     remove(tmp_path / "dataset", RemovalList((row[1][2],)))
     assert left in [[snippet[0] for snippet in row] for row in rows_of(tmp_path / "dataset")]
-    assert verify_dataset(tmp_path / "dataset") == []
+    assert verify(tmp_path / "dataset").problems == []
 
 
 def test_a_run_that_has_the_old_files_mapped_goes_on(dataset: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_kill_at_any_moment_is_completed_by_the_same_command(packed: Path, tmp
         begun = read_unfinished(dataset)
         if begun is not None:
             unfinished += 1
-            problems = verify_dataset(dataset)
+            problems = verify(dataset).problems
             assert len(problems) == 1
             assert problems[0].startswith(
                 f"{dataset / 'removal.json'}: the removal begun {begun.date} (list {removal.sha256[:16]}"
@@ -290,7 +290,7 @@ def test_a_kill_at_any_moment_is_completed_by_the_same_command(packed: Path, tmp
         assert checksums(dataset, WITHOUT) == expected, moment
         assert len(read_removed(dataset)) == 1
         assert read_removed(dataset)[0].snippets == read_removed(whole)[0].snippets
-        assert verify_dataset(dataset) == []
+        assert verify(dataset).problems == []
         assert not list(dataset.rglob("*.partial"))
         shutil.rmtree(dataset)
     # Journal, four files of each of two shards, manifest, record, and the journal's end.
@@ -324,7 +324,7 @@ def test_a_dry_run_tells_and_changes_nothing(dataset: Path, capsys: pytest.Captu
     code, printed, _ = run(capsys, dataset, "--blobs", tmp_path / "blobs.txt")
     assert code == 0
     assert printed.splitlines() == [f"removed: {told[-2]}", told[-1]]
-    assert told[-1] == f"1 of {len(removal.blobs) + 1} blob ids are nowhere in the data set: {'1' * 40}"
+    assert told[-1] == f"1 of {len(removal.blobs) + 1} blob ids are not in the data set: {'1' * 40}"
     assert "shard-000001.tar" in "".join(told)
 
 
@@ -377,7 +377,7 @@ def test_a_shard_that_is_not_what_its_lineage_says_is_left_alone(dataset: Path) 
     at = layout.token_offset + (layout.sequence_length - 2) * layout.dtype.itemsize
     content[at : at + 2] = np.array([special.sep], layout.dtype).tobytes()
     shard.write_bytes(content)
-    with pytest.raises(MoseError, match="row 0 is not what its lineage says"):
+    with pytest.raises(MoseError, match="row 0 does not match its lineage"):
         remove(dataset, RemovalList((blob,)))
     assert shard.read_bytes() == content
 
