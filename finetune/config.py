@@ -7,7 +7,7 @@ from mose.config import require
 from mose.dataset.manifest import SPLITS
 
 DECAYS = (CONSTANT, LINEAR, COSINE) = ("constant", "linear", "cosine")
-HEAD_STARTS = (IDENTITY, RANDOM) = ("identity", "random")
+HEAD_STARTS = (IDENTITY, WHITENING, RANDOM) = ("identity", "whitening", "random")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class RetrievalConfig:
     head_learning_rate_factor: float = 1.0
     """The projection heads' learning rate as a multiple of the layers'."""
     head_start: str = IDENTITY
-    """First weights of the projection heads: identity (they pass the trunk's states on, centred on the first batch's mean) or
-    random. The paper does not say; a random head takes most of what the states hold (docs/decisions.md)."""
+    """First weights of the projection heads: identity (they pass the trunk's states on, centred on the first batches' mean),
+    whitening (all directions of the states then vary alike) or random. The paper does not say; a random head takes most of what
+    the states hold, and whitening gives most where pre-training was short (docs/decisions.md)."""
     gradient_clipping: float = 1.0
     """Largest norm of the gradient of a step; 0 does not clip. The paper names none for fine-tuning."""
     weight_decay: float = 0.01

@@ -3,6 +3,7 @@
 Letters: P pairs of the whole batch, R rows (texts) of this rank, D width, E exits.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune.batches import INDICES, PackedBatch, chunks_by_length, pack_rows
-from finetune.config import IDENTITY, RetrievalConfig
+from finetune.config import RANDOM, WHITENING, RetrievalConfig
 from finetune.device import pick_device, precision
 from finetune.distributed import World, gather_rows, process_group, sum_gradients
 from finetune.pair_files import read_pair_files
@@ -29,11 +30,12 @@ from mose.errors import MoseError
 from mose.model.attention_mose import TORCH_VARLEN, choose_backend
 from mose.model.exits import exit_weights
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
-from mose.model.projection_heads import start_as_identity
+from mose.model.projection_heads import start_from_states
 from mose.seeding import derive_key
 from mose.tokenizer import Tokenizer, load_tokenizer
 
 CHECKPOINT_NAME = "checkpoint"
+ROWS_PER_DIMENSION = 32
 
 
 def train(config: RetrievalConfig) -> None:
@@ -52,8 +54,8 @@ def train(config: RetrievalConfig) -> None:
         pairs = read_pair_files(config.pair_files, "train")
         examples = Examples(pairs, config.batch_pairs, config.augment_share, config.seed)
         trainer = Trainer.build(config, device, world)
-        if config.head_start == IDENTITY:
-            trainer.start_heads(examples.at(0))
+        if config.head_start != RANDOM:
+            trainer.start_heads(examples)
         watch = CollapseWatch(trainer.exit_layers, config.log_every_steps, config.warmup_steps)
         log = TrainingLog.open(config, trainer.exit_layers) if world.is_first else None
         for step in range(config.steps):
@@ -139,12 +141,18 @@ class Trainer:
         return StepReport(report, norm, len(examples), time.perf_counter() - started)
 
     @torch.no_grad()
-    def start_heads(self, examples: Sequence[Example]) -> None:
-        """Make the projection heads pass on the trunk's states, as these are for the P examples of the whole first batch."""
+    def start_heads(self, examples: Examples) -> None:
+        """Start the projection heads from the trunk's states of the first batches."""
         self.model.eval()
-        chunks = self._chunks(examples, 0)
-        states = gather_chunks([self._states(chunk.batch) for chunk in chunks], chunks)
-        start_as_identity(self.model.projection_heads, [gather_rows(states_RD) for states_RD in states])
+        # One batch gives a mean; a covariance of D dimensions needs many rows for each of them.
+        rows = ROWS_PER_DIMENSION * self.model.config.hidden_size if self.config.head_start == WHITENING else 1
+        tables = []
+        for step in range(math.ceil(rows / (2 * self.config.batch_pairs))):
+            chunks = self._chunks(examples.at(step), step)
+            states = gather_chunks([self._states(chunk.batch) for chunk in chunks], chunks)
+            tables.append([gather_rows(states_RD) for states_RD in states])
+        sample = [torch.cat(states) for states in zip(*tables, strict=True)]
+        start_from_states(self.model.projection_heads, sample, self.config.head_start == WHITENING)
         self.model.train()
 
     def _states(self, batch: PackedBatch) -> list[Tensor]:

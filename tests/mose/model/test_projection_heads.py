@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.decomposition import PCA
 from torch import nn
 
 from mose.checkpoint.converted_checkpoint import random_like, retrieval_from_pretrained
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.projection_heads import BIAS_DEVIATIONS, start_as_identity
+from mose.model.projection_heads import BIAS_DEVIATIONS, VARIANCE_FLOOR, start_from_states
 
 
 def made_heads(count: int) -> nn.ModuleList:
@@ -22,16 +23,37 @@ def test_states_pass_through_less_their_mean(scale: float) -> None:
     sizes_D[3] = 0.0
     states_RD = (torch.rand(200, 16, generator=generator) - 0.5) * sizes_D + 5 * scale
     heads = made_heads(2)
-    start_as_identity(heads, [states_RD, 2 * states_RD])
+    start_from_states(heads, [states_RD, 2 * states_RD], whiten=False)
     for head, found_RD in zip(heads, (states_RD, 2 * states_RD), strict=True):
         centred_RD = found_RD - found_RD.mean(dim=0)
         torch.testing.assert_close(head(found_RD), centred_RD, rtol=1e-4, atol=1e-4 * scale)
 
 
+def test_whitening_is_scikit_learn_s() -> None:
+    """scikit-learn's PCA whitens up to a rotation, which leaves cosines as they are; the floor is added to its variances."""
+    generator = torch.Generator().manual_seed(0)
+    states_RD = torch.rand(4000, 16, generator=generator) @ torch.randn(16, 16, generator=generator) + 3
+    heads = made_heads(1)
+    start_from_states(heads, [states_RD], whiten=True)
+    found_RD = heads[0](states_RD).detach()
+    pca = PCA().fit(states_RD.double().numpy())
+    floor = VARIANCE_FLOOR * pca.explained_variance_.mean()
+    expected_RD = torch.from_numpy(pca.transform(states_RD.double().numpy()) / (pca.explained_variance_ + floor) ** 0.5)
+    assert F.cosine_similarity(found_RD.double() @ found_RD.double().T, expected_RD @ expected_RD.T).min() > 0.9999
+    # As large as the states were, so that the learning rates that suit the identity suit it, too.
+    torch.testing.assert_close(found_RD.var(dim=0).mean(), states_RD.var(dim=0).mean(), rtol=1e-4, atol=0.0)
+
+
+def test_equal_states_do_not_spoil_the_weights() -> None:
+    heads = made_heads(1)
+    start_from_states(heads, [torch.zeros(20, 16)], whiten=True)
+    assert all(parameter.isfinite().all() for parameter in heads.parameters())
+
+
 def test_only_states_far_out_are_bent() -> None:
     states_RD = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
     heads = made_heads(1)
-    start_as_identity(heads, [states_RD])
+    start_from_states(heads, [states_RD], whiten=False)
     mean_D, deviation = states_RD.mean(dim=0), states_RD.std(dim=0).max()
     far_D = mean_D - 2 * BIAS_DEVIATIONS * deviation
     torch.testing.assert_close(heads[0](mean_D + 100 * deviation), 100 * deviation * torch.ones(16), rtol=1e-4, atol=1e-4)
@@ -55,7 +77,7 @@ def test_angles_of_a_model_s_states_survive() -> None:
     bounds = torch.arange(0, 51, 5, dtype=torch.int32)
     with torch.inference_mode():
         states = [state_ND[4::5] for state_ND in model.starEncoder2(ids_N, positions_N, bounds, 5)]
-    start_as_identity(model.projection_heads, states)
+    start_from_states(model.projection_heads, states, whiten=False)
     assert shapes == {name: parameter.shape for name, parameter in model.named_parameters()}
     with torch.inference_mode():
         for found_BD, state_BD in zip(model.embed(ids_N, positions_N, bounds, 5), states, strict=True):
