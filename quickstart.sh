@@ -37,7 +37,7 @@ run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quicksta
 export OMP_NUM_THREADS=2
 run mose-finetune retrieval --config configs/quickstart/retrieval.yaml
 run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --from_random true --output quickstart/retrieval_from_random
-run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_random/checkpoint --output quickstart/scores_from_random
+run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_random/checkpoint --output quickstart/scores_from_random --bag_steps 0
 run mose-finetune evaluate --config configs/quickstart/evaluate.yaml
 
 run mose-finetune report --pretrain quickstart/run --evaluation quickstart/scores --control quickstart/scores_from_random --output quickstart/report
