@@ -89,7 +89,7 @@ class EvaluationConfig:
     checkpoint: str
     """Folder of a converted retrieval checkpoint (`mose-finetune retrieval`)."""
     pairs: tuple[str, ...] | str
-    """Parquet file of pairs, or several as [a.parquet,b.parquet]."""
+    """File of pairs, or several as [a.parquet,b.parquet]: parquet, or CodeSearchNet's JSON lines (.jsonl, .jsonl.gz)."""
     output: str
     """Folder to write evaluation.json and evaluation.txt into."""
     task: str = "docstring_search"
