@@ -1,13 +1,15 @@
 # One entry for everything: `make help`. Another environment: `make test VENV=path/to/environment`.
 VENV ?= .venv
 PYTHON ?= python3
+# The study that `make science` runs: a file of configs/science.
+STUDY ?= full
 # Processes that share the tests' files; many tests start ranks of their own, so no more than the cores.
 TEST_WORKERS ?= 2
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
 EXTRAS := data,train,finetune,cluster,dev
 
-.PHONY: help setup quickstart check format test soak bench clean
+.PHONY: help setup quickstart science check format test soak bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -23,6 +25,10 @@ $(STAMP): setup.py constraints.txt
 
 quickstart: $(STAMP) ## The whole pipeline on this machine, from repositories to a table of scores (two cores, 15 minutes at most)
 	PATH="$(BIN):$$PATH" bash quickstart.sh
+
+science: $(STAMP) ## The paper's claims in small, into docs/science.md: an afternoon on two cores, 45 minutes with STUDY=small; resumable
+	$(BIN)/python -m benchmarks.science run --config configs/science/$(STUDY).yaml
+	$(BIN)/python -m benchmarks.science report --config configs/science/$(STUDY).yaml
 
 check: $(STAMP) ## Lint, format, types, import directions
 	$(BIN)/ruff check .

@@ -42,4 +42,7 @@ run mose-finetune evaluate --config configs/quickstart/evaluate.yaml
 
 run mose-finetune report --pretrain quickstart/run --evaluation quickstart/scores --control quickstart/scores_from_random --output quickstart/report
 
+# Something to try: ten questions of packages that no stage has seen, answered by the shallowest and the deepest exit.
+run mose-finetune search --checkpoint quickstart/retrieval/checkpoint --pairs quickstart/pairs.parquet --questions 10 --max_length 128
+
 echo "$SECONDS" > quickstart/duration_seconds

@@ -1,11 +1,11 @@
-"""The command `mose-finetune`: train a retrieval model, score every exit, and report."""
+"""The command `mose-finetune`: train a retrieval model, score every exit, report, and search."""
 
 import sys
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from finetune.config import EvaluationConfig, ReportConfig, RetrievalConfig
+from finetune.config import EvaluationConfig, ReportConfig, RetrievalConfig, SearchConfig
 from mose.command import Command, add_config, read_config, run_command
 from mose.config import document_fields
 
@@ -28,6 +28,11 @@ def commands() -> dict[str, Command]:
         "report": Command(
             "Join a pre-training run and its retrieval scores in one table and picture.", _takes(ReportConfig), _report
         ),
+        "search": Command(
+            "Answer a question with functions of a folder, or held-out questions of a pairs file, at several exits.",
+            _add_search,
+            _search,
+        ),
     }
 
 
@@ -36,6 +41,12 @@ def _takes(config_class: type[Any]) -> Any:
         add_config(parser, config_class)
 
     return add_arguments
+
+
+def _add_search(parser: ArgumentParser) -> None:
+    add_config(parser, SearchConfig)
+    parser.add_argument("folder", type=str, nargs="?", help="Folder whose Python functions are searched.")
+    parser.add_argument("question", type=str, nargs="*", help="What to look for, in plain words; may be given more than once.")
 
 
 # Each stage is imported when it runs, so that `--help` does not wait for torch, scikit-learn and matplotlib.
@@ -55,6 +66,12 @@ def _report(parsed: Namespace) -> None:
     from finetune.evaluation.report import report
 
     report(read_config(parsed, ReportConfig))
+
+
+def _search(parsed: Namespace) -> None:
+    from finetune.search.command import search
+
+    search(read_config(parsed, SearchConfig), parsed.folder, parsed.question or [])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def commands() -> dict[str, Command]:
         "compare": Command("Compare the tensors of two checkpoints; exit code 1 if they differ.", _add_compare, _compare),
         **export_commands(),
         "evaluate": Command("Losses of every exit on held-out rows, beside token frequencies.", _add_evaluate, _evaluate),
-        "diagnose": Command("Gradients of a checkpoint's exits on the shared trunk.", _add_diagnose, _diagnose),
+        "diagnose": Command(
+            "What a run has learnt, and gradients of a checkpoint's exits on the shared trunk.", _add_diagnose, _diagnose
+        ),
         "plot": Command("Draw a run's losses, gradient norm and speed as a PNG.", _add_plot, _plot),
     }
 
@@ -220,13 +222,22 @@ def _add_diagnose(parser: ArgumentParser) -> None:
 def _diagnose(parsed: Namespace) -> None:
     from pretrain.analysis.diagnose import diagnose
 
-    folder, found = diagnose(Path(parsed.run), parsed.step, parsed.rows, parsed.split)
+    diagnosis = diagnose(Path(parsed.run), parsed.step, parsed.rows, parsed.split)
+    folder, found = diagnosis.folder, diagnosis.gradients
     exits = [f"exit {layer}" for layer in found.exit_layers]
     title = f"{folder}: gradients on the shared trunk, cosines between exits"
     table = Table("", "norm", *exits, title=title)
     for name, norm, cosines in zip(exits, found.trunk_norms_E, found.cosines_EE, strict=True):
         table.add_row(name, f"{norm:.3e}", *(f"{cosine:+.3f}" for cosine in cosines))
-    Console(soft_wrap=True).print(table)
+    watched = Table("watched", "value", "compared with", "", title="what the run has learnt so far, by its metrics")
+    for finding in diagnosis.learning:
+        watched.add_row(finding.name, finding.value, finding.reference, "LOOK" if finding.warning else "ok")
+    console = Console(soft_wrap=True)
+    console.print(watched if diagnosis.learning else "no metrics after the warm-up yet: nothing to watch")
+    for finding in diagnosis.learning:
+        if finding.warning:
+            console.print(f"{finding.name}: {finding.warning}", highlight=False, markup=False)
+    console.print(table)
 
 
 def _add_plot(parser: ArgumentParser) -> None:

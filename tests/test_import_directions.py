@@ -72,12 +72,14 @@ ORDER = {
     "pretrain.model.terms": "vocabulary term masked_tokens row_task distillation registry",
     "pretrain.checkpoints": "run_state files probe store merged_weights model_card parity export export_command",
     "pretrain.monitoring": "metrics step_times throughput profiler step_log learning",
-    "finetune": "config device distributed pair_files batches retrieval evaluation cli",
+    "finetune": "config device distributed pair_files batches retrieval evaluation search cli",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log train",
     "finetune.evaluation": "metrics ranking lexical embedding results bag baselines paired table picture tasks report",
+    "finetune.search": "functions index command",
     "finetune.evaluation.tasks": "task docstring_search registry command",
     "cluster": "config script launch cli",
-    "pretrain.analysis": "estimate validation held_out exit_gradients plot diagnose step_rows compare list_checkpoints",
+    "pretrain.analysis": "estimate validation held_out exit_gradients plot learning_report diagnose step_rows compare "
+    "list_checkpoints",
 }
 
 Modules = dict[str, ast.Module]

@@ -1,6 +1,7 @@
 """Scores of a retrieval run from the rank of each query's own code, with intervals and the level of chance.
 
-Letters: Q queries, C candidates of each query, the own code among them, G groups of queries.
+Letters: Q queries, C candidates of each query, the own code among them, G groups of queries, S seeds,
+R resamples.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from mose.seeding import generator
 
 RANKS = NDArray[np.int64]
+# Fewer repositories say too little about others: an interval over two of them would be three points.
+MIN_GROUPS = 5
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,41 @@ def bootstrap(values_Q: NDArray[np.float64], seed: int, groups: Sequence[str] = 
     `groups` names each query's repository: whole repositories are then drawn, because queries of one are alike. Without names,
     or with a single one, queries are drawn.
     """
-    _, group_Q = np.unique(np.asarray(groups), return_inverse=True)
-    if len(groups) != len(values_Q) or group_Q.max(initial=0) == 0:
-        group_Q = np.arange(len(values_Q))
+    group_Q = _groups(len(values_Q), groups, least=2)
     counts_G, sums_G = np.bincount(group_Q), np.bincount(group_Q, weights=values_Q)
     draw = generator(seed, "bootstrap", len(values_Q))
     means = []
     for _ in range(resamples):
         drawn = draw.integers(len(counts_G), size=len(counts_G))
         means.append(sums_G[drawn].sum() / counts_G[drawn].sum())
+    return _percentiles(values_Q, means)
+
+
+def bootstrap_over_seeds(values_SQ: NDArray[np.float64], seed: int, groups: Sequence[str] = (), resamples: int = 2000) -> Score:
+    """The mean over seeds and queries, and its percentile bootstrap interval (95 %): seeds and repositories are drawn at once.
+
+    Seeds and queries are crossed (every seed answers every query), so both are drawn, independently. With few seeds the interval
+    is too narrow: drawing from S values has (S - 1) / S of their variance. Where there are fewer than MIN_GROUPS repositories,
+    queries are drawn instead.
+    """
+    group_Q = _groups(values_SQ.shape[1], groups, least=MIN_GROUPS)
+    counts_G = np.bincount(group_Q)
+    sums_SG = np.stack([np.bincount(group_Q, weights=values_Q) for values_Q in values_SQ])
+    num_seeds, num_groups = sums_SG.shape
+    draw = generator(seed, "bootstrap over seeds", *values_SQ.shape)
+    # How often each seed and each group is drawn, for all resamples at once.
+    seeds_RS = draw.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples)
+    groups_RG = draw.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=resamples)
+    means_R = ((seeds_RS @ sums_SG) * groups_RG).sum(axis=1) / (num_seeds * (groups_RG @ counts_G))
+    return _percentiles(values_SQ, means_R)
+
+
+def _groups(queries: int, groups: Sequence[str], least: int) -> NDArray[np.int64]:
+    """The number of each query's group; each query is its own where there are no names or fewer than `least` different ones."""
+    names, group_Q = np.unique(np.asarray(groups), return_inverse=True)
+    return group_Q if len(groups) == queries and len(names) >= least else np.arange(queries)
+
+
+def _percentiles(values: NDArray[np.float64], means: Sequence[float] | NDArray[np.float64]) -> Score:
     low, high = np.percentile(means, [2.5, 97.5])
-    return Score(float(values_Q.mean()), (float(low), float(high)))
+    return Score(float(values.mean()), (float(low), float(high)))

@@ -1,7 +1,8 @@
-"""`mose-pretrain diagnose`: gradients of a checkpoint's exits on the shared trunk, as numbers and as a heat map."""
+"""`mose-pretrain diagnose`: what a run has learnt, and gradients of a checkpoint's exits on the shared trunk with a heat map."""
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.run_directory import RunDirectory, checkpoint_name
 from pretrain.analysis.exit_gradients import ExitGradients, exit_gradients
+from pretrain.analysis.learning_report import LEVEL_ROWS, Finding, Levels, learning_findings, levels_of
 from pretrain.analysis.plot import plot_exit_gradients
 from pretrain.checkpoints.export import open_source
 from pretrain.config.run import PretrainConfig
@@ -28,7 +30,16 @@ from pretrain.storage.run_data import open_run_data
 FOLDER, JSON_NAME, PICTURE_NAME = "diagnose", "exit_gradients.json", "exit_gradients.png"
 
 
-def diagnose(run_folder: Path, step: int | None, num_rows: int, split: str | None) -> tuple[Path, ExitGradients]:
+@dataclass(frozen=True)
+class Diagnosis:
+    """The folder that was written, the gradients, and what the learning watch finds."""
+
+    folder: Path
+    gradients: ExitGradients
+    learning: list[Finding]
+
+
+def diagnose(run_folder: Path, step: int | None, num_rows: int, split: str | None) -> Diagnosis:
     """Compute the exits' gradients at a checkpoint of any layout (default: the latest) on the first rows of a split
     (default: the run's held-out one), dropout off, float32; write RUN/diagnose/step-000100/ and return it.
 
@@ -39,7 +50,7 @@ def diagnose(run_folder: Path, step: int | None, num_rows: int, split: str | Non
     """
     run = RunDirectory(run_folder)
     config = load_config(PretrainConfig, run.config)
-    batch = _first_rows(config, num_rows, split or config.data.validation_split)
+    batch, levels = _first_rows(config, num_rows, split or config.data.validation_split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with open_source(run_folder, step) as source:
         encoder, vocabulary = _filled(source.config, source.read), whole_vocabulary(source.config.vocab_size)
@@ -48,9 +59,11 @@ def diagnose(run_folder: Path, step: int | None, num_rows: int, split: str | Non
     found = exit_gradients(model, batch.to(device), config.model.exit_layers)
     folder = run_folder / FOLDER / checkpoint_name(step)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / JSON_NAME, {"step": step, "split": split or config.data.validation_split, **_report(found, batch)})
+    learning = learning_findings(config, [line for line in run.read_metrics() if line["step"] <= step], levels)
+    report = {"step": step, "split": split or config.data.validation_split, **_report(found, batch)}
+    write_json(folder / JSON_NAME, {**report, "learning": [dataclasses.asdict(finding) for finding in learning]})
     plot_exit_gradients(found, folder / PICTURE_NAME, f"{run_folder.resolve().name}, step {step:,}, {batch.num_rows} rows")
-    return folder, found
+    return Diagnosis(folder, found, learning)
 
 
 def _filled(shape: ModularStarEncoderConfig, read: Any) -> ModularStarEncoder:
@@ -63,14 +76,14 @@ def _filled(shape: ModularStarEncoderConfig, read: Any) -> ModularStarEncoder:
     return encoder
 
 
-def _first_rows(config: PretrainConfig, num_rows: int, split: str) -> MicroBatch:
-    """The first rows of a split of the run's data as one micro-batch, masked as in validation."""
+def _first_rows(config: PretrainConfig, num_rows: int, split: str) -> tuple[MicroBatch, Levels]:
+    """The first rows of a split of the run's data as one micro-batch, masked as in validation, and the levels of more rows."""
     if num_rows < 1:
         raise MoseError(f"--rows: {num_rows}, expected 1 or more")
     chosen = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, validation_split=split),
-        intervals=dataclasses.replace(config.intervals, validation_rows=num_rows),
+        intervals=dataclasses.replace(config.intervals, validation_rows=max(num_rows, LEVEL_ROWS)),
     )
     data = open_run_data(chosen)
     try:
@@ -78,7 +91,9 @@ def _first_rows(config: PretrainConfig, num_rows: int, split: str) -> MicroBatch
             raise MoseError(f"--split: {split} of the run's data has no rows, expected a split such as {config.data.split}")
         special, ordinary = data.tokenizer.special, data.tokenizer.ordinary_ids()
         plan = BatchPlan(config.seed, num_rows, num_rows, special, ordinary, masked_share=config.data.masking_share)
-        return next(validation_batches(data.held_out, plan, num_rows))
+        many = dataclasses.replace(plan, micro_batch_rows=64)
+        levels = levels_of(data.held_out, many, config.model.vocabulary_size)
+        return next(validation_batches(data.held_out, plan, num_rows)), levels
     finally:
         data.close()
 

@@ -163,7 +163,7 @@ class LearningWatch:
         window, last = self._window, step >= self._config.max_steps
         if step <= self._config.schedule.warmup_steps or not window.steps:
             return []
-        lines = {"mlm": self._masked_tokens(window), "task": self._whole_rows(last), "ratio": _large_steps(ratios)}
+        lines = {"mlm": self._masked_tokens(window), "task": self._whole_rows(last), "ratio": large_steps_warning(ratios)}
         if window.steps >= CLIPPED_STEPS or last:
             lines["clipping"] = self._clipping(window)
             self._window = _Window()
@@ -172,39 +172,58 @@ class LearningWatch:
         return list(fresh.values())
 
     def _masked_tokens(self, window: _Window) -> str:
-        level, loss = unigram_entropy(self._counts_V), window.mlm / window.steps
-        if loss < level - UNIGRAM_MARGIN:
-            return ""
-        return (
-            f"not learnt: masked tokens at {loss:.2f} nats, token frequencies alone give {level:.2f} (unigram entropy); look at "
-            f"schedule.peak_learning_rate, model.initializer_range and {UPDATE_RATIO}*"
-        )
+        return masked_tokens_warning(window.mlm / window.steps, unigram_entropy(self._counts_V))
 
     def _whole_rows(self, last: bool) -> str:
         task, rows, name = self._task, self._task.rows, self._config.objective.sequence_task
         if name == NONE or not rows or (rows < ROWS_TO_JUDGE and not last):
             return ""
-        accuracy, half = task.correct / rows, _NORMAL_QUANTILE * 0.5 / math.sqrt(rows)
         # At the end the rows since the last look may be few: those before it count, too.
         self._task = _TaskRows() if rows >= 2 * ROWS_TO_JUDGE else task
-        if accuracy - half > task.chance:
-            return ""
-        return (
-            f"not learnt: {name} accuracy {accuracy:.3f} +- {half:.3f} over {rows:,} rows, chance is {task.chance:.3f}; look at "
-            "the row length and how many chunks a row has (packing.*), objective.task_weight, and the rows still to come"
-        )
+        return task_warning(name, task.correct / rows, rows, task.chance)
 
     def _clipping(self, window: _Window) -> str:
-        if window.clipped < window.steps:
-            return ""
-        limit = self._config.optimizer.gradient_clipping
-        return (
-            f"clipped at each of {window.steps} steps: the gradient norm never fell below optimizer.gradient_clipping {limit:g}; "
-            "look at optimizer/gradient_norm: rare peaks are what it is for"
-        )
+        return clipping_warning(window.clipped, window.steps, self._config.optimizer.gradient_clipping)
 
 
-def _large_steps(ratios: Mapping[str, float]) -> str:
+def masked_tokens_warning(loss: float, level: float) -> str:
+    """What to look at where masked tokens are not predicted better than by their frequencies (`level`, nats); else empty."""
+    if loss < level - UNIGRAM_MARGIN:
+        return ""
+    return (
+        f"not learnt: masked tokens at {loss:.2f} nats, token frequencies alone give {level:.2f} (unigram entropy); look at "
+        f"schedule.peak_learning_rate, model.initializer_range and {UPDATE_RATIO}*"
+    )
+
+
+def half_interval(rows: int) -> float:
+    """Half of the 95 % interval of an accuracy near one half over so many rows."""
+    return _NORMAL_QUANTILE * 0.5 / math.sqrt(rows)
+
+
+def task_warning(name: str, accuracy: float, rows: int, chance: float) -> str:
+    """What to look at where the task on whole rows is not above `chance`, the share of the more frequent label; else empty."""
+    half = half_interval(rows)
+    if accuracy - half > chance:
+        return ""
+    return (
+        f"not learnt: {name} accuracy {accuracy:.3f} +- {half:.3f} over {rows:,} rows, chance is {chance:.3f}; look at "
+        "the row length and how many chunks a row has (packing.*), objective.task_weight, and the rows still to come"
+    )
+
+
+def clipping_warning(clipped: int, steps: int, limit: float) -> str:
+    """What to look at where each of `steps` steps was clipped at `limit`; else empty."""
+    if clipped < steps:
+        return ""
+    return (
+        f"clipped at each of {steps} steps: the gradient norm never fell below optimizer.gradient_clipping {limit:g}; "
+        "look at optimizer/gradient_norm: rare peaks are what it is for"
+    )
+
+
+def large_steps_warning(ratios: Mapping[str, float]) -> str:
+    """What to look at where one step changes the weights of a group by too large a share; else empty."""
     name, ratio = max(ratios.items(), key=lambda item: item[1], default=("", 0.0))
     if ratio <= LARGEST_RATIO:
         return ""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import label_ranking_average_precision_score
 
-from finetune.evaluation.metrics import bootstrap, chance_mrr, hits_at_1, ranks_of, reciprocal_ranks
+from finetune.evaluation.metrics import bootstrap, bootstrap_over_seeds, chance_mrr, hits_at_1, ranks_of, reciprocal_ranks
 
 
 def test_mrr_and_recall_equal_ir_measures(rng: np.random.Generator):
@@ -63,3 +63,22 @@ def test_interval_draws_whole_repositories(rng: np.random.Generator):
     low, high = bootstrap(np.repeat(level, 40), 1, groups).interval
     assert high - low == pytest.approx(2 * 1.96 * level.std() / 10**0.5, rel=0.15)
     assert bootstrap(level, 1, ["one"] * 10) == bootstrap(level, 1)
+
+
+def test_interval_over_seeds_has_the_variance_of_both(rng: np.random.Generator):
+    # 8 seeds and 20 repositories of 5 queries, each with a level of its own: the variances of both means add.
+    seeds, repositories = rng.normal(0, 0.1, 8), rng.normal(0, 0.2, 20)
+    values = 0.5 + seeds[:, None] + np.repeat(repositories, 5)[None, :]
+    groups = [f"repository {group}" for group in range(20) for _ in range(5)]
+    score = bootstrap_over_seeds(values, 1, groups)
+    low, high = score.interval
+    assert score == bootstrap_over_seeds(values, 1, groups)
+    assert score.value == pytest.approx(values.mean())
+    deviation = (seeds.var() / 8 + repositories.var() / 20) ** 0.5
+    assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+
+
+def test_interval_over_seeds_draws_queries_where_repositories_are_few(rng: np.random.Generator):
+    values = rng.random((1, 400))
+    low, high = bootstrap_over_seeds(values, 1, ["a"] * 200 + ["b"] * 200).interval
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)

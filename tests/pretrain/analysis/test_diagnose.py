@@ -26,9 +26,14 @@ def diagnosed(run: Path, *words: object) -> int:
 
 def test_losses_are_those_that_the_run_validated_to(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert diagnosed(run, "--rows", HELD_OUT_ROWS) == 0
-    assert "gradients on the shared trunk" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "gradients on the shared trunk" in shown
+    assert "what the run has learnt so far" in shown and "exit 04 masked tokens" in shown and "clipped steps" in shown
     report = json.loads((run / "diagnose" / "step-000006" / "exit_gradients.json").read_text())
     (validated,) = [line for line in RunDirectory(run).read_metrics() if "validation/loss/exit_01/mlm" in line]
+    watched = {finding["name"]: finding for finding in report["learning"]}
+    assert watched["exit 01 masked tokens"]["value"] == f"{validated['validation/loss/exit_01/mlm']:.3f} nats"
+    assert "optimizer/update_ratio/heads" in watched
     names = [name for name in validated if name.startswith("validation/")]
     assert len(names) == 12
     for name in names:
