@@ -13,6 +13,7 @@ from mose.dataset.packing_modes import PackingMode
 from mose.dataset.shard_format import RecordLayout
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
+from mose.files.safe_path import path_inside, relative_path
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -32,6 +33,39 @@ class ShardEntry:
     index_sha256: str
     lineage_path: str
     lineage_sha256: str
+
+    @staticmethod
+    def of_plain(values: dict[str, Any], where: str) -> "ShardEntry":
+        """The entry from the values in a manifest or completion marker; `where` names the file and the split.
+
+        Raises:
+            MoseError: a path leads out of the data set, or a value is of another type or negative.
+            TypeError: a field is missing or unknown.
+        """
+        entry = ShardEntry(**values)
+        for name in ("path", "index_path", "lineage_path"):
+            # Training reads no lineage: a data set without it has empty ones, which `lineage_in` refuses.
+            if name != "lineage_path" or values[name] != "":
+                relative_path(values[name], f"{where}: {name} of a shard")
+        for name in ("rows", "tokens", "num_bytes"):
+            if type(values[name]) is not int or values[name] < 0:
+                raise MoseError(f"{where}: {name} of {entry.path}: is {values[name]!r:.80}, expected a whole number from 0")
+        for name in ("sha256", "index_sha256", "lineage_sha256"):
+            if not isinstance(values[name], str):
+                raise MoseError(f"{where}: {name} of {entry.path}: is {values[name]!r:.80}, expected hexadecimal digits")
+        return entry
+
+    def shard_in(self, dataset: Path) -> Path:
+        """The tar of this entry; like the two below, refused (MoseError) where a link leads out of the data set."""
+        return path_inside(dataset, self.path, f"{dataset}: path of a shard")
+
+    def index_in(self, dataset: Path) -> Path:
+        """The index beside the shard."""
+        return path_inside(dataset, self.index_path, f"{dataset}: index_path of a shard")
+
+    def lineage_in(self, dataset: Path) -> Path:
+        """The lineage table beside the shard."""
+        return path_inside(dataset, self.lineage_path, f"{dataset}: lineage_path of a shard")
 
 
 @dataclass(frozen=True)
@@ -103,7 +137,10 @@ def read_manifest(folder: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         raise MoseError(f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}")
     try:
-        splits = {name: tuple(ShardEntry(**shard) for shard in shards) for name, shards in values.pop("splits").items()}
+        splits = {
+            name: tuple(ShardEntry.of_plain(shard, f"{path}: splits.{name}") for shard in shards)
+            for name, shards in values.pop("splits").items()
+        }
         return Manifest(splits=splits, **values)
     except (KeyError, TypeError, AttributeError) as error:
         raise MoseError(f"{path}: not a manifest of this version: {error}") from None

@@ -37,7 +37,8 @@ def relative_path(text: object, where: str) -> str:
 def path_inside(folder: Path, text: object, where: str) -> Path:
     """`folder / text`, if that is a relative path (see `relative_path`) and no symbolic link on it leads out of `folder`.
 
-    `folder` itself may be a link. The target need not exist. Object stores have no links.
+    `folder` itself may be a link. The target need not exist. Object stores have no links. In a snapshot of the Hugging Face
+    cache, which consists of links, they may lead to the `blobs` of the same repository.
 
     Raises:
         MoseError: the path, or what a link on it points to, lies outside of `folder`.
@@ -45,9 +46,11 @@ def path_inside(folder: Path, text: object, where: str) -> Path:
     path = folder / relative_path(text, where)
     if is_local(folder):
         try:
-            target, root = path.resolve(), folder.resolve()
+            target, roots = path.resolve(), [folder.resolve()]
         except (OSError, RuntimeError) as error:
             raise MoseError(f"{where}: {path}: cannot be followed: {error}; expected a path inside {folder}") from None
-        if not target.is_relative_to(root):
+        if roots[0].parent.name == "snapshots":
+            roots.append(roots[0].parents[1] / "blobs")
+        if not any(target.is_relative_to(root) for root in roots):
             raise MoseError(f"{where}: {path} is a link to {target}, expected a path inside {folder}")
     return path

@@ -172,9 +172,9 @@ class LocalRows:
         if len(self._open) >= self._most_open:
             self._open.popitem(last=False)[1].reader.close()
         entry, dataset = self.table.shards[number], self.table.dataset
-        reader = ShardReader(dataset / entry.path, self.table.layout, entry.rows)
+        reader = ShardReader(entry.shard_in(dataset), self.table.layout, entry.rows)
         reader.expect_random_access()
-        self._open[number] = _OpenShard(reader, RowIndex(dataset / entry.index_path, entry.rows))
+        self._open[number] = _OpenShard(reader, RowIndex(entry.index_in(dataset), entry.rows))
         return self._open[number]
 
     def close(self) -> None:

@@ -25,9 +25,10 @@ from data_prep.tools.removal.journal import Removal, complete, read_unfinished, 
 from data_prep.tools.removal.removal_list import RemovalList, read_removal_list
 from data_prep.tools.removal.rewrite import ShardRewriter
 from mose.command import Command
-from mose.dataset.manifest import Manifest, ShardEntry, read_manifest
+from mose.dataset.manifest import SPLITS, Manifest, ShardEntry, read_manifest
 from mose.dataset.packed_sequence import SpecialTokens
 from mose.errors import MoseError
+from mose.files.safe_path import path_inside
 from mose.files.storage import is_local, storage_path
 from mose.tokenizer import load_tokenizer
 
@@ -69,7 +70,7 @@ def _shard_hits(dataset: Path, split: str, entry: ShardEntry, removal: RemovalLi
     snippets_R, gone_R = np.zeros(entry.rows, np.int64), np.zeros(entry.rows, np.int64)
     text_tokens = 0
     names: dict[str, set[str]] = {"blob_id": set(), "repository": set()}
-    with LineageTable(dataset / entry.lineage_path) as table:
+    with LineageTable(entry.lineage_in(dataset)) as table:
         for group in table.groups(["row", "num_tokens", *names]):
             rows_S = group["row"].to_numpy()
             snippets_R += np.bincount(rows_S, minlength=entry.rows)
@@ -119,6 +120,9 @@ def _opened(dataset: Path, removal: RemovalList) -> tuple[Manifest, Removal | No
             f"{dataset}: dataset: is on an object store, where a file cannot be replaced by rename; expected a local folder "
             "(copy it, remove, and upload the files that changed)"
         )
+    for folder in ("tasks", "dropped", *SPLITS):
+        # What this command writes and deletes by fixed names must not land in another data set either.
+        path_inside(dataset, folder, f"{dataset}: {folder}")
     manifest, begun = read_manifest(dataset), read_unfinished(dataset)
     if begun is not None and begun.list_sha256 != removal.sha256:
         raise MoseError(unfinished_line(dataset, begun) + f"; the list given is {removal.sha256[:16]}...")

@@ -68,3 +68,33 @@ def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_NAME).write_text(json.dumps({**values, "colour": "red"}))
     with pytest.raises(MoseError, match="colour"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["../A/train/x.tar", "/etc/x", "a/../../x", ".", "a\\..\\x", "s3://bucket/x", "a\nb", 7, None])
+@pytest.mark.parametrize("name", ["path", "index_path", "lineage_path"])
+def test_a_path_out_of_the_data_set_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    values = json.loads((tmp_path / MANIFEST_NAME).read_text("utf-8"))
+    values["splits"]["train"][1][name] = value
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(values), "utf-8")
+    with pytest.raises(MoseError, match=rf"json: splits\.train: {name} of a shard: .*expected a relative path") as raised:
+        read_manifest(tmp_path)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(("name", "value"), [("rows", -1), ("rows", 1.5), ("tokens", "7"), ("num_bytes", True), ("sha256", None)])
+def test_a_count_of_another_type_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    values = json.loads((tmp_path / MANIFEST_NAME).read_text("utf-8"))
+    values["splits"]["train"][0][name] = value
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(values), "utf-8")
+    with pytest.raises(MoseError, match=rf"splits\.train: {name} of train/shard-000000\.tar: is {value!r}, expected"):
+        read_manifest(tmp_path)
+
+
+def test_a_link_out_of_the_data_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train").symlink_to("../other")
+    with pytest.raises(MoseError, match=r"path of a shard: .*train/shard-000000\.tar is a link to .*other"):
+        ENTRIES[0].shard_in(tmp_path / "set")

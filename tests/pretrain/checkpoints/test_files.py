@@ -348,3 +348,19 @@ def test_full_disk_leaves_the_last_good_checkpoint_and_one_line(run: Path, tmp_p
 def test_saving_says_how_long_training_stood_still(run: Path) -> None:
     outcome = run_forked(*train(run))
     assert "checkpoint step-000008: 1.2 MB written in " in outcome.output
+
+
+def test_names_that_lead_out_of_a_checkpoint_are_refused(run: Path) -> None:
+    folder = run / "checkpoints"
+    checkpoint = latest_checkpoint(folder)
+    assert checkpoint is not None
+    path = checkpoint / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    manifest["files"]["../../config.yaml"] = "0" * 64
+    manifest["fingerprint"] = manifest_fingerprint(manifest)
+    path.write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(MoseError, match=r"manifest\.json: files: '\.\./\.\./config\.yaml', expected a relative path"):
+        read_checkpoint_manifest(checkpoint)
+    (folder / "latest").write_text("../../elsewhere\n", "utf-8")
+    with pytest.raises(MoseError, match=r"latest: '\.\./\.\./elsewhere', expected a relative path"):
+        latest_checkpoint(folder)
