@@ -6,7 +6,6 @@ Letters: R rows, T slots of a row.
 """
 
 import io
-import mmap
 import zlib
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mose.dataset.packed_sequence import TOKENS
-from mose.dataset.shard_format import RowLabels
+from mose.dataset.shard_format import RowLabels, ShardReader
 from mose.errors import MoseError
+from mose.files.mapped_file import MappedFile
 
 INDEX_DTYPE = np.dtype([("num_tokens", "<u4"), ("num_snippets", "<u4"), ("mixed", "<u4"), ("crc32", "<u4")])
 # Offset of entry 0. numpy leaves room for a row count of any length, so the header of every index has this size.
@@ -47,7 +47,11 @@ def make_index(rows_RT: TOKENS, labels: RowLabels) -> NDArray[np.void]:
 
 def token_checksums(rows_RT: TOKENS) -> NDArray[np.uint32]:
     """CRC-32 of the token bytes of each row, [R]."""
-    return np.array([zlib.crc32(row) for row in np.ascontiguousarray(rows_RT)], dtype=np.uint32)
+    return np.array(_checksums(rows_RT), dtype=np.uint32)
+
+
+def _checksums(rows_RT: TOKENS) -> list[int]:
+    return list(map(zlib.crc32, np.ascontiguousarray(rows_RT)))
 
 
 class RowIndex:
@@ -61,19 +65,24 @@ class RowIndex:
         """
         self.path = path
         try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = MappedFile(path)
         except FileNotFoundError:
             raise MoseError(f"{path}: no such index, but the manifest lists it") from None
         except (ValueError, OSError) as error:
             raise MoseError(f"{path}: not a readable index of rows: {str(error).splitlines()[0]}") from None
         # Comparing bytes: numpy's parser of the header takes 20 times as long, and a data set has thousands of these files.
+        mapped = self._file.data
         if mapped[:INDEX_OFFSET] != index_header(rows) or len(mapped) != INDEX_OFFSET + rows * INDEX_DTYPE.itemsize:
             raise MoseError(f"{path}: {_difference(path, rows)}")
         self._entries: NDArray[np.void] = np.frombuffer(mapped, INDEX_DTYPE, rows, INDEX_OFFSET)
 
     def entries(self, rows_R: NDArray[np.int64]) -> NDArray[np.void]:
-        """A copy of the entries of these rows [R]."""
+        """A copy of the entries of these rows [R].
+
+        Raises:
+            MoseError: the file was truncated since it was opened.
+        """
+        self._file.check_size()
         entries_R: NDArray[np.void] = self._entries[rows_R]
         return entries_R
 
@@ -83,8 +92,22 @@ class RowIndex:
 
     def checksums(self, rows_R: NDArray[np.int64]) -> NDArray[np.uint32]:
         """CRC-32 of the token bytes of these rows [R]."""
-        checksums: NDArray[np.uint32] = self._entries["crc32"][rows_R]
+        checksums: NDArray[np.uint32] = self.entries(rows_R)["crc32"]
         return checksums
+
+    def check(self, shard: ShardReader, rows_R: NDArray[np.int64], tokens_RT: TOKENS) -> None:
+        """Compare rows [R] as they were read from their shard, tokens and labels, with their entries.
+
+        Raises:
+            MoseError: a row differs; the line names the shard and the row.
+        """
+        # Lists, because numpy's cost per call exceeds that of the comparison for the 32 rows that a loader reads at a time.
+        entries = self.entries(rows_R).tolist()
+        checksums, expected = _checksums(tokens_RT), [entry[3] for entry in entries]
+        if checksums != expected:
+            row = next(row for row, *pair in zip(rows_R.tolist(), checksums, expected, strict=True) if pair[0] != pair[1])
+            raise MoseError(f"{shard.path}: row {row}: CRC-32 of its tokens is not that in {self.path.name}: damaged or replaced")
+        shard.check_labels(rows_R, ((mixed, tokens, snippets) for tokens, snippets, mixed, _ in entries))
 
 
 def _difference(path: Path, rows: int) -> str:

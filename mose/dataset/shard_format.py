@@ -6,11 +6,11 @@ header and its content padded to 512. Any webdataset reader takes the file; `Sha
 Letters: R rows, T slots of a row, B bytes of a record, C characters of a `.json` member or a number.
 """
 
+import functools
 import io
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mose.dataset.packed_sequence import TOKENS
 from mose.errors import MoseError
+from mose.files.mapped_file import MappedFile
 
 BLOCK = 512
 _NUMBER_WIDTH = 6
@@ -52,6 +53,8 @@ def _ustar_header(name: str, size: int) -> bytes:
     return header[:_CHECKSUM_OFFSET] + checksum + header[_CHECKSUM_OFFSET + len(checksum) :]
 
 
+# Most rows are nearly full, so few texts serve most rows of a reader that compares each row's text.
+@functools.lru_cache(maxsize=1 << 14)
 def _json_member(mixed: int, num_tokens: int, num_snippets: int) -> bytes:
     w = _NUMBER_WIDTH
     return f'{{"mixed": {mixed:d}, "num_tokens": {num_tokens:>{w}d}, "num_snippets": {num_snippets:>{w}d}}}'.encode()
@@ -69,7 +72,7 @@ class RecordLayout:
     sequence_length: int
     dtype: np.dtype[np.unsignedinteger]
 
-    @cached_property
+    @functools.cached_property
     def npy_header(self) -> bytes:
         """numpy's own header for an array [T] of this type."""
         buffer = io.BytesIO()
@@ -237,44 +240,76 @@ class ShardReader:
         size, expected = _file_size(path), layout.file_size(rows)
         if size != expected:
             raise MoseError(f"{path}: {size} bytes, its manifest says {expected} ({rows} rows): truncated or not this data set's")
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = MappedFile(path)
         self._check_first_record()
 
     def _check_first_record(self) -> None:
         header = self._layout.npy_header
-        if self.rows and self._map[BLOCK : BLOCK + len(header)] != header:
+        if self.rows and self._file.data[BLOCK : BLOCK + len(header)] != header:
             raise MoseError(f"{self.path}: first record is not an array of {self._layout.sequence_length} {self._layout.dtype}")
 
     def tokens(self, rows: NDArray[np.int64]) -> TOKENS:
-        """A copy of the tokens of these rows, [R, T]."""
+        """A copy of the tokens of these rows, [R, T].
+
+        Raises:
+            MoseError: the file was truncated since it was opened.
+        """
         layout = self._layout
+        self._file.check_size()
         row_bytes = layout.sequence_length * layout.dtype.itemsize
         # One element per row, so that numpy copies whole rows instead of single tokens.
-        view = np.ndarray((self.rows,), f"V{row_bytes}", self._map, layout.token_offset, (layout.stride,))
+        view = np.ndarray((self.rows,), f"V{row_bytes}", self._file.data, layout.token_offset, (layout.stride,))
         return view[rows].view(layout.dtype).reshape(len(rows), layout.sequence_length)
 
     def labels(self, rows: NDArray[np.int64]) -> RowLabels:
         """The labels of these rows from their `.json` members; `mose.dataset.row_index` holds the same and is faster to read.
 
         Raises:
-            MoseError: a member differs from the fixed form that `RecordLayout.record` writes.
+            MoseError: a member differs from the fixed form that `RecordLayout.record` writes; the file was truncated.
         """
         if not len(rows):
             nothing = np.zeros(0, dtype=np.int64)
             return RowLabels(nothing, nothing, nothing)
+        return _parse_labels(self._members(rows), self.path)
+
+    def check_labels(self, rows: NDArray[np.int64], labels: Iterable[tuple[int, int, int]]) -> None:
+        """Compare the `.json` members of these rows [R] with (mixed, num_tokens, num_snippets) of each in their index.
+
+        Raises:
+            MoseError: a member says something else; the line names the first row.
+        """
+        # Comparing with the text that a row should have is several times as fast as parsing the text that it has.
+        expected = [_json_member(*three) for three in labels]
+        members = self._members(rows).tolist()
+        if members == expected:
+            return
+        row, member, text = next(three for three in zip(rows.tolist(), members, expected, strict=True) if three[1] != three[2])
+        found = f"its .json member is {member.decode('ascii', 'replace')!a}"
+        raise MoseError(f"{self.path}: row {row}: {found}, expected {text.decode()!r} as in its index: damaged")
+
+    def _members(self, rows: NDArray[np.int64]) -> NDArray[np.bytes_]:
+        self._file.check_size()
         size = len(_json_member(0, 0, 0))
-        view = np.ndarray((self.rows,), f"S{size}", self._map, self._layout.json_offset, (self._layout.stride,))
-        return _parse_labels(view[rows], self.path)
+        view = np.ndarray((self.rows,), f"S{size}", self._file.data, self._layout.json_offset, (self._layout.stride,))
+        members_R: NDArray[np.bytes_] = view[rows]
+        return members_R
 
     def expect_random_access(self) -> None:
         """Tell the kernel not to read ahead: rows are read in shuffled order, and each read ahead would mostly be wasted."""
         if hasattr(mmap, "MADV_RANDOM"):
-            self._map.madvise(mmap.MADV_RANDOM)
+            self._file.data.madvise(mmap.MADV_RANDOM)
+
+    def is_replaced(self) -> bool:
+        """Whether another file, or changed content, stands under the path since it was opened.
+
+        Raises:
+            MoseError: nothing stands there any more.
+        """
+        return self._file.is_replaced()
 
     def close(self) -> None:
         """Release the memory map."""
-        self._map.close()
+        self._file.close()
 
 
 def _parse_labels(members_R: NDArray[np.bytes_], path: Path) -> RowLabels:

@@ -19,6 +19,7 @@ from mose.dataset.packed_sequence import TOKENS
 from mose.dataset.row_index import INDEX_DTYPE, RowIndex, labels_of
 from mose.dataset.shard_format import RowLabels, ShardReader
 from mose.errors import MoseError
+from mose.files.atomic_file import file_sha256
 from mose.files.storage import is_local
 
 # An open shard takes two file descriptors, one for itself and one for its index. Half of the process's descriptors are left to
@@ -109,6 +110,10 @@ class _OpenShard:
     reader: ShardReader
     index: RowIndex
 
+    def close(self) -> None:
+        """Release the memory map of the shard; that of the index goes with its last array."""
+        self.reader.close()
+
 
 class LocalRows:
     """The rows of one split on a local file system; shards are mapped when first read, and memory does not grow with the rows.
@@ -143,15 +148,19 @@ class LocalRows:
         """Nothing is read ahead."""
 
     def tokens(self, rows_R: INT64_ARRAY) -> TOKENS:
-        """Tokens [R, T] of these rows, in the requested order.
+        """Tokens [R, T] of these rows, in the requested order; each row is checked by the CRC-32 and the labels in its index.
 
         Raises:
-            MoseError: a shard is missing, truncated or no shard, or a token is out of range.
+            MoseError: a shard is missing, truncated, replaced or no shard, a row differs from its index, or a token is out of
+                range.
         """
         layout = self.table.layout
         tokens_RT = np.empty((len(rows_R), layout.sequence_length), dtype=layout.dtype)
-        for shard, places, inside in self.table.by_shard(rows_R):
-            tokens_RT[places] = self._shard(shard).reader.tokens(inside)
+        for number, places, inside in self.table.by_shard(rows_R):
+            shard = self._current_shard(number)
+            found_RT = shard.reader.tokens(inside)
+            self._check(shard, inside, found_RT)
+            tokens_RT[places] = found_RT
         return self.table.check_tokens(tokens_RT, rows_R)
 
     def labels(self, rows_R: INT64_ARRAY) -> RowLabels:
@@ -165,12 +174,30 @@ class LocalRows:
             index_R[places] = self._shard(shard).index.entries(inside)
         return self.table.labels_of(index_R)
 
+    def _check(self, shard: _OpenShard, inside_R: INT64_ARRAY, tokens_RT: TOKENS) -> None:
+        shard.index.check(shard.reader, inside_R, tokens_RT)
+
+    def _current_shard(self, number: int) -> _OpenShard:
+        """The shard as its path shows it now: opened again if another file stands there, which must be the one of the manifest.
+
+        The map of a replaced file would show the old rows, while shards opened later show new ones.
+        """
+        shard, entry = self._shard(number), self.table.shards[number]
+        if shard.reader.is_replaced():
+            self._open.pop(number).close()
+            index = entry.index_in(self.table.dataset)
+            if index.is_file() and file_sha256(index) != entry.index_sha256:
+                what = f"{shard.reader.path}: replaced while it is read, with another index than {MANIFEST_NAME} listed"
+                raise MoseError(f"{what}; start the run again, which then reads the data set as it is now")
+            shard = self._shard(number)
+        return shard
+
     def _shard(self, number: int) -> _OpenShard:
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
         if len(self._open) >= self._most_open:
-            self._open.popitem(last=False)[1].reader.close()
+            self._open.popitem(last=False)[1].close()
         entry, dataset = self.table.shards[number], self.table.dataset
         reader = ShardReader(entry.shard_in(dataset), self.table.layout, entry.rows)
         reader.expect_random_access()
@@ -180,4 +207,4 @@ class LocalRows:
     def close(self) -> None:
         """Release every memory map."""
         while self._open:
-            self._open.popitem()[1].reader.close()
+            self._open.popitem()[1].close()
