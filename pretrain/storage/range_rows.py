@@ -75,6 +75,7 @@ class RangeReader:
         Raises:
             MoseError: a file is missing or cannot be read, or a row differs from its checksum, after all attempts.
         """
+        self.table.check_generation()
         parts = [self._read_with_retries(shard, inside, rows) for shard, inside, rows in self._segments(first_row, count)]
         if len(parts) == 1:
             return parts[0]

@@ -218,6 +218,9 @@ def _run(parsed: Namespace) -> None:
     done = remove(dataset, removal)
     lines = summary_lines(removal, done or _record(removal, []))
     print("\n".join([f"removed: {lines[0]}" if done else "nothing removed", *lines[1:]]))
+    if done:
+        generations = read_manifest(dataset).generations
+        print(f"generation {len(generations)} of the data set; a run on an earlier one resumes on it, and says so")
 
 
 COMMAND = Command("Remove listed files from a data set; every row keeps its number.", _add_arguments, _run)

@@ -9,11 +9,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from mose.dataset.manifest import UNFINISHED_NAME
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json, write_text
 from mose.files.safe_path import relative_path
 
-UNFINISHED_NAME = "removal.json"
 REMOVED_NAME = "removed.jsonl"
 
 

@@ -185,3 +185,17 @@ def test_a_shard_deleted_while_it_is_read_is_one_line(copied: Path) -> None:
         (copied / entry.path).unlink()
         with pytest.raises(MoseError, match=r"shard-000000\.tar: deleted while it is read"):
             rows.tokens(np.arange(3))
+
+
+def test_a_data_set_that_changes_under_a_run_is_one_line(copied: Path) -> None:
+    manifest = read_manifest(copied)
+    first, *others = manifest.splits["train"]
+    with contextlib.closing(LocalRows(copied, "train")) as rows:
+        write_manifest(copied, manifest)
+        assert len(rows.labels(np.arange(3)).mixed) == 3
+        changed = dataclasses.replace(manifest, splits={"train": (dataclasses.replace(first, sha256="other"), *others)})
+        write_manifest(copied, dataclasses.replace(changed, generations=(manifest.content_root, changed.content_root)))
+        with pytest.raises(
+            MoseError, match=r"manifest\.json: the data set changed while it is read \(generation 2, was 1\); resume"
+        ):
+            rows.labels(np.arange(3))

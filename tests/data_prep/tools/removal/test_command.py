@@ -422,3 +422,22 @@ def test_another_data_set_is_never_changed(dataset: Path, tmp_path: Path, how: s
         remove(hostile, RemovalList((), (repository,)))
     assert files_of(dataset) == before
     assert files_of(hostile) == own
+
+
+def test_each_removal_makes_a_generation(dataset: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first = read_manifest(dataset)
+    assert first.generations == (first.content_root,)
+    names = sorted({row[0][0] for row in rows_of(dataset)})[:2]
+    for number, name in enumerate(names, start=2):
+        (tmp_path / "list").write_text(f"{name}\n", "utf-8")
+        command = ["remove", str(dataset), "--repositories", str(tmp_path / "list")]
+        assert run_command("mose-data", "", {"remove": COMMAND}, command) == 0
+        assert f"generation {number} of the data set" in capsys.readouterr().out
+        manifest = read_manifest(dataset)
+        assert manifest.generations == (*first.generations, manifest.content_root)
+        assert manifest.content_root != first.content_root
+        first = manifest
+    # To finish again, or to remove what is gone, makes none.
+    assert finish(dataset).generations == first.generations
+    assert remove(dataset, RemovalList((), tuple(names))) is None
+    assert read_manifest(dataset).generations == first.generations
