@@ -6,6 +6,7 @@ undisturbed, and a later one reads the remaining rows in the same order.
 """
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -220,7 +221,8 @@ def _run(parsed: Namespace) -> None:
     print("\n".join([f"removed: {lines[0]}" if done else "nothing removed", *lines[1:]]))
     if done:
         generations = read_manifest(dataset).generations
-        print(f"generation {len(generations)} of the data set; a run on an earlier one resumes on it, and says so")
+        note = f"generation {len(generations)} of the data set; a run on an earlier one resumes on it, and says so"
+        print(note, file=sys.stderr)
 
 
 COMMAND = Command("Remove listed files from a data set; every row keeps its number.", _add_arguments, _run)

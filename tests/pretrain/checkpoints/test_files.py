@@ -260,18 +260,16 @@ def test_a_run_goes_on_with_a_later_generation_of_its_data_and_with_no_other_con
     assert check_changes(Path("c"), saved, values(["a" * 64], ["b" * 64]), ()) == ()
     (change,) = check_changes(Path("c"), saved, values(["a" * 64, "d" * 64], ["b" * 64]), ())
     assert change.plain()["kind"] == "generation"
-    assert str(change).endswith(f"this run has data.generations = generation 2 ({'d' * 16}...), generation 1 ({'b' * 16}...)")
+    assert str(change).endswith(f"this run has generation 2 ({'d' * 16}...), generation 1 ({'b' * 16}...)")
     # Made before generations were recorded: nothing is known, so nothing differs.
     assert check_changes(Path("c"), config_values(PretrainConfig(), "data", 1), saved, ()) == ()
     for other in (values(["d" * 64], ["b" * 64]), values(["d" * 64, "a" * 64], ["b" * 64]), values(["a" * 64])):
-        with pytest.raises(
-            MoseError, match=r"c: made with data\.generations = generation 1 .*or with --allow-change data\.generations"
-        ):
+        with pytest.raises(MoseError, match=r"made with data\.generations = generation 1 .*--allow-change data\.gen"):
             check_changes(Path("c"), saved, other, ())
         (change,) = check_changes(Path("c"), saved, other, ["data.generations"])
         assert change.plain()["kind"] == "allowed"
     # An earlier generation than the checkpoint's is another content, too.
-    with pytest.raises(MoseError, match=r"generation 2 .*, this run has data\.generations = generation 1"):
+    with pytest.raises(MoseError, match=r"generation 2 .*, this run has generation 1"):
         check_changes(Path("c"), values(["a" * 64, "d" * 64]), values(["a" * 64]), ())
 
 

@@ -126,7 +126,7 @@ def test_a_changed_token_is_named_by_file_and_row(copied: Path, opened_first: bo
         # The lowest bit of a token: still an id of the vocabulary, so nothing but the checksum shows it.
         change(path, 5 * layout.stride + layout.token_offset + 2 * 40)
         assert rows.tokens(np.array([24, 28, 30])).shape == (3, layout.sequence_length)
-        with pytest.raises(MoseError, match=r"shard-000001\.tar: row 5: CRC-32 of its tokens is not that in index-000001\.npy"):
+        with pytest.raises(MoseError, match=r"shard-000001\.tar: row 5: CRC-32 of its tokens is not that in its index"):
             rows.tokens(np.array([24, 29, 30]))
 
 
@@ -170,7 +170,7 @@ def test_a_shard_replaced_while_it_is_read(copied: Path, dataset: Path) -> None:
         # Another shard of the same size.
         shutil.copy(dataset / other.path, copied / "again")
         (copied / "again").replace(copied / entry.path)
-        with pytest.raises(MoseError, match=r"shard-000000\.tar: row 0: CRC-32 of its tokens is not that in index-000000\.npy"):
+        with pytest.raises(MoseError, match=r"shard-000000\.tar: row 0: CRC-32 of its tokens is not that in its index"):
             rows.tokens(np.arange(24))
         # With its index: consistent, and not what the manifest said when the run began.
         shutil.copy(dataset / other.index_path, copied / entry.index_path)
@@ -195,7 +195,5 @@ def test_a_data_set_that_changes_under_a_run_is_one_line(copied: Path) -> None:
         assert len(rows.labels(np.arange(3)).mixed) == 3
         changed = dataclasses.replace(manifest, splits={"train": (dataclasses.replace(first, sha256="other"), *others)})
         write_manifest(copied, dataclasses.replace(changed, generations=(manifest.content_root, changed.content_root)))
-        with pytest.raises(
-            MoseError, match=r"manifest\.json: the data set changed while it is read \(generation 2, was 1\); resume"
-        ):
+        with pytest.raises(MoseError, match=r"json: the data set changed while it is read \(generation 2, was 1\); resume"):
             rows.labels(np.arange(3))

@@ -432,7 +432,7 @@ def test_each_removal_makes_a_generation(dataset: Path, capsys: pytest.CaptureFi
         (tmp_path / "list").write_text(f"{name}\n", "utf-8")
         command = ["remove", str(dataset), "--repositories", str(tmp_path / "list")]
         assert run_command("mose-data", "", {"remove": COMMAND}, command) == 0
-        assert f"generation {number} of the data set" in capsys.readouterr().out
+        assert f"generation {number} of the data set" in capsys.readouterr().err
         manifest = read_manifest(dataset)
         assert manifest.generations == (*first.generations, manifest.content_root)
         assert manifest.content_root != first.content_root
