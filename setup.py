@@ -4,12 +4,12 @@ from setuptools import find_packages, setup
 
 STORAGE = ["fsspec", "universal_pathlib", "s3fs", "aiohttp", "botocore"]
 CONFIG = ["jsonargparse[signatures]", "pyyaml"]
-DATA = [*STORAGE, *CONFIG, "numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "rich", "matplotlib"]
+DATA = [*STORAGE, *CONFIG, "numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "isal", "rich", "matplotlib"]
 MODEL = ["numpy", "torch", "transformers>=5,<6", "safetensors", "sentencepiece", "tokenizers", "rich"]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"]
 EXTRAS = {
     "data": DATA,
-    "train": [*MODEL, *CONFIG, *STORAGE, "deepspeed", "megatron-core", "tensorboard", "matplotlib"],
+    "train": [*MODEL, *CONFIG, *STORAGE, "deepspeed", "megatron-core", "isal", "tensorboard", "matplotlib"],
     "finetune": [*MODEL, *CONFIG, "pyarrow", "scikit-learn", "matplotlib"],
     "cluster": [*CONFIG, "rich"],
     "gpu": ["flash-attn"],

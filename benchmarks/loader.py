@@ -1,6 +1,6 @@
 """The loader: speed against webdataset, opening a huge data set, how well the order mixes, cold cache and staging.
 
-python -m benchmarks.loader [--packed DATASET] [--scratch FOLDER] [--output benchmarks/results/FILE.json]
+python -m benchmarks.loader [--packed DATASET] [--scratch FOLDER] [--checks] [--output benchmarks/results/FILE.json]
 """
 
 import argparse
@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.loader_parts.checks import measure_checks
 from benchmarks.loader_parts.cold import measure_cold
 from benchmarks.loader_parts.opening import measure_opening
 from benchmarks.loader_parts.order import measure_order
@@ -29,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packed", type=Path, help="Data set with rows of 2,048 (default: packs this Python's packages).")
     parser.add_argument("--scratch", type=Path, help="Folder on the disk to measure (default: TMPDIR).")
+    parser.add_argument("--checks", action="store_true", help="Measure only what checking every row costs, on against off.")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
@@ -37,11 +39,15 @@ def main() -> None:
             "date": datetime.date.today().isoformat(),
             "hardware": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, no GPU",
             "load_average": os.getloadavg(),
-            "speed": measure_speed(packed),
-            "order": measure_order(packed),
-            "opening": measure_opening(),
-            "cold": measure_cold(Path(scratch)),
+            "checks": measure_checks(packed),
         }
+        if not arguments.checks:
+            figures |= {
+                "speed": measure_speed(packed),
+                "order": measure_order(packed),
+                "opening": measure_opening(),
+                "cold": measure_cold(Path(scratch)),
+            }
     Console(soft_wrap=True).print(table_of(figures))
     if arguments.output:
         write_json(arguments.output, figures)
@@ -63,6 +69,13 @@ def pack_packages(scratch: Path) -> Path:
 def table_of(figures: dict[str, Any]) -> Table:
     """Each number beside its bar."""
     table = Table("figure", "measured", "bar", title=f"loader, {figures['date']}, {figures['hardware']}")
+    checks = figures["checks"]
+    cost, share = checks["microseconds_per_row"]["checks"], checks["share_of_time_at_10000_rows_per_second"]
+    table.add_row(f"checking every row ({checks['crc32']}), CPU", f"{cost} us per row", "")
+    table.add_row("  share of the time at 10,000 rows/s", f"{share:.2%}", "<= 2 %")
+    table.add_row("  rate of the loader, on : off", f"{checks['ratio_of_loader_rates_on_to_off']:.3f}", "")
+    if "speed" not in figures:
+        return table
     speed, order, opening, cold = (figures[name] for name in ("speed", "order", "opening", "cold"))
     rates = speed["rows_per_cpu_second"]
     table.add_row("raw rows at random, rows/s per core", f"{rates['ours_raw']:,}", "")

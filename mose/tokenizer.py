@@ -14,6 +14,7 @@ import tokenizers
 
 from mose.dataset.packed_sequence import TOKENS, SpecialTokens, token_dtype
 from mose.errors import MoseError
+from mose.files.safe_path import path_inside
 from mose.files.storage import is_local
 
 SENTENCEPIECE_NAME = "tokenizer.model"
@@ -149,10 +150,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         MoseError: there is no tokenizer, or it lacks a special token.
     """
     if path.is_dir():
-        found = [path / name for name in (SENTENCEPIECE_NAME, HUGGING_FACE_NAME) if (path / name).is_file()]
-        if not found:
+        names = [name for name in (SENTENCEPIECE_NAME, HUGGING_FACE_NAME) if (path / name).is_file()]
+        if not names:
             raise MoseError(f"{path}: holds neither {SENTENCEPIECE_NAME} nor {HUGGING_FACE_NAME}")
-        path = found[0]
+        path = path_inside(path, names[0], f"{path}: tokenizer")
     if not path.is_file():
         raise MoseError(f"{path}: no such tokenizer file")
     return HuggingFaceTokenizer(path) if _is_json(path) else SentencePieceTokenizer(path)

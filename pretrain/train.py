@@ -147,7 +147,7 @@ def build_engine(config: PretrainConfig, context: ParallelContext, selection: Re
 
 def identity_of(config: PretrainConfig, data: RunData, context: ParallelContext) -> dict[str, object]:
     """The values that must be equal for a run to resume."""
-    return config_values(config, data.fingerprint, context.layout.world_size)
+    return config_values(config, data.fingerprint, context.layout.world_size, data.generations)
 
 
 def resume(store: CheckpointStore, engine: Engine, selection: ResumePoint | None) -> Progress:

@@ -40,14 +40,14 @@ MOST_ENTRIES = 12
 # imports that only a type checker reads do not count.
 ORDER = {
     "mose": "errors array_types seeding files command config schedule dataset tokenizer model run_directory checkpoint",
-    "mose.files": "storage atomic_file",
+    "mose.files": "storage safe_path mapped_file atomic_file",
     "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs",
     "mose.model": "configuration_mose initialization projection_heads attention_mose modeling_mose sharding size model_config "
     "exits",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
     "published_checkpoint",
     "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
-    "data_prep.sources": "repositories file_kinds directory git_checkout installed_packages blobs stack_v2 registry",
+    "data_prep.sources": "repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 registry",
     "data_prep.sources.blobs": "pack store",
     "data_prep.sources.stack_v2": "parquet_file row_batches row_cache rows grouped",
     "data_prep.ingest": "folder_lock blob_writer grouping fetching",

@@ -1,5 +1,6 @@
 """`mose-data finish`: merges the tasks of a data set into its manifest if all have run and their files are complete."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from data_prep.pipeline.task_marker import TaskMarker
 from data_prep.shards.summary import print_summary
 from mose.command import Command
 from mose.config import fingerprint
-from mose.dataset.manifest import SPLITS, Manifest, write_manifest
+from mose.dataset.manifest import MANIFEST_NAME, SPLITS, UNFINISHED_NAME, Manifest, read_manifest, write_manifest
 from mose.errors import MoseError
 from mose.files.storage import is_local, storage_path
 from mose.tokenizer import opened_tokenizer
@@ -58,8 +59,21 @@ def write_manifest_of(dataset: Path, config: PackConfig, inputs: Inputs, results
         splits={split: tuple(result.shards[split] for result in results if split in result.shards) for split in SPLITS},
         statistics=merge_statistics(results, config.packing),
     )
+    manifest = dataclasses.replace(manifest, generations=_generations(dataset, manifest.content_root))
     write_manifest(dataset, manifest)
     return manifest
+
+
+def _generations(dataset: Path, content_root: str) -> tuple[str, ...]:
+    """The content roots so far and this one; only a removal makes a successor, all else begins anew."""
+    try:
+        earlier = read_manifest(dataset).content_generations if (dataset / MANIFEST_NAME).is_file() else ()
+    except MoseError:
+        # A damaged manifest is being replaced.
+        earlier = ()
+    if earlier and earlier[-1] == content_root:
+        return earlier
+    return (*earlier, content_root) if (dataset / UNFINISHED_NAME).is_file() else (content_root,)
 
 
 def no_rows(results: Sequence[TaskMarker]) -> str:

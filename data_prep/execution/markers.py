@@ -82,9 +82,9 @@ def _files(dataset: Path, entry: ShardEntry) -> list[tuple[Path, int | None, str
     """Each file of a shard with its size (None if the marker does not have it) and SHA-256."""
     index_size = INDEX_OFFSET + entry.rows * INDEX_DTYPE.itemsize
     return [
-        (dataset / entry.path, entry.num_bytes, entry.sha256),
-        (dataset / entry.index_path, index_size, entry.index_sha256),
-        (dataset / entry.lineage_path, None, entry.lineage_sha256),
+        (entry.shard_in(dataset), entry.num_bytes, entry.sha256),
+        (entry.index_in(dataset), index_size, entry.index_sha256),
+        (entry.lineage_in(dataset), None, entry.lineage_sha256),
     ]
 
 

@@ -1,6 +1,7 @@
 """The completion marker of a task, `DATASET/tasks/task-N.json`, and the reader of the JSON records beside it."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,9 +35,14 @@ class TaskMarker:
     unusable_examples: list[str] = field(default_factory=list)
 
     @staticmethod
-    def of_plain(shards: dict[str, Any], **values: Any) -> "TaskMarker":
-        """The marker from the values of its file."""
-        return TaskMarker(shards={split: ShardEntry(**entry) for split, entry in shards.items()}, **values)
+    def of_plain(path: Path, shards: dict[str, Any], **values: Any) -> "TaskMarker":
+        """The marker from the values of its file `path`.
+
+        Raises:
+            MoseError: a path of a shard leads out of the data set, or a value is of another type.
+        """
+        entries = {split: ShardEntry.of_plain(entry, f"{path}: shards.{split}") for split, entry in shards.items()}
+        return TaskMarker(shards=entries, **values)
 
 
 def marker_path(dataset: Path, task: int) -> Path:
@@ -50,7 +56,8 @@ def read_marker(path: Path) -> TaskMarker | None:
     Raises:
         MoseError: the file is not a completion marker.
     """
-    return read_record(path, TaskMarker.of_plain, "not a completion marker", "remove it, and its task is run again")
+    build = functools.partial(TaskMarker.of_plain, path)
+    return read_record(path, build, "not a completion marker", "remove it, and its task is run again")
 
 
 def write_marker(dataset: Path, marker: TaskMarker) -> None:

@@ -100,7 +100,7 @@ def read_row(dataset: Path, manifest: Manifest, entry: ShardEntry, place: int) -
     Raises:
         MoseError: the shard is missing or shorter than the manifest says, or the record is damaged.
     """
-    path, layout = dataset / entry.path, manifest.layout()
+    path, layout = entry.shard_in(dataset), manifest.layout()
     check_size(path, layout, entry.rows)
     with path.open("rb") as file:
         file.seek(place * layout.stride)

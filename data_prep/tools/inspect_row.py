@@ -48,7 +48,7 @@ def read_shown_row(dataset: Path, split: str, row: int, tokenizer: Tokenizer) ->
     manifest = read_manifest(dataset)
     entry, place = locate(manifest, split, row)
     stored = read_row(dataset, manifest, entry, place)
-    with LineageTable(dataset / entry.lineage_path) as table:
+    with LineageTable(entry.lineage_in(dataset)) as table:
         lines = [line for part in table.of_rows(np.array([place])) for line in part.to_pylist()]
     wrong = check_row(stored.tokens_T, stored.num_tokens, stored.num_snippets, tokenizer.special)
     if wrong is None and len(lines) != stored.num_snippets:

@@ -78,7 +78,7 @@ def find_lines(dataset: Path, manifest: Manifest, search: Search) -> LINES:
     shards = [(split, *found) for split in search.splits for found in _with_first_rows(manifest, split)]
     with show_progress("searching", len(shards), "lineage tables") as advance:
         for split, entry, first in shards:
-            with LineageTable(dataset / entry.lineage_path) as table:
+            with LineageTable(entry.lineage_in(dataset)) as table:
                 for part in table.of_values(search.column, values):
                     yield from _as_lines(part, split, entry, first)
             advance(1)
@@ -95,7 +95,7 @@ def _of_rows(dataset: Path, manifest: Manifest, wanted: dict[str, NDArray[np.int
                 start, end = np.searchsorted(rows_R, [first, first + entry.rows])
                 if start == end:
                     continue
-                with LineageTable(dataset / entry.lineage_path) as table:
+                with LineageTable(entry.lineage_in(dataset)) as table:
                     for part in table.of_rows(rows_R[start:end] - first):
                         yield from _as_lines(part, split, entry, first)
                 advance(int(end - start))

@@ -78,7 +78,7 @@ def verify(dataset: Path, share: float = 1.0, seed: int = 0) -> Verification:
         for number, (split, entry) in enumerate(shards):
             try:
                 if number not in drawn:
-                    check_size(dataset / entry.path, manifest.layout(), entry.rows)
+                    check_size(entry.shard_in(dataset), manifest.layout(), entry.rows)
                     continue
                 found.problems += splits.add(split, checker.check(entry, advance))
             except MoseError as error:
@@ -164,11 +164,12 @@ class _Checker:
         Raises:
             MoseError: the first problem, with file and row.
         """
-        shard, lineage = self._dataset / entry.path, self._dataset / entry.lineage_path
+        shard, lineage = entry.shard_in(self._dataset), entry.lineage_in(self._dataset)
         check_size(shard, self._layout, entry.rows)
-        for name, expected in ((entry.index_path, entry.index_sha256), (entry.lineage_path, entry.lineage_sha256)):
-            self.num_bytes += _check_sum(self._dataset / name, expected)
-        index_R = read_index(self._dataset / entry.index_path, entry.rows)
+        index = entry.index_in(self._dataset)
+        for path, expected in ((index, entry.index_sha256), (lineage, entry.lineage_sha256)):
+            self.num_bytes += _check_sum(path, expected)
+        index_R = read_index(index, entry.rows)
         table, digest, wrong = Lineage(lineage, entry.rows), hashlib.sha256(), ""
         records = _Records(shard, shard_number(entry), self._layout)
         # Read to the end even after a problem: the SHA-256 of the whole file shows whether the problem is damage.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mose.errors import MoseError
+from mose.files.safe_path import path_inside
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -270,4 +271,5 @@ def _files_of_index(index: Path) -> Iterable[str]:
     for name in files:
         if Path(name).name != name:
             raise MoseError(f"{index}: names {name!r}, expected a file of the same folder")
+        path_inside(index.parent, name, f"{index}: weight_map")
     return files

@@ -1,6 +1,7 @@
 """`manifest.json`: the contents of a data set, against which readers check every shard."""
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,12 @@ from mose.dataset.packing_modes import PackingMode
 from mose.dataset.shard_format import RecordLayout
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
+from mose.files.safe_path import path_inside, relative_path
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+UNFINISHED_NAME = "removal.json"
+"""The journal of `mose-data remove`; while it is there, some shards are newer than the manifest."""
 SPLITS = ("train", "held_out")
 
 
@@ -33,6 +37,39 @@ class ShardEntry:
     lineage_path: str
     lineage_sha256: str
 
+    @staticmethod
+    def of_plain(values: dict[str, Any], where: str) -> "ShardEntry":
+        """The entry from the values in a manifest or completion marker; `where` names the file and the split.
+
+        Raises:
+            MoseError: a path leads out of the data set, or a value is of another type or negative.
+            TypeError: a field is missing or unknown.
+        """
+        entry = ShardEntry(**values)
+        for name in ("path", "index_path", "lineage_path"):
+            # Training reads no lineage: a data set without it has empty ones, which `lineage_in` refuses.
+            if name != "lineage_path" or values[name] != "":
+                relative_path(values[name], f"{where}: {name} of a shard")
+        for name in ("rows", "tokens", "num_bytes"):
+            if type(values[name]) is not int or values[name] < 0:
+                raise MoseError(f"{where}: {name} of {entry.path}: is {values[name]!r:.80}, expected a whole number from 0")
+        for name in ("sha256", "index_sha256", "lineage_sha256"):
+            if not isinstance(values[name], str):
+                raise MoseError(f"{where}: {name} of {entry.path}: is {values[name]!r:.80}, expected hexadecimal digits")
+        return entry
+
+    def shard_in(self, dataset: Path) -> Path:
+        """The tar of this entry; like the two below, refused (MoseError) where a link leads out of the data set."""
+        return path_inside(dataset, self.path, f"{dataset}: path of a shard")
+
+    def index_in(self, dataset: Path) -> Path:
+        """The index beside the shard."""
+        return path_inside(dataset, self.index_path, f"{dataset}: index_path of a shard")
+
+    def lineage_in(self, dataset: Path) -> Path:
+        """The lineage table beside the shard."""
+        return path_inside(dataset, self.lineage_path, f"{dataset}: lineage_path of a shard")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -45,6 +82,30 @@ class Manifest:
     splits: dict[str, tuple[ShardEntry, ...]]
     statistics: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+    generations: tuple[str, ...] = ()
+    """The content root of each generation, the present one last; `mose-data remove` adds one. Empty in older manifests."""
+
+    @property
+    def content_root(self) -> str:
+        """Root of a Merkle tree (SHA-256) over the shards: two data sets have equal roots only if all their rows are equal.
+
+        A tree, so that one shard can be shown to belong to a data set by a few hashes. Leaves and inner nodes are hashed with
+        different first bytes, as in RFC 6962: otherwise a shard could be made up whose digest is that of an inner node.
+        """
+        leaves = [json.dumps([split, dataclasses.asdict(shard)], sort_keys=True) for split in SPLITS for shard in self._of(split)]
+        nodes = [hashlib.sha256(b"\0" + leaf.encode("utf-8")).digest() for leaf in leaves] or [b""]
+        while len(nodes) > 1:
+            pairs = [nodes[place : place + 2] for place in range(0, len(nodes), 2)]
+            nodes = [hashlib.sha256(b"\1" + b"".join(pair)).digest() if len(pair) == 2 else pair[0] for pair in pairs]
+        return nodes[0].hex()
+
+    @property
+    def content_generations(self) -> tuple[str, ...]:
+        """`generations`; of an older manifest, which does not have them, the present content alone."""
+        return self.generations or (self.content_root,)
+
+    def _of(self, split: str) -> tuple[ShardEntry, ...]:
+        return self.splits.get(split, ())
 
     def layout(self) -> RecordLayout:
         """The record layout of every shard."""
@@ -74,11 +135,11 @@ class Manifest:
 
     def rows(self, split: str) -> int:
         """Rows of a split."""
-        return sum(shard.rows for shard in self.splits.get(split, ()))
+        return sum(shard.rows for shard in self._of(split))
 
     def tokens(self, split: str) -> int:
         """Real tokens of a split."""
-        return sum(shard.tokens for shard in self.splits.get(split, ()))
+        return sum(shard.tokens for shard in self._of(split))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -90,7 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `folder/manifest.json`.
 
     Raises:
-        MoseError: it is missing, is not JSON, lacks a field, or was written by another schema version.
+        MoseError: it is missing, is not JSON, lacks a field, was written by another schema version, or was edited.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -103,7 +164,15 @@ def read_manifest(folder: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         raise MoseError(f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}")
     try:
-        splits = {name: tuple(ShardEntry(**shard) for shard in shards) for name, shards in values.pop("splits").items()}
-        return Manifest(splits=splits, **values)
+        splits = {
+            name: tuple(ShardEntry.of_plain(shard, f"{path}: splits.{name}") for shard in shards)
+            for name, shards in values.pop("splits").items()
+        }
+        generations = tuple(values.pop("generations", ()))
+        manifest = Manifest(splits=splits, generations=generations, **values)
     except (KeyError, TypeError, AttributeError) as error:
         raise MoseError(f"{path}: not a manifest of this version: {error}") from None
+    if generations and generations[-1] != manifest.content_root:
+        found = f"{generations[-1]!r:.20}..., its shards give {manifest.content_root[:16]}..."
+        raise MoseError(f"{path}: generations: the last is {found}; expected the file as `mose-data` wrote it")
+    return manifest

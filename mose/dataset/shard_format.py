@@ -6,11 +6,11 @@ header and its content padded to 512. Any webdataset reader takes the file; `Sha
 Letters: R rows, T slots of a row, B bytes of a record, C characters of a `.json` member or a number.
 """
 
+import functools
 import io
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mose.dataset.packed_sequence import TOKENS
 from mose.errors import MoseError
+from mose.files.mapped_file import MappedFile
 
 BLOCK = 512
 _NUMBER_WIDTH = 6
@@ -52,9 +53,15 @@ def _ustar_header(name: str, size: int) -> bytes:
     return header[:_CHECKSUM_OFFSET] + checksum + header[_CHECKSUM_OFFSET + len(checksum) :]
 
 
-def _json_member(mixed: int, num_tokens: int, num_snippets: int) -> bytes:
+# Most rows are nearly full, so few texts serve most rows of a reader that compares each row's text.
+@functools.lru_cache(maxsize=1 << 14)
+def json_member(mixed: int, num_tokens: int, num_snippets: int) -> bytes:
+    """The content of a `.json` member, of the same length for all rows."""
     w = _NUMBER_WIDTH
     return f'{{"mixed": {mixed:d}, "num_tokens": {num_tokens:>{w}d}, "num_snippets": {num_snippets:>{w}d}}}'.encode()
+
+
+MEMBER_DTYPE = f"S{len(json_member(0, 0, 0))}"
 
 
 def row_key(shard: int, row: int) -> str:
@@ -69,7 +76,7 @@ class RecordLayout:
     sequence_length: int
     dtype: np.dtype[np.unsignedinteger]
 
-    @cached_property
+    @functools.cached_property
     def npy_header(self) -> bytes:
         """numpy's own header for an array [T] of this type."""
         buffer = io.BytesIO()
@@ -94,7 +101,7 @@ class RecordLayout:
     @property
     def stride(self) -> int:
         """Bytes of one record."""
-        return self.json_offset + _padded(len(_json_member(0, 0, 0)))
+        return self.json_offset + _padded(len(json_member(0, 0, 0)))
 
     def file_size(self, rows: int) -> int:
         """Bytes of a shard of `rows` records: the records and the two zero blocks that end a tar."""
@@ -112,7 +119,7 @@ class RecordLayout:
                 f"{key}: token id {largest} does not fit {self.dtype}; expected ids below the manifest's vocabulary_size"
             )
         tokens = self.npy_header + row.astype(self.dtype, copy=False).tobytes()
-        labels = _json_member(mixed, num_tokens, num_snippets)
+        labels = json_member(mixed, num_tokens, num_snippets)
         parts = [_ustar_header(f"{key}.npy", len(tokens)), tokens.ljust(_padded(len(tokens)), b"\0")]
         parts += [_ustar_header(f"{key}.json", len(labels)), labels.ljust(_padded(len(labels)), b"\0")]
         return b"".join(parts)
@@ -209,7 +216,7 @@ def _columns(labels: RowLabels) -> tuple[NDArray[np.int64], ...]:
 
 def _label_fields() -> list[slice]:
     """The places of the three numbers in a `.json` member."""
-    ends = [place + 1 for place, character in enumerate(_json_member(0, 0, 0)) if character == ord("0")]
+    ends = [place + 1 for place, character in enumerate(json_member(0, 0, 0)) if character == ord("0")]
     return [slice(end - width, end) for end, width in zip(ends, (1, _NUMBER_WIDTH, _NUMBER_WIDTH), strict=True)]
 
 
@@ -237,49 +244,76 @@ class ShardReader:
         size, expected = _file_size(path), layout.file_size(rows)
         if size != expected:
             raise MoseError(f"{path}: {size} bytes, its manifest says {expected} ({rows} rows): truncated or not this data set's")
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = MappedFile(path)
         self._check_first_record()
+        row_bytes = layout.sequence_length * layout.dtype.itemsize
+        # One element per row, so that numpy copies whole rows instead of single tokens.
+        self._tokens_V = self._column(f"V{row_bytes}", layout.token_offset)
+        self._members_V = self._column(MEMBER_DTYPE, layout.json_offset)
 
     def _check_first_record(self) -> None:
         header = self._layout.npy_header
-        if self.rows and self._map[BLOCK : BLOCK + len(header)] != header:
+        if self.rows and self._file.data[BLOCK : BLOCK + len(header)] != header:
             raise MoseError(f"{self.path}: first record is not an array of {self._layout.sequence_length} {self._layout.dtype}")
 
     def tokens(self, rows: NDArray[np.int64]) -> TOKENS:
-        """A copy of the tokens of these rows, [R, T]."""
-        layout = self._layout
-        row_bytes = layout.sequence_length * layout.dtype.itemsize
-        # One element per row, so that numpy copies whole rows instead of single tokens.
-        view = np.ndarray((self.rows,), f"V{row_bytes}", self._map, layout.token_offset, (layout.stride,))
-        return view[rows].view(layout.dtype).reshape(len(rows), layout.sequence_length)
+        """A copy of the tokens of these rows, [R, T].
+
+        Raises:
+            MoseError: the file was truncated since it was opened.
+        """
+        self._file.check_size()
+        return self._tokens_V[rows].view(self._layout.dtype).reshape(len(rows), self._layout.sequence_length)
 
     def labels(self, rows: NDArray[np.int64]) -> RowLabels:
         """The labels of these rows from their `.json` members; `mose.dataset.row_index` holds the same and is faster to read.
 
         Raises:
-            MoseError: a member differs from the fixed form that `RecordLayout.record` writes.
+            MoseError: a member differs from the fixed form that `RecordLayout.record` writes; the file was truncated.
         """
         if not len(rows):
             nothing = np.zeros(0, dtype=np.int64)
             return RowLabels(nothing, nothing, nothing)
-        size = len(_json_member(0, 0, 0))
-        view = np.ndarray((self.rows,), f"S{size}", self._map, self._layout.json_offset, (self._layout.stride,))
-        return _parse_labels(view[rows], self.path)
+        return _parse_labels(self.members(rows), self.path)
+
+    def members(self, rows: NDArray[np.int64]) -> NDArray[np.bytes_]:
+        """The content of the `.json` members of these rows, [R] of `MEMBER_DTYPE`.
+
+        Raises:
+            MoseError: the file was truncated since it was opened.
+        """
+        self._file.check_size()
+        members_R: NDArray[np.bytes_] = self._members_V[rows]
+        return members_R
+
+    def _column(self, dtype: str, offset: int) -> NDArray[Any]:
+        """One element of every record, without a copy; numpy takes no strides for none."""
+        if not self.rows:
+            return np.empty(0, dtype)
+        return np.ndarray((self.rows,), dtype, self._file.data, offset, (self._layout.stride,))
 
     def expect_random_access(self) -> None:
         """Tell the kernel not to read ahead: rows are read in shuffled order, and each read ahead would mostly be wasted."""
         if hasattr(mmap, "MADV_RANDOM"):
-            self._map.madvise(mmap.MADV_RANDOM)
+            self._file.data.madvise(mmap.MADV_RANDOM)
+
+    def is_replaced(self) -> bool:
+        """Whether another file, or changed content, stands under the path since it was opened.
+
+        Raises:
+            MoseError: nothing stands there any more.
+        """
+        return self._file.is_replaced()
 
     def close(self) -> None:
         """Release the memory map."""
-        self._map.close()
+        del self._tokens_V, self._members_V
+        self._file.close()
 
 
 def _parse_labels(members_R: NDArray[np.bytes_], path: Path) -> RowLabels:
     """Parse fixed-width members as columns of digits; `json.loads` per member took most of the loader's time."""
-    form = np.frombuffer(_json_member(0, 0, 0), dtype=np.uint8)
+    form = np.frombuffer(json_member(0, 0, 0), dtype=np.uint8)
     characters_RC = np.frombuffer(members_R.tobytes(), dtype=np.uint8).reshape(len(members_R), len(form))
     fields = _label_fields()
     digits = [np.where(characters_RC[:, field] == ord(" "), 0, characters_RC[:, field] - np.uint8(ord("0"))) for field in fields]
@@ -287,7 +321,7 @@ def _parse_labels(members_R: NDArray[np.bytes_], path: Path) -> RowLabels:
     for field in fields:
         fixed[field] = False
     if (characters_RC[:, fixed] != form[fixed]).any() or any((column > 9).any() for column in digits):
-        raise MoseError(f"{path}: a .json member is damaged: expected the form {_json_member(0, 0, 0).decode()}")
+        raise MoseError(f"{path}: a .json member is damaged: expected the form {json_member(0, 0, 0).decode()}")
     return RowLabels(*(column.astype(np.int64) @ 10 ** np.arange(column.shape[1] - 1, -1, -1) for column in digits))
 
 

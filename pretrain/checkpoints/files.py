@@ -8,6 +8,7 @@ from typing import Any
 from mose.config import fingerprint
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
+from mose.files.safe_path import relative_path
 
 MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest"
@@ -31,7 +32,7 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that `latest` in `folder` names, or None where there is none yet."""
     pointer = folder / LATEST_NAME
-    return folder / pointer.read_text("utf-8").strip() if pointer.is_file() else None
+    return folder / relative_path(pointer.read_text("utf-8").strip(), str(pointer)) if pointer.is_file() else None
 
 
 def manifest_fingerprint(manifest: dict[str, Any]) -> str:
@@ -55,6 +56,8 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
     for name in ("progress", "identity", "files", "sizes"):
         if not isinstance(manifest, dict) or not isinstance(manifest.get(name), dict):
             raise MoseError(f"{path}: {name}: missing, expected a table as `mose-pretrain train` writes it")
+    for name in (*manifest["files"], *manifest["sizes"]):
+        relative_path(name, f"{path}: files")
     if manifest.get("fingerprint") != manifest_fingerprint(manifest):
         raise MoseError(f"{path}: fingerprint: does not fit what the file says; expected it unedited")
     return manifest  # type: ignore[no-any-return]

@@ -196,6 +196,9 @@ class CheckpointStore:
             manifest, fault = self._checked(checkpoint)
             if fault is None:
                 changes = check_changes(checkpoint, manifest["identity"], self._identity, request.allowed)
+                for change in changes:
+                    if change.is_generation:
+                        self._tell(f"resume: {checkpoint.name}: {change}: files were removed from the data set")
                 return ResumePoint(
                     checkpoint, Progress.from_plain(manifest["progress"]), manifest["identity"], changes, tuple(damaged)
                 )

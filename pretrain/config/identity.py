@@ -13,6 +13,8 @@ from pretrain.config.run import PretrainConfig
 WORLD_SIZE = "world_size"
 DEEPSPEED = "deepspeed"
 DATA_FINGERPRINT = "data.fingerprint"
+DATA_GENERATIONS = "data.generations"
+"""Per data set the content roots of its generations; the fingerprint stays the same when `mose-data remove` empties rows."""
 TENSOR_RANKS = "parallel.tensor_parallel_size"
 ZERO_STAGE = "parallel.zero_stage"
 PRECISION = "parallel.precision"
@@ -45,11 +47,14 @@ _PARTS = ("layer_index_width", "norm_after_last_layer")
 FIXED_FIELDS = (*(f"model.{name}" for name in (*_SHAPES, *_PARTS)), "optimizer.decay_biases_and_norms")
 
 
-def config_values(config: PretrainConfig, data_fingerprint: str, world_size: int) -> dict[str, Any]:
+def config_values(
+    config: PretrainConfig, data_fingerprint: str, world_size: int, generations: Sequence[Sequence[str]] = ()
+) -> dict[str, Any]:
     """Every value that the numbers of a run depend on, by dotted name: the identity stored with a checkpoint."""
     flat = _flatten(to_plain(config))
     kept = {name: value for name, value in flat.items() if not _is_free(name)}
-    return kept | {DATA_FINGERPRINT: data_fingerprint, WORLD_SIZE: world_size}
+    content = {DATA_GENERATIONS: [list(roots) for roots in generations]} if generations else {}
+    return kept | {DATA_FINGERPRINT: data_fingerprint, WORLD_SIZE: world_size} | content
 
 
 def _is_free(name: str) -> bool:
@@ -80,9 +85,30 @@ class Change:
         """Whether it only distributes the same sums over devices in another way."""
         return self.field in LAYOUT_FIELDS or self.field.startswith(f"{DEEPSPEED}.")
 
+    @property
+    def is_generation(self) -> bool:
+        """Whether the data sets are those of the checkpoint after removals: rows have kept their numbers, some are shorter."""
+        if self.field != DATA_GENERATIONS or not self.was or not self.now or len(self.was) != len(self.now):
+            return False
+        return all(now[: len(was)] == was for was, now in zip(self.was, self.now, strict=True))
+
+    @property
+    def kind(self) -> str:
+        """Why a run may resume in spite of it: `layout`, `generation` or `allowed`."""
+        return "layout" if self.is_layout else "generation" if self.is_generation else "allowed"
+
+    def __str__(self) -> str:
+        if self.field != DATA_GENERATIONS:
+            return f"made with {self.field} = {self.was}, this run has {self.now}"
+        return f"made with {self.field} = {_generations_in_words(self.was)}, this run has {_generations_in_words(self.now)}"
+
     def plain(self) -> dict[str, Any]:
         """For a line of JSON."""
-        return asdict(self) | {"kind": "layout" if self.is_layout else "allowed"}
+        return asdict(self) | {"kind": self.kind}
+
+
+def _generations_in_words(generations: Sequence[Sequence[str]] | None) -> str:
+    return ", ".join(f"generation {len(roots)} ({roots[-1][:16]}...)" for roots in generations or ()) or "none"
 
 
 def changes_between(saved: dict[str, Any], now: dict[str, Any]) -> tuple[Change, ...]:
@@ -92,7 +118,7 @@ def changes_between(saved: dict[str, Any], now: dict[str, Any]) -> tuple[Change,
 
 
 def check_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], allowed: Sequence[str]) -> tuple[Change, ...]:
-    """The changes with which a run may resume: those of the layout, and those that `allowed` names.
+    """The changes with which a run may resume: of the layout, by removals from its data sets, and those that `allowed` names.
 
     Raises:
         MoseError: a value differs that is not allowed or cannot change, or ZeRO 3 meets another layout.
@@ -104,12 +130,14 @@ def check_changes(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any], 
         )
     # A checkpoint does not name fields that were added after it was made; it was made as their defaults say.
     saved = {name: value for name, value in _flatten(to_plain(PretrainConfig())).items() if name in now} | saved
+    if DATA_GENERATIONS not in saved:
+        now = {name: value for name, value in now.items() if name != DATA_GENERATIONS}
     changes = changes_between(saved, now)
     for change in changes:
-        difference = f"{checkpoint}: made with {change.field} = {change.was}, this run has {change.now}"
+        difference = f"{checkpoint}: {change}"
         if change.field in FIXED_FIELDS:
             raise MoseError(f"{difference}; the stored tensors cannot be resumed so: expected {change.was}")
-        if not change.is_layout and change.field not in allowed:
+        if change.kind == "allowed" and change.field not in allowed:
             raise MoseError(f"{difference}; a run resumes with the config it began with, or with --allow-change {change.field}")
     _check_zero_3(checkpoint, saved, now, changes)
     return changes

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mose.array_types import INT64_ARRAY
-from mose.dataset.manifest import MANIFEST_NAME, ShardEntry, read_manifest
+from mose.dataset.manifest import MANIFEST_NAME, UNFINISHED_NAME, ShardEntry, read_manifest
 from mose.dataset.packed_sequence import TOKENS
-from mose.dataset.row_index import INDEX_DTYPE, RowIndex, labels_of
-from mose.dataset.shard_format import RowLabels, ShardReader
+from mose.dataset.row_index import INDEX_DTYPE, RowIndex, first_wrong_row, labels_of
+from mose.dataset.shard_format import MEMBER_DTYPE, RowLabels, ShardReader
 from mose.errors import MoseError
+from mose.files.atomic_file import file_sha256
 from mose.files.storage import is_local
 
 # An open shard takes two file descriptors, one for itself and one for its index. Half of the process's descriptors are left to
@@ -35,11 +36,16 @@ class SplitTable:
         """Read the manifest; check it for consistency and, if given, against the tokenizer.
 
         Raises:
-            MoseError: no manifest, no such split, rows of another tokenizer, a shard whose bytes do not fit its rows.
+            MoseError: no manifest, no such split, rows of another tokenizer, a shard whose bytes do not fit its rows, or an
+                unfinished removal.
         """
         self.dataset = dataset
         self.split = split
+        self._seen = _stamp(dataset / MANIFEST_NAME)
         self.manifest = read_manifest(dataset)
+        if (dataset / UNFINISHED_NAME).is_file():
+            path = dataset / UNFINISHED_NAME
+            raise MoseError(f"{path}: a removal is unfinished; expected `mose-data remove` to be run again with the same list")
         self.layout = self.manifest.layout()
         self.shards = self.manifest.shards(split)
         self.first_rows = np.cumsum([0, *(shard.rows for shard in self.shards)])
@@ -58,6 +64,39 @@ class SplitTable:
 
     def __len__(self) -> int:
         return int(self.first_rows[-1])
+
+    def check_generation(self) -> None:
+        """Compare the manifest with the one that was read, if the file has changed since; on a local file system only.
+
+        Every rank computes the balance of a global batch from the labels, so all must see the same generation of the data set.
+
+        Raises:
+            MoseError: `mose-data remove` or another command changed the data set.
+        """
+        path = self.dataset / MANIFEST_NAME
+        stamp = _stamp(path)
+        if stamp == self._seen:
+            return
+        now = read_manifest(self.dataset)
+        if now.content_root != self.manifest.content_root:
+            numbers = f"generation {len(now.content_generations)}, was {len(self.manifest.content_generations)}"
+            raise MoseError(f"{path}: the data set changed while it is read ({numbers}); resume the run, which then reads it")
+        self._seen = stamp
+
+    def check_rows(
+        self, rows_R: INT64_ARRAY, tokens_RT: TOKENS, members_R: NDArray[np.bytes_], index_R: NDArray[np.void]
+    ) -> None:
+        """Compare rows [R] as they were read with their index entries.
+
+        Raises:
+            MoseError: a row differs; the line names the shard and the row in it.
+        """
+        wrong = first_wrong_row(tokens_RT, members_R, index_R)
+        if wrong is not None:
+            place, reason = wrong
+            shard = int(np.searchsorted(self.first_rows, rows_R[place], side="right")) - 1
+            path = self.dataset / self.shards[shard].path
+            raise MoseError(f"{path}: row {rows_R[place] - self.first_rows[shard]}: {reason}")
 
     def by_shard(self, rows_R: INT64_ARRAY) -> Iterator[tuple[int, INT64_ARRAY, INT64_ARRAY]]:
         """For each shard of these rows: its number, the rows' places in the request, their numbers in the shard."""
@@ -96,6 +135,17 @@ class SplitTable:
         return labels
 
 
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a local file is replaced; None on an object store, where it would cost a request."""
+    if not is_local(path):
+        return None
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        raise MoseError(f"{path}: no such file; expected a data set that `mose-data pack` has finished") from None
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
 def raise_descriptor_limit() -> int:
     """Raise this process's soft limit on open files to the hard limit; returns the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -108,6 +158,10 @@ def raise_descriptor_limit() -> int:
 class _OpenShard:
     reader: ShardReader
     index: RowIndex
+
+    def close(self) -> None:
+        """Release the memory map of the shard; that of the index goes with its last array."""
+        self.reader.close()
 
 
 class LocalRows:
@@ -143,41 +197,62 @@ class LocalRows:
         """Nothing is read ahead."""
 
     def tokens(self, rows_R: INT64_ARRAY) -> TOKENS:
-        """Tokens [R, T] of these rows, in the requested order.
+        """Tokens [R, T] of these rows, in the requested order; each row is checked by the CRC-32 and the labels in its index.
 
         Raises:
-            MoseError: a shard is missing, truncated or no shard, or a token is out of range.
+            MoseError: a shard is missing, truncated, replaced or no shard, a row differs from its index, or a token is out of
+                range.
         """
         layout = self.table.layout
         tokens_RT = np.empty((len(rows_R), layout.sequence_length), dtype=layout.dtype)
-        for shard, places, inside in self.table.by_shard(rows_R):
-            tokens_RT[places] = self._shard(shard).reader.tokens(inside)
+        members_R, index_R = np.empty(len(rows_R), dtype=MEMBER_DTYPE), np.empty(len(rows_R), dtype=INDEX_DTYPE)
+        for number, places, inside in self.table.by_shard(rows_R):
+            shard = self._current_shard(number)
+            tokens_RT[places] = shard.reader.tokens(inside)
+            members_R[places], index_R[places] = shard.reader.members(inside), shard.index.entries(inside)
+        self.table.check_rows(rows_R, tokens_RT, members_R, index_R)
         return self.table.check_tokens(tokens_RT, rows_R)
 
     def labels(self, rows_R: INT64_ARRAY) -> RowLabels:
         """Labels [R] of these rows, from the indexes beside their shards.
 
         Raises:
-            MoseError: an index or its shard is missing or of another size, or a label is out of range.
+            MoseError: an index or its shard is missing or of another size, a label is out of range, or the data set changed.
         """
+        self.table.check_generation()
         index_R = np.empty(len(rows_R), dtype=INDEX_DTYPE)
         for shard, places, inside in self.table.by_shard(rows_R):
             index_R[places] = self._shard(shard).index.entries(inside)
         return self.table.labels_of(index_R)
+
+    def _current_shard(self, number: int) -> _OpenShard:
+        """The shard as its path shows it now: opened again if another file stands there, which must be the one of the manifest.
+
+        The map of a replaced file would show the old rows, while shards opened later show new ones.
+        """
+        shard, entry = self._shard(number), self.table.shards[number]
+        if shard.reader.is_replaced():
+            self._open.pop(number).close()
+            index = entry.index_in(self.table.dataset)
+            if index.is_file() and file_sha256(index) != entry.index_sha256:
+                what = f"{shard.reader.path}: replaced while it is read, with another index than {MANIFEST_NAME} listed"
+                raise MoseError(f"{what}; start the run again, which then reads the data set as it is now")
+            shard = self._shard(number)
+        return shard
 
     def _shard(self, number: int) -> _OpenShard:
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
         if len(self._open) >= self._most_open:
-            self._open.popitem(last=False)[1].reader.close()
+            self._open.popitem(last=False)[1].close()
         entry, dataset = self.table.shards[number], self.table.dataset
-        reader = ShardReader(dataset / entry.path, self.table.layout, entry.rows)
+        reader = ShardReader(entry.shard_in(dataset), self.table.layout, entry.rows)
         reader.expect_random_access()
-        self._open[number] = _OpenShard(reader, RowIndex(dataset / entry.index_path, entry.rows))
+        self._open[number] = _OpenShard(reader, RowIndex(entry.index_in(dataset), entry.rows))
         return self._open[number]
 
     def close(self) -> None:
         """Release every memory map."""
         while self._open:
-            self._open.popitem()[1].reader.close()
+            self._open.popitem()[1].close()

@@ -75,6 +75,7 @@ class RangeReader:
         Raises:
             MoseError: a file is missing or cannot be read, or a row differs from its checksum, after all attempts.
         """
+        self.table.check_generation()
         parts = [self._read_with_retries(shard, inside, rows) for shard, inside, rows in self._segments(first_row, count)]
         if len(parts) == 1:
             return parts[0]
@@ -90,14 +91,16 @@ class RangeReader:
             row = stop
 
     def _read_with_retries(self, shard: int, inside: int, count: int) -> tuple[TOKENS, NDArray[np.void]]:
-        entry = self.table.shards[shard]
-        what = f"{self.table.dataset / entry.path}: rows {inside}..{inside + count - 1}"
+        path = self.table.shards[shard].shard_in(self.table.dataset)
+        what = f"{path}: rows {inside}..{inside + count - 1}"
         reason = ""
         for attempt in range(self._retry.attempts):
             if attempt and self._stopped.wait(self._retry.wait_seconds(what, attempt)):
                 break
             try:
                 return self._read_once(shard, inside, count)
+            except MoseError:
+                raise
             except FileNotFoundError as error:
                 raise MoseError(f"{error.filename or error}: no such file, but the manifest lists it") from None
             except _DamagedError as error:
@@ -110,8 +113,8 @@ class RangeReader:
     def _read_once(self, shard: int, inside: int, count: int) -> tuple[TOKENS, NDArray[np.void]]:
         layout, entry, dataset = self.table.layout, self.table.shards[shard], self.table.dataset
         size = INDEX_DTYPE.itemsize
-        index_R = np.frombuffer(_whole(dataset / entry.index_path, INDEX_OFFSET + size * inside, size * count), dtype=INDEX_DTYPE)
-        path = dataset / entry.path
+        index_R = np.frombuffer(_whole(entry.index_in(dataset), INDEX_OFFSET + size * inside, size * count), dtype=INDEX_DTYPE)
+        path = entry.shard_in(dataset)
         data = _whole(path, layout.stride * inside, layout.stride * count)
         strides = (layout.stride, layout.dtype.itemsize)
         in_place: TOKENS = np.ndarray((count, layout.sequence_length), layout.dtype, data, layout.token_offset, strides)

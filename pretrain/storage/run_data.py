@@ -38,7 +38,7 @@ class DatasetSource:
 
 @dataclass(frozen=True)
 class RunData:
-    """The opened data of a run; `fingerprint` is equal for runs that read the same rows, wherever these lie."""
+    """The opened data of a run; `fingerprint` is equal for runs whose rows have the same numbers, wherever these lie."""
 
     rows: Rows
     held_out: Rows | None
@@ -46,6 +46,8 @@ class RunData:
     mixture: Mixture
     is_mixed: bool
     fingerprint: str
+    generations: tuple[tuple[str, ...], ...]
+    """`Manifest.content_generations` of each data set."""
 
     def close(self) -> None:
         """Release memory maps, files and threads."""
@@ -147,11 +149,13 @@ def open_run_data(config: PretrainConfig) -> RunData:
         clear_abandoned(Path(data.staging.folder))
     rows = JoinedRows(parts, mixture, config.seed) if len(parts) > 1 else parts[0]
     identity = fingerprint([data_set_identity(table) for table in tables])
-    return RunData(rows, _held_out_rows(sources, config, tokenizer), tokenizer, mixture, bool(data.mixture), identity)
+    generations = tuple(table.manifest.content_generations for table in tables)
+    held_out = _held_out_rows(sources, config, tokenizer)
+    return RunData(rows, held_out, tokenizer, mixture, bool(data.mixture), identity, generations)
 
 
 def data_set_identity(table: SplitTable) -> list[object]:
-    """What identifies the rows of a split: not the shards' bytes, since `mose-data remove` empties rows in place."""
+    """What identifies the numbering of the rows of a split; their content is identified by `content_generations`."""
     manifest = table.manifest
     return [manifest.tokenizer_fingerprint, manifest.config_fingerprint, [shard.rows for shard in table.shards]]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from mose.dataset.manifest import Manifest, ShardEntry, write_manifest
-from mose.dataset.row_index import INDEX_DTYPE, INDEX_OFFSET, index_header
-from mose.dataset.shard_format import BLOCK, RecordLayout
+from mose.dataset.row_index import INDEX_DTYPE, INDEX_OFFSET, index_header, make_index
+from mose.dataset.shard_format import BLOCK, RecordLayout, RowLabels, row_key
 from pretrain.data.order import rows_of_run
 
 LAYOUT = RecordLayout(2048, np.dtype(np.uint16))
@@ -19,17 +19,19 @@ def simulated(folder: Path, shards: int, rows: int, start: int, batch: int) -> P
     entries = []
     (folder / "train").mkdir(parents=True)
     header = index_header(rows)
-    entry = np.array([(2048, 2, 1, 0)], dtype=INDEX_DTYPE).tobytes()
+    labels = RowLabels(np.array([1]), np.array([2048]), np.array([2]))
     for number in range(shards):
         names = [f"train/shard-{number:06d}.tar", f"train/index-{number:06d}.npy"]
         with (folder / names[0]).open("wb") as shard, (folder / names[1]).open("wb") as index:
             index.write(header)
             shard.seek(BLOCK)
             shard.write(LAYOUT.npy_header)
-            for row in numbers[numbers // rows == number] % rows:
-                shard.seek(int(row) * LAYOUT.stride + LAYOUT.token_offset)
-                shard.write(np.full(2048, 7 + number % 100, np.uint16).tobytes())
-                index.seek(INDEX_OFFSET + int(row) * INDEX_DTYPE.itemsize)
+            tokens_1T = np.full((1, 2048), 7 + number % 100, np.uint16)
+            entry = make_index(tokens_1T, labels).tobytes()
+            for row in (numbers[numbers // rows == number] % rows).tolist():
+                shard.seek(row * LAYOUT.stride)
+                shard.write(LAYOUT.record(row_key(number, row), tokens_1T[0], 1, 2048, 2))
+                index.seek(INDEX_OFFSET + row * INDEX_DTYPE.itemsize)
                 index.write(entry)
             os.truncate(shard.fileno(), LAYOUT.file_size(rows))
             os.truncate(index.fileno(), INDEX_OFFSET + rows * INDEX_DTYPE.itemsize)

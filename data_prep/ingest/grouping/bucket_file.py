@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from data_prep.ingest.grouping.columns import KEY
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
+from mose.files.safe_path import path_inside
 
 Assign = Callable[[pa.Table], NDArray[np.int64]]
 """The bucket of each row of a table."""
@@ -130,9 +131,13 @@ def load_batches(path: Path) -> tuple[list[Batch], dict[str, Any]] | None:
     """
     try:
         values = json.loads(path.read_text("utf-8"))
-        batches = [Batch(**{**entry, "path": str(path.parent / entry["path"])}) for entry in values.pop("batches")]
+        batches = [Batch(**{**entry, "path": _path_of(path, entry)}) for entry in values.pop("batches")]
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise MoseError(f"{path}: cannot be read: {error}; remove its folder and group again") from None
     return batches, values
+
+
+def _path_of(file: Path, entry: dict[str, Any]) -> str:
+    return str(path_inside(file.parent, entry["path"], f"{file}: batches: path"))

@@ -7,6 +7,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from data_prep.sources.repositories import RepositoryRef, SourceFile, SourceKind
@@ -23,6 +24,7 @@ from data_prep.sources.stack_v2.rows import (
     source_files,
 )
 from mose.errors import MoseError
+from mose.files.safe_path import path_inside
 from mose.files.storage import storage_path
 
 KIND = "stack_v2_grouped"
@@ -107,8 +109,12 @@ def parts_of(folders: list[str]) -> list[GroupedPart]:
     Raises:
         MoseError: a grouped.json cannot be read.
     """
-    places = [(str(storage_path(folder) / entry.name), entry) for folder in folders for entry in read_description(folder).parts]
+    places = [(str(_part(storage_path(folder), entry)), entry) for folder in folders for entry in read_description(folder).parts]
     return [GroupedPart(number, location, entry) for number, (location, entry) in enumerate(places)]
+
+
+def _part(folder: Path, entry: PartEntry) -> Path:
+    return path_inside(folder, entry.name, f"{folder / DESCRIPTION}: parts: name")
 
 
 def read_part(

@@ -6,6 +6,7 @@ undisturbed, and a later one reads the remaining rows in the same order.
 """
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -25,9 +26,10 @@ from data_prep.tools.removal.journal import Removal, complete, read_unfinished, 
 from data_prep.tools.removal.removal_list import RemovalList, read_removal_list
 from data_prep.tools.removal.rewrite import ShardRewriter
 from mose.command import Command
-from mose.dataset.manifest import Manifest, ShardEntry, read_manifest
+from mose.dataset.manifest import SPLITS, Manifest, ShardEntry, read_manifest
 from mose.dataset.packed_sequence import SpecialTokens
 from mose.errors import MoseError
+from mose.files.safe_path import path_inside
 from mose.files.storage import is_local, storage_path
 from mose.tokenizer import load_tokenizer
 
@@ -69,7 +71,7 @@ def _shard_hits(dataset: Path, split: str, entry: ShardEntry, removal: RemovalLi
     snippets_R, gone_R = np.zeros(entry.rows, np.int64), np.zeros(entry.rows, np.int64)
     text_tokens = 0
     names: dict[str, set[str]] = {"blob_id": set(), "repository": set()}
-    with LineageTable(dataset / entry.lineage_path) as table:
+    with LineageTable(entry.lineage_in(dataset)) as table:
         for group in table.groups(["row", "num_tokens", *names]):
             rows_S = group["row"].to_numpy()
             snippets_R += np.bincount(rows_S, minlength=entry.rows)
@@ -119,6 +121,9 @@ def _opened(dataset: Path, removal: RemovalList) -> tuple[Manifest, Removal | No
             f"{dataset}: dataset: is on an object store, where a file cannot be replaced by rename; expected a local folder "
             "(copy it, remove, and upload the files that changed)"
         )
+    for folder in ("tasks", "dropped", *SPLITS):
+        # What this command writes and deletes by fixed names must not land in another data set either.
+        path_inside(dataset, folder, f"{dataset}: {folder}")
     manifest, begun = read_manifest(dataset), read_unfinished(dataset)
     if begun is not None and begun.list_sha256 != removal.sha256:
         raise MoseError(unfinished_line(dataset, begun) + f"; the list given is {removal.sha256[:16]}...")
@@ -214,6 +219,10 @@ def _run(parsed: Namespace) -> None:
     done = remove(dataset, removal)
     lines = summary_lines(removal, done or _record(removal, []))
     print("\n".join([f"removed: {lines[0]}" if done else "nothing removed", *lines[1:]]))
+    if done:
+        generations = read_manifest(dataset).generations
+        note = f"generation {len(generations)} of the data set; a run on an earlier one resumes on it, and says so"
+        print(note, file=sys.stderr)
 
 
 COMMAND = Command("Remove listed files from a data set; every row keeps its number.", _add_arguments, _run)

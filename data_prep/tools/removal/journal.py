@@ -9,10 +9,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from mose.dataset.manifest import UNFINISHED_NAME
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json, write_text
+from mose.files.safe_path import relative_path
 
-UNFINISHED_NAME = "removal.json"
 REMOVED_NAME = "removed.jsonl"
 
 
@@ -86,6 +87,8 @@ def _parse(path: Path, text: str) -> Removal:
     try:
         values = json.loads(text)
         lists = {name: tuple(values[name]) for name in ("blobs", "repositories", "shards")}
+        for shard in lists["shards"]:
+            relative_path(shard, f"{path}: shards")
         return Removal(**{**values, **lists})
     except (ValueError, TypeError, KeyError) as error:
         raise MoseError(f"{path}: not a record of a removal: {error!r}; expected one written by `mose-data remove`") from None

@@ -102,7 +102,7 @@ class ShardRewriter:
             MoseError: a row does not match its lineage; nothing more is replaced.
         """
         entry = self.entry
-        paths = [self.dataset / name for name in (entry.path, entry.index_path, entry.lineage_path)]
+        paths = [entry.shard_in(self.dataset), entry.index_in(self.dataset), entry.lineage_in(self.dataset)]
         remove_leftovers(self.dataset, shard_number(entry))
         with LineageTable(paths[2]) as table:
             goes_S = self._goes(table)
@@ -143,8 +143,8 @@ class ShardRewriter:
 
     def _replace_shard(self, plan: RowPlan) -> tuple[NDArray[np.void], str]:
         """Copy the shard with the planned rows changed; returns the index [R] of its rows and the file's SHA-256."""
-        path, digest = self.dataset / self.entry.path, hashlib.sha256()
-        index_R = read_index(self.dataset / self.entry.index_path, self.entry.rows)
+        path, digest = self.entry.shard_in(self.dataset), hashlib.sha256()
+        index_R = read_index(self.entry.index_in(self.dataset), self.entry.rows)
         with atomic_write(path) as file:
             for block in read_blocks(path, self.layout, self.entry.rows):
                 records = self._changed(block, plan, index_R)

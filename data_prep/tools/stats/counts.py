@@ -121,7 +121,7 @@ def count_statistics(dataset: Path, manifest: Manifest, share: float = 1.0, seed
 
 
 def _count_shard(dataset: Path, entry: ShardEntry, statistics: SplitStatistics) -> None:
-    index_R = read_index(dataset / entry.index_path, entry.rows)
+    index_R = read_index(entry.index_in(dataset), entry.rows)
     num_tokens_R = index_R["num_tokens"].astype(np.int64)
     num_snippets_R = np.minimum(index_R["num_snippets"].astype(np.int64), MOST_SNIPPETS)
     statistics.row_tokens += np.bincount(num_tokens_R, minlength=len(statistics.row_tokens))
@@ -130,7 +130,7 @@ def _count_shard(dataset: Path, entry: ShardEntry, statistics: SplitStatistics) 
     statistics.single_snippet_tokens += int(num_tokens_R[num_snippets_R == 1].sum())
     slots = len(statistics.row_tokens) - 1
     statistics.fills.append(ShardFill(entry.path, entry.rows, float(num_tokens_R.mean()) / slots))
-    _count_lineage(dataset / entry.lineage_path, entry, statistics)
+    _count_lineage(entry.lineage_in(dataset), entry, statistics)
 
 
 def _count_lineage(path: Path, entry: ShardEntry, statistics: SplitStatistics) -> None:

@@ -262,6 +262,16 @@ def test_a_repository_of_one_small_chunk_gets_a_partner_that_fills_the_row() -> 
         assert [10 in row.chunks for row in rows if 11 in row.chunks] == [True]
 
 
+@pytest.mark.parametrize("mode", ["dense", "faithful"])
+def test_a_row_that_ended_before_the_second_repository_entered_is_not_mixed(mode: str) -> None:
+    """The label says what the row holds, not what was drawn for it: two chunks of 40 tokens do not fit a row of 64 slots."""
+    table = table_of([40, 40, 40], [0, 1, 2], [0, 1, 2])
+    for seed in range(8):
+        rows = rows_of(pack(table, seed, config_of(mode, mixed_share=1)))
+        assert [(len(row.chunks), row.mixed) for row in rows] == [(1, 0)] * len(rows)
+        assert rows
+
+
 def test_two_of_the_largest_chunks_fit() -> None:
     assert largest_chunk(2048) == 1022
     for length in range(16, 100):

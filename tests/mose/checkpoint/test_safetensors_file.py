@@ -202,3 +202,12 @@ def test_the_file_is_not_needed_in_memory(path: Path) -> None:
         file.truncate(file_size(entries))
     with SafetensorsReader(path) as reader:
         assert torch.equal(reader.read("b"), torch.zeros(2, dtype=torch.bfloat16))
+
+
+def test_a_weight_file_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    make_sharded(tmp_path / "x")
+    name = next((tmp_path / "x").glob("*.safetensors")).name
+    (tmp_path / "x" / name).rename(tmp_path / name)
+    (tmp_path / "x" / name).symlink_to(tmp_path / name)
+    with pytest.raises(MoseError, match=r"index\.json: weight_map: .* is a link to .*expected a path inside"):
+        WeightFiles(tmp_path / "x")

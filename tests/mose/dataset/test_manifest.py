@@ -1,5 +1,7 @@
 """The manifest: written and read back equal, counted, and refused with one line when it is not one."""
 
+import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -68,3 +70,83 @@ def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_NAME).write_text(json.dumps({**values, "colour": "red"}))
     with pytest.raises(MoseError, match="colour"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["../A/train/x.tar", "/etc/x", "a/../../x", ".", "a\\..\\x", "s3://bucket/x", "a\nb", 7, None])
+@pytest.mark.parametrize("name", ["path", "index_path", "lineage_path"])
+def test_a_path_out_of_the_data_set_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    values = json.loads((tmp_path / MANIFEST_NAME).read_text("utf-8"))
+    values["splits"]["train"][1][name] = value
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(values), "utf-8")
+    with pytest.raises(MoseError, match=rf"json: splits\.train: {name} of a shard: .*expected a relative path") as raised:
+        read_manifest(tmp_path)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(("name", "value"), [("rows", -1), ("rows", 1.5), ("tokens", "7"), ("num_bytes", True), ("sha256", None)])
+def test_a_count_of_another_type_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    values = json.loads((tmp_path / MANIFEST_NAME).read_text("utf-8"))
+    values["splits"]["train"][0][name] = value
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(values), "utf-8")
+    with pytest.raises(MoseError, match=rf"splits\.train: {name} of train/shard-000000\.tar: is {value!r}, expected"):
+        read_manifest(tmp_path)
+
+
+def test_a_link_out_of_the_data_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train").symlink_to("../other")
+    with pytest.raises(MoseError, match=r"path of a shard: .*train/shard-000000\.tar is a link to .*other"):
+        ENTRIES[0].shard_in(tmp_path / "set")
+
+
+def changed(manifest: Manifest, **values: object) -> Manifest:
+    """The manifest with other values in its second shard."""
+    first, second = manifest.splits["train"]
+    return dataclasses.replace(manifest, splits={"train": (first, dataclasses.replace(second, **values)), "held_out": ()})  # type: ignore[arg-type]
+
+
+def test_the_content_root_changes_with_every_digest_and_order_and_with_nothing_else() -> None:
+    root = MANIFEST.content_root
+    assert len(root) == 64
+    assert dataclasses.replace(MANIFEST, statistics={}, config_fingerprint="x").content_root == root
+    others = [changed(MANIFEST, **{name: "d" * 64}).content_root for name in ("sha256", "index_sha256", "lineage_sha256", "path")]
+    others += [changed(MANIFEST, rows=7).content_root]
+    others += [dataclasses.replace(MANIFEST, splits={"train": ENTRIES[::-1]}).content_root]
+    others += [dataclasses.replace(MANIFEST, splits={"train": ENTRIES[:1], "held_out": ENTRIES[1:]}).content_root]
+    others += [dataclasses.replace(MANIFEST, splits={"train": ENTRIES[:1]}).content_root]
+    assert len({root, *others}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_the_content_root_is_that_of_a_merkle_tree(count: int) -> None:
+    entries = tuple(dataclasses.replace(ENTRIES[0], path=f"train/{i}") for i in range(count))
+
+    def root_of(part: tuple[ShardEntry, ...]) -> bytes:
+        if len(part) == 1:
+            leaf = json.dumps(["train", dataclasses.asdict(part[0])], sort_keys=True)
+            return hashlib.sha256(b"\0" + leaf.encode()).digest()
+        # The largest power of two below the number of leaves goes to the left, as in RFC 6962.
+        cut = 1 << (len(part) - 1).bit_length() - 1
+        return hashlib.sha256(b"\1" + root_of(part[:cut]) + root_of(part[cut:])).digest()
+
+    assert dataclasses.replace(MANIFEST, splits={"train": entries}).content_root == root_of(entries).hex()
+
+
+def test_a_manifest_whose_shards_were_edited_is_refused(tmp_path: Path) -> None:
+    whole = dataclasses.replace(MANIFEST, generations=("0" * 64, MANIFEST.content_root))
+    write_manifest(tmp_path, whole)
+    assert read_manifest(tmp_path) == whole
+    write_manifest(tmp_path, changed(whole, sha256="d" * 64))
+    with pytest.raises(MoseError, match=r"manifest\.json: generations: the last is .*, its shards give .*; expected the file as"):
+        read_manifest(tmp_path)
+
+
+def test_an_older_manifest_has_one_generation(tmp_path: Path) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    values = json.loads((tmp_path / MANIFEST_NAME).read_text("utf-8"))
+    del values["generations"]
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(values), "utf-8")
+    assert read_manifest(tmp_path).content_generations == (MANIFEST.content_root,)

@@ -252,6 +252,27 @@ def test_identity_leaves_out_what_changes_no_number() -> None:
     assert identity() != config_values(PretrainConfig(), "data", 2)
 
 
+def test_a_run_goes_on_with_a_later_generation_of_its_data_and_with_no_other_content() -> None:
+    def values(*generations: list[str]) -> dict[str, Any]:
+        return config_values(PretrainConfig(), "data", 1, generations)
+
+    saved = values(["a" * 64], ["b" * 64])
+    assert check_changes(Path("c"), saved, values(["a" * 64], ["b" * 64]), ()) == ()
+    (change,) = check_changes(Path("c"), saved, values(["a" * 64, "d" * 64], ["b" * 64]), ())
+    assert change.plain()["kind"] == "generation"
+    assert str(change).endswith(f"this run has generation 2 ({'d' * 16}...), generation 1 ({'b' * 16}...)")
+    # Made before generations were recorded: nothing is known, so nothing differs.
+    assert check_changes(Path("c"), config_values(PretrainConfig(), "data", 1), saved, ()) == ()
+    for other in (values(["d" * 64], ["b" * 64]), values(["d" * 64, "a" * 64], ["b" * 64]), values(["a" * 64])):
+        with pytest.raises(MoseError, match=r"made with data\.generations = generation 1 .*--allow-change data\.gen"):
+            check_changes(Path("c"), saved, other, ())
+        (change,) = check_changes(Path("c"), saved, other, ["data.generations"])
+        assert change.plain()["kind"] == "allowed"
+    # An earlier generation than the checkpoint's is another content, too.
+    with pytest.raises(MoseError, match=r"generation 2 .*, this run has generation 1"):
+        check_changes(Path("c"), values(["a" * 64, "d" * 64]), values(["a" * 64]), ())
+
+
 def test_every_change_that_cannot_be_is_refused_with_the_reason() -> None:
     def refused(now: dict[str, Any], *allowed: str) -> str:
         with pytest.raises(MoseError) as refusal:
@@ -348,3 +369,19 @@ def test_full_disk_leaves_the_last_good_checkpoint_and_one_line(run: Path, tmp_p
 def test_saving_says_how_long_training_stood_still(run: Path) -> None:
     outcome = run_forked(*train(run))
     assert "checkpoint step-000008: 1.2 MB written in " in outcome.output
+
+
+def test_names_that_lead_out_of_a_checkpoint_are_refused(run: Path) -> None:
+    folder = run / "checkpoints"
+    checkpoint = latest_checkpoint(folder)
+    assert checkpoint is not None
+    path = checkpoint / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    manifest["files"]["../../config.yaml"] = "0" * 64
+    manifest["fingerprint"] = manifest_fingerprint(manifest)
+    path.write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(MoseError, match=r"manifest\.json: files: '\.\./\.\./config\.yaml', expected a relative path"):
+        read_checkpoint_manifest(checkpoint)
+    (folder / "latest").write_text("../../elsewhere\n", "utf-8")
+    with pytest.raises(MoseError, match=r"latest: '\.\./\.\./elsewhere', expected a relative path"):
+        latest_checkpoint(folder)

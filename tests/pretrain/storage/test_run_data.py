@@ -205,6 +205,30 @@ def test_identity_survives_removal_moving_and_staging_and_nothing_else(dataset: 
     assert identity(config_of(dataset, blocks(dataset=str(moved)))) != before
 
 
+def test_the_identity_holds_the_content_of_each_data_set(dataset: Path, second: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(dataset, tmp_path / "moved"))
+    manifest = read_manifest(moved)
+    first, *others = manifest.splits["train"]
+    shards = (dataclasses.replace(first, sha256="other"), *others)
+    changed = dataclasses.replace(manifest, splits={**manifest.splits, "train": shards})
+
+    def generations() -> tuple[tuple[str, ...], ...]:
+        with opened(config_of(dataset, blocks(mixture=mixture_of(moved, second)))) as data:
+            return data.generations
+
+    before = generations()
+    assert before == ((manifest.content_root,), (read_manifest(second).content_root,))
+    write_manifest(moved, dataclasses.replace(changed, generations=(manifest.content_root, changed.content_root)))
+    assert generations() == ((manifest.content_root, changed.content_root), before[1])
+
+
+def test_an_unfinished_removal_is_refused(dataset: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(dataset, tmp_path / "moved"))
+    (moved / "removal.json").write_text("{}")
+    with pytest.raises(MoseError, match=r"removal\.json: a removal is unfinished; expected `mose-data remove`"):
+        identity(config_of(dataset, blocks(dataset=str(moved))))
+
+
 def test_identity_of_a_mixture_counts_weights_and_not_places(dataset: Path, second: Path, tmp_path: Path) -> None:
     pair = mixture_of(dataset, second)
     before = identity(config_of(dataset, blocks(mixture=pair)))

@@ -272,6 +272,23 @@ def test_a_part_that_was_replaced_is_refused(tmp_path: Path) -> None:
         read_all(config.output)
 
 
+def test_a_part_outside_of_the_folder_is_refused(tmp_path: Path) -> None:
+    config = a_config(tmp_path, write_repositories(tmp_path / "in.parquet", made_rows(12), True), num_parts=2)
+    group(config)
+    path = tmp_path / "grouped" / "grouped.json"
+    description = json.loads(path.read_text())
+    outside = tmp_path / "outside.parquet"
+    first = tmp_path / "grouped" / description["parts"][0]["name"]
+    first.rename(outside)
+    first.symlink_to(outside)
+    with pytest.raises(MoseError, match=r"grouped\.json: parts: name: .* is a link to .*outside\.parquet"):
+        read_all(config.output)
+    description["parts"][0]["name"] = "../outside.parquet"
+    path.write_text(json.dumps(description))
+    with pytest.raises(MoseError, match=r"grouped\.json: parts: name: '\.\./outside\.parquet', expected a relative path"):
+        read_all(config.output)
+
+
 def test_the_fingerprint_is_of_what_was_grouped(tmp_path: Path) -> None:
     outputs = []
     for i, rows in enumerate((made_rows(9), made_rows(9), made_rows(9, 1))):

@@ -388,3 +388,56 @@ def test_lists_are_read_in_any_order_and_spelling(tmp_path: Path) -> None:
     first, second = (read_removal_list(tmp_path / name, None) for name in ("a.txt", "b.txt"))
     assert first == second == RemovalList(("a" * 40, "b" * 40))
     assert first.sha256 != RemovalList(("a" * 40,), ("b" * 40,)).sha256
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def lead_outside(path: Path, entry_of: Callable[[Any], dict[str, str]]) -> None:
+    """Let an entry of a JSON file name the files of the data set beside its own."""
+    values = json.loads(path.read_text("utf-8"))
+    entry = entry_of(values)
+    for name in ("path", "index_path", "lineage_path"):
+        entry[name] = "../dataset/" + entry[name]
+    path.write_text(json.dumps(values), "utf-8")
+
+
+@pytest.mark.parametrize("how", ["manifest", "marker", "both", "linked split", "linked tasks", "linked file"])
+def test_another_data_set_is_never_changed(dataset: Path, tmp_path: Path, how: str) -> None:
+    """`shared/cases/reliability/remove_outside.sh`: a data set that names, or links to, files of its neighbour."""
+    hostile = tmp_path / "hostile"
+    shutil.copytree(dataset, hostile)
+    if how in ("manifest", "both"):
+        lead_outside(hostile / "manifest.json", lambda values: values["splits"]["train"][0])
+    if how in ("marker", "both"):
+        lead_outside(hostile / "tasks" / "task-000000.json", lambda values: values["shards"]["train"])
+    link = {"linked split": "train", "linked tasks": "tasks", "linked file": "train/lineage-000000.parquet"}.get(how)
+    if link:
+        shutil.rmtree(hostile / link) if (hostile / link).is_dir() else (hostile / link).unlink()
+        (hostile / link).symlink_to(dataset / link)
+    before, own = files_of(dataset), files_of(hostile)
+    repository = rows_of(dataset)[0][0][0]
+    with pytest.raises(MoseError, match=r"expected a (relative )?path"):
+        remove(hostile, RemovalList((), (repository,)))
+    assert files_of(dataset) == before
+    assert files_of(hostile) == own
+
+
+def test_each_removal_makes_a_generation(dataset: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first = read_manifest(dataset)
+    assert first.generations == (first.content_root,)
+    names = sorted({row[0][0] for row in rows_of(dataset)})[:2]
+    for number, name in enumerate(names, start=2):
+        (tmp_path / "list").write_text(f"{name}\n", "utf-8")
+        command = ["remove", str(dataset), "--repositories", str(tmp_path / "list")]
+        assert run_command("mose-data", "", {"remove": COMMAND}, command) == 0
+        assert f"generation {number} of the data set" in capsys.readouterr().err
+        manifest = read_manifest(dataset)
+        assert manifest.generations == (*first.generations, manifest.content_root)
+        assert manifest.content_root != first.content_root
+        first = manifest
+    # To finish again, or to remove what is gone, makes none.
+    assert finish(dataset).generations == first.generations
+    assert remove(dataset, RemovalList((), tuple(names))) is None
+    assert read_manifest(dataset).generations == first.generations
