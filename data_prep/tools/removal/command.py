@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 from rich.table import Table
 
 from data_prep.console import counted, show_progress
@@ -29,6 +28,7 @@ from mose.dataset.manifest import Manifest, ShardEntry, read_manifest
 from mose.dataset.packed_sequence import SpecialTokens
 from mose.errors import MoseError
 from mose.files.storage import is_local, storage_path
+from mose.files.streams import make_console
 from mose.tokenizer import load_tokenizer
 
 _SHOWN_SHARDS = 20
@@ -173,7 +173,7 @@ def print_plan(hits: Sequence[ShardHits]) -> None:
         table.add_row(found.entry.path, *counts)
     if len(hits) > _SHOWN_SHARDS:
         table.add_row(f"{len(hits) - _SHOWN_SHARDS} more shards", "", "", "", "", "")
-    Console(highlight=False).print(table)
+    make_console().print(table)
 
 
 def summary_lines(removal: RemovalList, done: Removal) -> list[str]:
