@@ -22,7 +22,14 @@ FORBIDDEN = {
     "finetune": {"data_prep", "pretrain", "cluster", "deepspeed", "megatron", "webdataset"},
     "cluster": {"data_prep", "pretrain", "finetune", "torch", "numpy", "deepspeed", "megatron"},
 }
-CLUSTER_USES = {"mose.config", "mose.command", "mose.run_directory", "mose.errors", "mose.files.atomic_file"}
+CLUSTER_USES = {
+    "mose.config",
+    "mose.command",
+    "mose.run_directory",
+    "mose.errors",
+    "mose.files.atomic_file",
+    "mose.files.streams",
+}
 
 # What each package must not bring into memory when all of its modules are imported.
 NEVER_LOADED = {
