@@ -38,13 +38,13 @@ class AllocationConfig:
         require(bool(_NAME.fullmatch(self.name)), f"job.name: {self.name!r}, expected letters, digits and . _ + -")
         require(bool(_TIME.fullmatch(self.time_limit)), f"job.time_limit: {self.time_limit!r}, expected HH:MM:SS or D-HH:MM:SS")
         require(self.cpus_per_task > 0, f"job.cpus_per_task: {self.cpus_per_task}, expected 1 or more")
-        one_word = bool(self.log_folder) and not re.search(r"\s|%", self.log_folder)
-        require(one_word, f"job.log_folder: {self.log_folder!r}, expected a path without spaces and %")
-        require(all("\n" not in line for line in self.setup), "job.setup: an entry has a line break, expected one line an entry")
+        one_word = bool(self.log_folder) and self.log_folder.isprintable() and not re.search(r"[\s%'\"\\]", self.log_folder)
+        require(one_word, f"job.log_folder: {self.log_folder!r}, expected a path without spaces, quotes, backslashes and %")
+        plain = all(line.replace("\t", " ").isprintable() for line in self.setup)
+        require(plain, "job.setup: an entry has a line break or control character, expected one line an entry")
         for option in self.sbatch_options:
-            require(
-                bool(re.fullmatch(r"--\S+", option)), f"job.sbatch_options: {option!r}, expected one option such as --qos=long"
-            )
+            one_word = option.isprintable() and bool(re.fullmatch(r"--\S+", option))
+            require(one_word, f"job.sbatch_options: {option!r}, expected one option such as --qos=long")
 
 
 @dataclass(frozen=True)

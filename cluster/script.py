@@ -1,11 +1,14 @@
 """The text of a job's sbatch script from its config: pure functions, so that tests can compare every line."""
 
+import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config import AllocationConfig, PackJobConfig, PretrainJobConfig
+from mose.files.streams import presentable
 from mose.run_directory import RunDirectory
 
 
@@ -105,15 +108,15 @@ def pretrain_script(config: PretrainJobConfig, max_steps: int) -> str:
     options += [f"--output={job.log_folder}/%x-%j.log", "--open-mode=append"]
     options += ["--requeue", f"--signal=B:USR1@{config.signal_seconds}"]
     settings = {
-        "options": f"({shlex.join(words)})",
-        "run": shlex.quote(config.output),
-        "last_checkpoint": shlex.quote(str(last_checkpoint)),
+        "options": f"({_joined(words)})",
+        "run": _quoted(config.output),
+        "last_checkpoint": _quoted(str(last_checkpoint)),
         "ranks_per_node": str(ranks),
         "max_restarts": str(config.max_restarts),
         "patience": str(config.signal_seconds * 2 // 3),
-        "hostfile": f"{shlex.quote(job.log_folder)}/hostfile-$SLURM_JOB_ID",
+        "hostfile": f"{_quoted(job.log_folder)}/hostfile-$SLURM_JOB_ID",
     }
-    about = f"Pre-training of {config.run_config} on {config.nodes} x {ranks} ranks, started again until it is finished."
+    about = [f"Pre-training of {config.run_config} on {config.nodes} x {ranks} ranks, started again until it is finished."]
     lines = [f"readonly {name}={value}" for name, value in settings.items()]
     return _script(about, job, options, "\n".join(lines) + "\n" + _PRETRAIN_BODY)
 
@@ -128,9 +131,9 @@ def pack_script(config: PackJobConfig, dataset: DatasetFacts, tasks: Sequence[in
     numbers = f"0-{elements - 1}" if tasks is None else ",".join(map(str, sorted({task % elements for task in tasks})))
     options = [f"--array={numbers}%{config.max_running}", f"--output={job.log_folder}/%x-%A_%a.log"]
     options += ["--open-mode=append", "--requeue"]
-    finish = shlex.join(finish_command(job, dataset, "JOB"))
-    about = f"Packing of {config.pack_config} in {dataset.num_tasks} tasks; JOB below is this job's number:\n#   {finish}"
-    pack = f"mose-data pack --config {shlex.quote(config.pack_config)} --task"
+    finish = _joined(finish_command(job, dataset, "JOB"))
+    about = [f"Packing of {config.pack_config} in {dataset.num_tasks} tasks; JOB below is this job's number:", f"  {finish}"]
+    pack = f"mose-data pack --config {_quoted(config.pack_config)} --task"
     if elements == dataset.num_tasks:
         return _script(about, job, options, f'exec {pack} "$SLURM_ARRAY_TASK_ID"\n')
     return _script(about, job, options, _SEVERAL_TASKS.format(num_tasks=dataset.num_tasks, elements=elements, pack=pack))
@@ -138,7 +141,7 @@ def pack_script(config: PackJobConfig, dataset: DatasetFacts, tasks: Sequence[in
 
 def finish_command(job: AllocationConfig, dataset: DatasetFacts, job_id: str) -> list[str]:
     """The command that submits the merge after a packing job; its log names missing tasks, if any failed."""
-    folder = shlex.quote(dataset.output)
+    folder = _quoted(dataset.output)
     steps = [*job.setup, f"{{ mose-data status {folder} || true; }}", f"mose-data finish {folder}"]
     options = [f"--dependency=afterany:{job_id}", f"--output={job.log_folder}/%x-%j.log"]
     options += _asked_for(job, f"{job.name}-finish")
@@ -151,8 +154,28 @@ def _asked_for(job: AllocationConfig, name: str) -> list[str]:
     return [*options, *job.sbatch_options]
 
 
-def _script(about: str, job: AllocationConfig, options: list[str], body: str) -> str:
-    head = ["#!/usr/bin/env bash", f"# {about}", f"# The folder {job.log_folder} must be there before sbatch is called."]
+def _script(about: list[str], job: AllocationConfig, options: list[str], body: str) -> str:
+    head = [
+        "#!/usr/bin/env bash",
+        *(f"# {line}" for line in about),
+        f"# The folder {job.log_folder} must be there before sbatch is called.",
+    ]
     head += [f"#SBATCH {option}" for option in [*_asked_for(job, job.name), *options]]
     setup = [*job.setup, ""] if job.setup else []
+    # Each is one line: a line break in a name would end the comment, and the rest of the name would be a command.
+    head = [presentable(line).replace("\n", "\\n") for line in head]
     return "\n".join([*head, "set -euo pipefail", "", *setup, body])
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    """`word` for bash, on one line and without control characters, which would act on the terminal that shows the script."""
+    if not re.search(r"[^ -~]", word):
+        return shlex.quote(word)
+    # Octal, because \xHH would take further hexadecimal digits of the text in some shells; bytes do not depend on the locale.
+    plain = {ord("'"): "\\'", ord("\\"): "\\\\"}
+    safe = [plain.get(byte, chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}") for byte in os.fsencode(word)]
+    return f"$'{''.join(safe)}'"

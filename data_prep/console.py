@@ -1,12 +1,13 @@
 """What a command shows on a terminal: progress of long work, counts with their nouns, names without control characters."""
 
 import contextlib
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 from rich.text import Text
+
+from mose.files.streams import escaped_parts, make_console, progress_bar
 
 INTERVAL_SECONDS = 30.0
 
@@ -24,12 +25,11 @@ def show_progress(title: str, total: int, unit: str, detail: Callable[[], str] =
 @contextlib.contextmanager
 def _bar(title: str, total: int, unit: str, detail: Callable[[], str]) -> Iterator[Callable[[int], None]]:
     # Slow to import, and most commands show no bar.
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
     numbers = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
-    columns = (TextColumn("{task.description}"), *numbers, TextColumn("{task.fields[detail]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    columns = (TextColumn("{task.description}"), *numbers, TextColumn("{task.fields[detail]}", markup=False))
+    with progress_bar(*columns, console=make_console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=total, detail=detail())
         yield lambda units: progress.update(task, advance=units, detail=detail())
 
@@ -50,10 +50,6 @@ def _lines(title: str, total: int, unit: str, detail: Callable[[], str]) -> Iter
     yield advance
 
 
-# What would move the cursor, ring, change colours or turn the direction of writing; line feed and tab stay.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-
-
 def counted(number: int, noun: str) -> str:
     """A number with its noun: 1 row, 2 rows, 3 repositories."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
@@ -63,14 +59,6 @@ def counted(number: int, noun: str) -> str:
 def visible(text: str, style: str) -> Text:
     """`text` with unsafe characters written out, so that no text of a repository can control the terminal."""
     shown = Text(style=style)
-    end = 0
-    for match in _UNSAFE.finditer(text):
-        shown.append(text[end : match.start()])
-        shown.append(escaped(match.group()), style="reverse")
-        end = match.end()
-    return shown.append(text[end:])
-
-
-def escaped(text: str) -> str:
-    """`text` with each unsafe character as a Python escape; for cells of a table, where no style marks it."""
-    return _UNSAFE.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), text)
+    for part, is_escape in escaped_parts(text):
+        shown.append(part, style="reverse" if is_escape else "")
+    return shown

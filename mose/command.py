@@ -1,5 +1,6 @@
 """The common part of all commands: subcommands from config classes, and bad input as one line and exit code 2."""
 
+import dataclasses
 import difflib
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any, TypeVar, cast
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from mose.errors import MoseError
+from mose.files.streams import escaping_streams, without_credentials
 
 BAD_INPUT = 2
 # A run whose steps diverged: a restart with the same config would end the same way.
@@ -35,7 +37,11 @@ def run_command(program: str, description: str, commands: dict[str, Command], ar
     Bad input (`MoseError`, unknown keys, wrong types, unreadable files) prints one line on standard error and returns 2;
     `--debug` raises it with its traceback instead.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    with escaping_streams():
+        return _run_command(program, description, commands, list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run_command(program: str, description: str, commands: dict[str, Command], words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -122,7 +128,7 @@ def read_config(parsed: Namespace, config_class: type[Config]) -> Config:
     """Build the config object of the parsed options; the class validates its values when it is constructed.
 
     Raises:
-        MoseError: a value is of the right type but not allowed.
+        MoseError: a value is of the right type but not allowed, or a URL with a password, token or signature in it.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(config_class, "value", fail_untyped=True)
@@ -130,6 +136,30 @@ def read_config(parsed: Namespace, config_class: type[Config]) -> Config:
     files = [str(path) for path in parsed.get("config") or []]
     values: Namespace = Namespace({f"value.{name}": parsed[name] for name in dict.fromkeys(names)})  # type: ignore[no-untyped-call]
     try:
-        return cast(Config, parser.instantiate(values)["value"])
+        config = cast(Config, parser.instantiate(values)["value"])
+        require_no_credentials(config)
+        return config
     except MoseError as error:
         raise MoseError(": ".join([*files, str(error)])) from None
+
+
+def require_no_credentials(config: Any, name: str = "") -> None:
+    """Check that no text in a config holds a credential: configs are saved, shown and copied into checkpoints and data sets.
+
+    Raises:
+        MoseError: a text holds one; the message names the field and hides the credential.
+    """
+    prefix = f"{name}." if name else ""
+    if dataclasses.is_dataclass(config):
+        for item in dataclasses.fields(config):
+            require_no_credentials(getattr(config, item.name), f"{prefix}{item.name}")
+    elif isinstance(config, dict):
+        for key, value in config.items():
+            require_no_credentials(value, f"{prefix}{key}")
+    elif isinstance(config, list | tuple):
+        for value in config:
+            require_no_credentials(value, name)
+    elif isinstance(config, str) and (hidden := without_credentials(config)) != config:
+        raise MoseError(
+            f"{name}: {hidden!r} holds a credential, which would be saved with the config; expected it in the environment"
+        )

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from mose.command import one_line, read_config
+from mose.command import one_line, read_config, require_no_credentials
 from mose.errors import MoseError
 from mose.files.atomic_file import write_text
 
@@ -47,7 +47,12 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Write a config as YAML, atomically; `load_config` reads it back."""
+    """Write a config as YAML, atomically; `load_config` reads it back.
+
+    Raises:
+        MoseError: a URL in it holds a credential.
+    """
+    require_no_credentials(config)
     write_text(path, yaml.safe_dump(to_plain(config), sort_keys=False))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json, write_text
+from mose.files.streams import without_credentials
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy", "flash-attn", "mose-at-scale")
 VALIDATION = "validation/"
@@ -104,7 +105,7 @@ class RunDirectory:
             "cuda": torch.version.cuda if torch is not None else None,
             **more,
         }
-        write_json(self.versions, values)
+        write_text(self.versions, without_credentials(json.dumps(values, indent=1, sort_keys=True)) + "\n")
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
         """Append one line; `values` has a `step`, the number of optimiser steps done. NaN and infinities become null."""

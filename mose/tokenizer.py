@@ -14,6 +14,7 @@ import tokenizers
 
 from mose.dataset.packed_sequence import TOKENS, SpecialTokens, token_dtype
 from mose.errors import MoseError
+from mose.files.atomic_file import atomic_write
 from mose.files.safe_path import path_inside
 from mose.files.storage import is_local
 
@@ -59,8 +60,9 @@ class Tokenizer(abc.ABC):
         return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
 
     def copy_to(self, folder: Path) -> None:
-        """Copy the tokenizer's file into a data set, a run directory or a converted checkpoint."""
-        (folder / self.path.name).write_bytes(self.path.read_bytes())
+        """Copy the tokenizer's file into a run directory, atomically."""
+        with atomic_write(folder / self.path.name) as file:
+            file.write(self.path.read_bytes())
 
     def ordinary_ids(self) -> TOKENS:
         """Every id that is not one of the five special tokens, ascending."""

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 from rich.table import Table
 
 from mose.command import DIVERGED, STOPPED, Command, add_config, read_config, run_command
 from mose.config import document_fields
 from mose.errors import MoseError
 from mose.files.storage import storage_path
+from mose.files.streams import make_console
 from mose.run_directory import RunDirectory
 from pretrain.checkpoints.export_command import export_commands
 from pretrain.config.run import Layout, PretrainConfig
@@ -105,7 +105,7 @@ def _dry_run(config: PretrainConfig, ranks: int) -> int | None:
     table = Table("number", "value", title="derived from the config; nothing was allocated")
     for label, value in derived_numbers(config, Layout.of(config, ranks or launched_world_size()), sources):
         table.add_row(label, value)
-    Console(soft_wrap=True).print(table)
+    make_console(soft_wrap=True).print(table)
     return None
 
 
@@ -137,7 +137,7 @@ def _checkpoints(parsed: Namespace) -> int:
         kept = ", ".join(word for word, holds in (("latest", one.latest), ("permanent", one.permanent)) if holds)
         state = "whole" if one.fault is None else "damaged"
         table.add_row(one.name, f"{one.num_bytes / 1e6:,.1f}", one.layout, loss, state, kept)
-    console = Console(soft_wrap=True)
+    console = make_console(soft_wrap=True)
     console.print(table if listed else f"{parsed.run}: no checkpoint yet")
     damaged = [one for one in listed if one.fault is not None]
     for one in damaged:
@@ -175,7 +175,7 @@ def _compare(parsed: Namespace) -> int:
     for name, where in [(n, "first") for n in found.only_first] + [(n, "second") for n in found.only_second]:
         table.add_row(name, f"only in the {where}", "")
     if not found.equal:
-        Console().print(table)
+        make_console().print(table)
     alone = len(found.only_first) + len(found.only_second)
     print(f"{found.identical} tensors identical, {len(found.differing)} differ, {alone} in one only")
     return 0 if found.equal else 1
@@ -209,7 +209,7 @@ def _evaluate(parsed: Namespace) -> None:
         table.add_row(layer, *cells)
     majority = f"{report[f'{task}_majority_rate']:.3f} (majority)" if known else ""
     table.add_row("unigram", f"{report['unigram_cross_entropy']:.3f}", "", *((majority, "") if known else ()))
-    Console().print(table)
+    make_console().print(table)
 
 
 def _add_diagnose(parser: ArgumentParser) -> None:
@@ -232,7 +232,7 @@ def _diagnose(parsed: Namespace) -> None:
     watched = Table("watched", "value", "compared with", "", title="what the run has learnt so far, by its metrics")
     for finding in diagnosis.learning:
         watched.add_row(finding.name, finding.value, finding.reference, "LOOK" if finding.warning else "ok")
-    console = Console(soft_wrap=True)
+    console = make_console(soft_wrap=True)
     console.print(watched if diagnosis.learning else "no metrics after the warm-up yet: nothing to watch")
     for finding in diagnosis.learning:
         if finding.warning:

@@ -15,10 +15,17 @@ RUNS_OF_A_POOL = 16
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that is this process's until it ends: nobody else is given it before a rank listens on it.
+
+    The socket stays bound and never listens. A rank that sets SO_REUSEADDR, as torch and we do, may then still listen there; a
+    port that was only found free could go to any other program during the seconds in which ranks start.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port = int(held.getsockname()[1])
+    held.detach()
+    return port
 
 
 def _serve(rank: int, world_size: int, port: int, pipe: Connection) -> None:

@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from data_prep.console import INTERVAL_SECONDS
 from data_prep.pipeline.task import TaskProgress
+from mose.files.streams import make_console, progress_bar
 
 
 class PackingMeter:
@@ -86,5 +86,5 @@ def show_packing(total_tasks: int, done_tasks: int) -> Iterator[PackingMeter]:
         yield PackingMeter(total_tasks, done_tasks, None)
         return
     columns = (TextColumn("packing"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with progress_bar(*columns, console=make_console(stderr=True), transient=True) as bar:
         yield PackingMeter(total_tasks, done_tasks, bar)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 from rich.table import Table
 
 from data_prep.execution.inputs import read_config_of
@@ -22,6 +21,7 @@ from mose.command import Command
 from mose.dataset.manifest import MANIFEST_NAME
 from mose.errors import MoseError
 from mose.files.storage import storage_path
+from mose.files.streams import make_console
 
 # With more finished tasks than this, their rows are estimated from an evenly spread sample of at most this size.
 _READ_MARKERS = 512
@@ -171,7 +171,7 @@ def _reason(dataset: Path, task: int) -> str:
 
 def print_status(dataset: Path, status: Status) -> None:
     """Print tables for people, and the next command."""
-    console = Console(highlight=False)
+    console = make_console()
     console.print(_counts(status))
     if status.running:
         console.print(_slowest(status.running[:_NAMED_RUNNING]))

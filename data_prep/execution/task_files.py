@@ -13,6 +13,7 @@ from data_prep.pipeline.task_marker import read_record
 from mose.dataset.manifest import SPLITS
 from mose.files.atomic_file import TEMPORARY_MARK, write_json
 from mose.files.storage import is_local
+from mose.files.streams import without_credentials
 
 _NAME = re.compile(r"task-(\d{6,})(?:\.(running|failed))?\.json")
 # The name of a partial file ends in HOST-PID.partial, see mose.files.atomic_file.temporary_path.
@@ -68,7 +69,12 @@ def list_names(folder: Path) -> list[str]:
 
 def write_failure(dataset: Path, task: int, error: str) -> None:
     """Record in one line why a task failed; `mose-data status` shows it."""
-    values = {"task": task, "error": " ".join(error.split()), "host": socket.gethostname(), "time": time.time()}
+    values = {
+        "task": task,
+        "error": without_credentials(" ".join(error.split())),
+        "host": socket.gethostname(),
+        "time": time.time(),
+    }
     write_json(failure_path(dataset, task), values)
 
 

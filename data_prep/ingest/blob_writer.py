@@ -13,6 +13,7 @@ from types import TracebackType
 from data_prep.ingest.folder_lock import lock_folder
 from data_prep.sources.blobs.pack import HEADER, Record, build_index, encode_record, read_index, scan, write_index
 from data_prep.sources.blobs.store import PACKS, STATUSES, BlobStore, as_ids
+from mose.files.atomic_file import sync_folder
 
 SYNC_SECONDS = 5.0
 # The records of the open pack are held in memory, at about 300 bytes per record.
@@ -34,6 +35,8 @@ class BlobWriter:
         """
         self.folder = store / f"part-{part:05d}"
         self._lock = lock_folder(self.folder, "expected one per part: give each another task")
+        # The part's own entry: without it, flushed packs would be in no folder after a power cut.
+        sync_folder(store)
         self._pack_bytes = pack_bytes
         self._records: dict[bytes, Record] = {}
         self._recover()

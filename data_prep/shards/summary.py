@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mose.dataset.manifest import SPLITS, Manifest
+from mose.files.streams import make_console
 
 _ROWS = (
     ("rows", "rows"),
@@ -24,7 +24,7 @@ _MIXED_TOLERANCE = 0.02
 
 def print_summary(manifest: Manifest) -> None:
     """Print the counts of each split, of the filters and of the most frequent languages, and warnings."""
-    console = Console(highlight=False)
+    console = make_console()
     statistics = manifest.statistics
     for table in (_split_table(manifest), _filter_table(statistics["filters"]), _language_table(statistics["splits"])):
         console.print(table)
@@ -33,13 +33,13 @@ def print_summary(manifest: Manifest) -> None:
 
 def print_overview(manifest: Manifest) -> None:
     """Print only the counts of each split."""
-    Console(highlight=False).print(_split_table(manifest))
+    make_console().print(_split_table(manifest))
 
 
 def print_cautions(manifest: Manifest) -> None:
     """Print the warnings of `cautions`."""
     for line in cautions(manifest.statistics):
-        Console(highlight=False, markup=False).print(line, style="yellow", soft_wrap=True)
+        make_console().print(line, style="yellow", soft_wrap=True)
 
 
 def cautions(statistics: dict[str, Any]) -> list[str]:

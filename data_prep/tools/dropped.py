@@ -17,6 +17,7 @@ from data_prep.filters.filters import REASONS
 from mose.command import Command
 from mose.errors import MoseError
 from mose.files.storage import storage_path
+from mose.files.streams import make_console
 
 _TERMINAL_LINES = 50
 # Characters that would break a tab-separated line, escaped as in Python.
@@ -46,7 +47,7 @@ def print_dropped(dataset: Path, reason: str, limit: int) -> None:
     Raises:
         MoseError: see `read_dropped`.
     """
-    console = Console(highlight=False)
+    console = make_console()
     if console.is_terminal:
         _print_table(console, read_dropped(dataset, reason), limit or _TERMINAL_LINES)
         return

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.text import Text
 
-from data_prep.console import counted, escaped, visible
+from data_prep.console import counted, visible
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import StoredRow, key_of, locate, read_row, row_of_key
 from mose.command import Command
@@ -21,6 +21,7 @@ from mose.dataset.manifest import SPLITS, ShardEntry, read_manifest
 from mose.dataset.packed_sequence import check_row, snippet_bounds
 from mose.errors import MoseError
 from mose.files.storage import storage_path
+from mose.files.streams import escaped, make_console
 from mose.tokenizer import Tokenizer, opened_tokenizer
 
 _COLOURS = ("cyan", "magenta")
@@ -66,7 +67,7 @@ def show_row(dataset: Path, split: str, row: int, *, with_tokens: bool = False, 
     Raises:
         MoseError: see `read_shown_row`.
     """
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or make_console(soft_wrap=True)
     with opened_tokenizer(dataset) as tokenizer:
         parts = render_row(read_shown_row(dataset, split, row, tokenizer), tokenizer, with_tokens=with_tokens)
     for part in parts:

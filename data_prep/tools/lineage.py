@@ -16,16 +16,16 @@ import pyarrow as pa
 from jsonargparse import ArgumentParser, Namespace
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from data_prep.console import escaped, show_progress
+from data_prep.console import show_progress
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import key_of, row_of_key
 from mose.command import Command
 from mose.dataset.manifest import SPLITS, Manifest, ShardEntry, read_manifest
 from mose.errors import MoseError
 from mose.files.storage import storage_path
+from mose.files.streams import escaped, make_console
 
 NOTHING_FOUND = 1
 COLUMNS = (
@@ -152,7 +152,7 @@ def print_table(lines: LINES, limit: int) -> int:
     for line in shown[:limit]:
         table.add_row(*(_cell(line, name)[: _SHOWN_BLOB if name == "blob_id" else None] for name in COLUMNS))
     if shown:
-        Console(highlight=False, markup=False).print(table)
+        make_console().print(table)
     if len(shown) > limit:
         print(f"the first {limit} snippets; more with --limit, all when piped", file=sys.stderr)
     return min(len(shown), limit)

@@ -11,11 +11,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 
 from finetune.batches import chunks_by_length, pack_rows
 from finetune.device import precision
 from mose.dataset.packed_sequence import TOKENS
+from mose.files.streams import make_console, progress_bar
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
 
 _LINE_EVERY_SECONDS = 30.0
@@ -41,7 +41,8 @@ def embed_rows(
 def with_progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
     """Yield the items while showing a bar on a terminal, or else one line every 30 seconds."""
     if sys.stderr.isatty():
-        yield from track(items, description=label, total=total, transient=True)
+        with progress_bar(console=make_console(stderr=True), transient=True) as bar:
+            yield from bar.track(items, description=label, total=total)
         return
     last = time.monotonic()
     for done, item in enumerate(items):

@@ -3,11 +3,11 @@
 import io
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from finetune.evaluation.metrics import Score
 from finetune.evaluation.results import Result
+from mose.files.streams import make_console
 
 MISSING = "-"
 # Wide enough for every column of the report, so that a pipe or a log file never folds a row.
@@ -74,5 +74,5 @@ def _add_exits(table: Table, prefix: str, columns: Mapping[str, str], result: Re
 def as_text(table: Table) -> str:
     """A table as plain text, no line longer than its columns ask for."""
     file = io.StringIO()
-    Console(file=file, width=_TEXT_WIDTH, color_system=None).print(table)
+    make_console(file=file, width=_TEXT_WIDTH, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"

@@ -13,6 +13,7 @@ from finetune.config import RetrievalConfig
 from finetune.retrieval.loss import RetrievalLoss
 from finetune.retrieval.optimization import learning_rate
 from mose.config import save_config
+from mose.files.streams import make_console, progress_bar
 from mose.run_directory import LOSS_TOTAL, RunDirectory, exit_scalar
 
 
@@ -50,7 +51,7 @@ class TrainingLog:
         run.create()
         save_config(config, run.config)
         run.write_versions()
-        progress = Progress(transient=True, disable=not sys.stderr.isatty())
+        progress = progress_bar(console=make_console(), transient=True, disable=not sys.stderr.isatty())
         progress.start()
         task = progress.add_task("retrieval", total=config.steps)
         return cls(config, exit_layers, run, SummaryWriter(str(run.tensorboard)), progress, task)

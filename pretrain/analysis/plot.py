@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_write
+from mose.files.streams import presentable
 from mose.run_directory import VALIDATION, RunDirectory, exit_scalar
 from pretrain.analysis.exit_gradients import ExitGradients
 from pretrain.model.terms.registry import TERMS
@@ -96,7 +97,7 @@ def _save(figure: Figure, output: Path) -> None:
 def plot_exit_gradients(found: ExitGradients, output: Path, title: str) -> None:
     """Write a PNG: each exit's gradient norm on each block of the trunk, cosines between exits, and by block with the deepest."""
     figure = Figure(figsize=(max(9.0, 0.3 * len(found.blocks) + 3), 8), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(presentable(title), parse_math=False)
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.6))
     exits = [f"exit {layer}" for layer in found.exit_layers]
     _draw_norms(figure.add_subplot(grid[0, :]), found, exits)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 from rich.table import Table
 
 from mose.command import Command
+from mose.files.streams import make_console
 
 
 def export_commands() -> dict[str, Command]:
@@ -42,7 +42,7 @@ def _export(parsed: Namespace) -> None:
         for layer, parity in (report or {"exits": {}})["exits"].items():
             table.add_row(folder, layer, f"{parity['largest_difference']:.2e}", f"{parity['relative']:.2e}")
     if table.row_count:
-        Console().print(table)
+        make_console().print(table)
     else:
         print(f"{parsed.output}: copied, {len(reports)} folder{'s' if len(reports) > 1 else ''}")
 

@@ -1,10 +1,12 @@
 """README.md of an exported folder: what the run was, what it reached, and how each exit is opened."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mose.files.streams import presentable
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.size import encoder_parameters, flops_per_row
 from mose.run_directory import exit_scalar
@@ -59,7 +61,7 @@ def model_card(config: ModularStarEncoderConfig, facts: RunFacts) -> str:
     exits = [_exit_row(config, layer, facts.metrics) for layer in config.exit_layers]
     parts = [
         _FRONT_MATTER,
-        f"# {facts.name}, step {facts.step:,}\n\n{_INTRODUCTION}",
+        f"# {_plain(facts.name)}, step {facts.step:,}\n\n{_INTRODUCTION}",
         "## Run\n\n" + _table(("fact", "value"), rows),
         "## Exits\n\n" + _table((*_EXIT_COLUMNS, *scalars), exits),
         _LOSS_NOTE.format(tokens=TOKENS_OF_A_ROW, meanings=meanings),
@@ -98,7 +100,12 @@ def _exit_row(config: ModularStarEncoderConfig, layer: int, metrics: dict[str, A
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """`text` as words of the page: a name with a line break, a bar or a tag stays in its cell, and is not HTML."""
+    return html.escape(presentable(" ".join(text.split()))).replace("|", r"\|")
 
 
 def _use(config: ModularStarEncoderConfig) -> str:

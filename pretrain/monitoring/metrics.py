@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from mose.files.streams import make_console, progress_bar
 from mose.run_directory import LOSS_TOTAL, VALIDATION, RunDirectory
 from pretrain.model.terms.registry import TERMS
 
@@ -42,7 +43,7 @@ class MetricWriter:
         self._run = run
         self._total_steps = total_steps
         stream = sys.stderr if stream is None else stream
-        self._console = Console(file=stream, highlight=False, soft_wrap=True, markup=False)
+        self._console = make_console(file=stream, soft_wrap=True)
         run.trim(done_steps)
         # TensorBoard drops the points of a folder at `purge_step` and after, so each x-axis has a folder of its own.
         self._by_step = SummaryWriter(str(run.tensorboard), purge_step=done_steps + 1)
@@ -89,7 +90,7 @@ class MetricWriter:
 
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
+    return progress_bar(*columns, console=console)
 
 
 def console_line(step: int, total_steps: int, values: Mapping[str, float]) -> str:

@@ -6,6 +6,7 @@ import datetime
 import io
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import deepspeed
 import torch
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch._C._distributed_c10d import Store
 
 from mose.errors import MoseError
 from pretrain.config.run import OptimizerConfig, PretrainConfig
@@ -20,13 +23,21 @@ from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.zero import STATE_TAG, deepspeed_config
 
 
-def join_process_group(timeout_seconds: int) -> None:
-    """Join the group that the launcher's variables describe: NCCL with CUDA, gloo without."""
+def join_process_group(timeout_seconds: int, store: Store | None) -> None:
+    """Join the group that the launcher's variables describe: NCCL with CUDA, gloo without.
+
+    The ranks meet in `store`; without one torch opens its own, as the launcher's variables say.
+    """
     deepspeed_logger.setLevel(logging.WARNING)
     # A CPU-only op that is not used here: its build takes minutes, and a killed build leaves a lock that blocks later runs.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, timeout=datetime.timedelta(seconds=timeout_seconds), verbose=False)
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    if store is not None:
+        # deepspeed takes no store, but takes over a group that is there.
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:

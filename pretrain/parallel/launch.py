@@ -1,10 +1,14 @@
 """Start and end of a run's process groups: `initialize_parallel()` sets everything that is global to the process."""
 
+import datetime
+import errno
+import ipaddress
 import os
 import socket
 
 import torch
 from torch import distributed as dist
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from mose.errors import MoseError
 from pretrain.config.run import Layout, PretrainConfig
@@ -13,7 +17,9 @@ from pretrain.parallel.engine import join_process_group
 from pretrain.parallel.tensor import initialize_tensor_groups
 from pretrain.parallel.topology import place_of
 
-ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+# Ranks that connect at the same moment.
+_BACKLOG = 2048
 
 
 def _complete_environment() -> None:
@@ -25,7 +31,7 @@ def _complete_environment() -> None:
     if "RANK" not in os.environ and started_by_srun():
         os.environ.update({name: os.environ[slurm] for name, slurm in SLURM_NAMES.items() if slurm in os.environ})
     if "RANK" not in os.environ:
-        os.environ.update(ALONE, MASTER_PORT=str(_free_port()))
+        os.environ.update(ALONE)
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise MoseError(
@@ -33,11 +39,58 @@ def _complete_environment() -> None:
             )
 
 
-def _free_port() -> int:
-    """A port that nobody listens on, so that two runs on one machine do not join each other's group."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def open_store(timeout_seconds: int) -> Store | None:
+    """The store in which the ranks meet, which rank 0 serves on the address that MASTER_ADDR names and on no other.
+
+    torch by itself serves it on every interface of the machine, without a password: whoever reaches the port could write into
+    it. Where all ranks are on this machine, gloo and NCCL are kept on the loopback interface as well. A process without others
+    needs no socket. None where torchrun's agent serves the store.
+
+    Raises:
+        MoseError: the port is taken.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if _is_loopback(host):
+        interface = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            if interface is not None:
+                os.environ.setdefault(variable, interface)
+    if world_size == 1:
+        return HashStore()
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    listener = _listener(host, port) if rank == 0 else None
+    return TCPStore(host, port, world_size, rank == 0, timeout, master_listen_fd=listener)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether `host` is written as a loopback address: then no rank can be on another machine.
+
+    Not resolved: many machines give their own name a loopback address, and other machines know it by another one.
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listener(host: str, port: int) -> int | None:
+    """A descriptor of a socket that listens on `host` alone; None where other machines know this one by another address."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    if not _is_loopback(host) and _is_loopback(str(address[0])):
+        return None
+    with socket.socket(family, kind) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                return None
+            raise MoseError(f"MASTER_PORT: {port} of {host}: {error.strerror}; expected a free port") from error
+        return listener.detach()
 
 
 def initialize_parallel(config: PretrainConfig) -> ParallelContext:
@@ -49,7 +102,8 @@ def initialize_parallel(config: PretrainConfig) -> ParallelContext:
     layout = Layout.of(config, launched_world_size())
     _complete_environment()
     torch.set_num_threads(config.parallel.threads_per_rank)
-    join_process_group(config.parallel.collective_timeout_seconds)
+    timeout_seconds = config.parallel.collective_timeout_seconds
+    join_process_group(timeout_seconds, open_store(timeout_seconds))
     if dist.get_world_size() != layout.world_size:
         raise MoseError(f"launcher: {dist.get_world_size()} ranks joined, WORLD_SIZE says {layout.world_size}")
     return build_context(layout, _device())

@@ -19,6 +19,10 @@ from mose.errors import MoseError
         ({"log_folder": "my logs"}, "job.log_folder: 'my logs', expected a path without spaces"),
         ({"setup": ("one\ntwo",)}, "job.setup: an entry has a line break"),
         ({"sbatch_options": ("--qos long",)}, "job.sbatch_options: '--qos long', expected one option"),
+        ({"log_folder": "lo'gs"}, "job.log_folder: .*, expected a path without spaces, quotes, backslashes and %"),
+        ({"log_folder": "logs\x1b[2J"}, r"job.log_folder: 'logs\\x1b\[2J'"),
+        ({"setup": ("a\rb",)}, "job.setup: an entry has a line break or control character"),
+        ({"sbatch_options": ("--qos=a\x07",)}, "job.sbatch_options"),
     ],
 )
 def test_allocation_refuses(values: dict[str, Any], message: str) -> None:

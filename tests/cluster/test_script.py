@@ -228,3 +228,44 @@ def test_restarts_are_capped(tmp_path: Path) -> None:
     assert code == 1
     assert "not started again: 3 restarts, max_restarts is 3" in output
     assert "requeue" not in calls
+
+
+# A line break, quotes, a command, an escape of the terminal, right-to-left override, a byte that is no UTF-8.
+HOSTILE = "evil\ntouch PWNED #'\"$(touch PWNED)`touch PWNED`\x1b[2J\u202e\\\udcff.yaml"
+
+
+def hostile_scripts() -> list[str]:
+    data = DatasetFacts(HOSTILE, 10)
+    return [
+        pretrain_script(
+            PretrainJobConfig(HOSTILE, HOSTILE, (f"--data.dataset={HOSTILE}",), gpus_per_node=0, ranks_per_node=1), 8
+        ),
+        pack_script(PackJobConfig(HOSTILE), data),
+        pack_script(PackJobConfig(HOSTILE, max_array_elements=3), data),
+    ]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_name_cannot_leave_its_line_or_control_a_terminal(number: int, tmp_path: Path) -> None:
+    calm = [line.partition(" ")[0] for line in hostile_scripts()[number].replace("$'", "'").splitlines()]
+    assert "touch" not in calm
+    assert hostile_scripts()[number].replace("\n", "").isprintable()
+    assert hostile_scripts()[number].isascii()
+    # Up to what depends on SLURM: comments and settings.
+    head, _, _ = hostile_scripts()[number].partition("\n# The last checkpoint")
+    tool = "printf '%s\\0' \"$@\" > words"
+    write_tool(tmp_path, "mose-data", tool)
+    show = "\nprintf '%s\\0' \"${options[@]}\" > words\n" if "options=" in head else ""
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "3"}
+    subprocess.run(["bash", "-c", head + show], cwd=tmp_path, env=environment, check=True)
+    assert os.fsencode(HOSTILE) in (tmp_path / "words").read_bytes().split(b"\0")
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_the_merge_of_a_hostile_name_reads_that_name(tmp_path: Path) -> None:
+    write_tool(tmp_path, "mose-data", "printf '%s\\0' \"$@\" > words")
+    wrapped = finish_command(AllocationConfig(), DatasetFacts(HOSTILE, 3), "17")[-1].removeprefix("--wrap=")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", wrapped], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "words").read_bytes().split(b"\0")[:2] == [b"finish", os.fsencode(HOSTILE)]
+    assert not (tmp_path / "PWNED").exists()

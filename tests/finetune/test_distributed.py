@@ -1,7 +1,6 @@
 """Data parallelism: two gloo ranks give the gradient of one process that holds the whole batch, negatives included."""
 
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from finetune.retrieval.train import train
 from mose.checkpoint.converted_checkpoint import random_like, write_checkpoint
 from mose.dataset.pairs import write_pairs
 from mose.run_directory import RunDirectory
+from tests.distributed import free_port
 from tests.finetune.conftest import make_pairs, tiny_config
 
 PAIRS, WIDTH, EXITS, RANKS = 8, 6, 3, 2
@@ -83,10 +83,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -
 @pytest.fixture(scope="module")
 def ranks(prepared: Path) -> list[dict[str, Tensor]]:
     folder = prepared
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        ports = (one.getsockname()[1], other.getsockname()[1])
+    ports = (free_port(), free_port())
     multiprocessing.spawn(work, args=(ports, str(folder)), nprocs=RANKS)
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(RANKS)]
 

@@ -100,3 +100,22 @@ def test_debug_raises() -> None:
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 2
     assert "COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("show", "--name", "s3://KEY:SECRET@bucket/x"), "name: 's3://***@bucket/x' holds a credential"),
+        (("show", "--shape.width", "https://u:SECRET@h/"), "https://***@h/"),
+        (("show", "--config", "https://SECRET@h/a.yaml"), "https://***@h/a.yaml"),
+        (("show", "--config", "\x1b[2J\u202e.yaml"), "\\x1b[2J\\u202e.yaml"),
+    ],
+)
+def test_no_error_shows_a_credential_or_controls_the_terminal(
+    words: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert expected in error
+    assert not {"SECRET", "\x1b", "\u202e"} & {error[i : i + n] for n in (1, 6) for i in range(len(error))}

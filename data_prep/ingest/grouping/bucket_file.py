@@ -7,6 +7,7 @@ F: files (rows) of a table.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,6 +71,9 @@ class BucketWriter:
         """Write the buffered rows; returns the batches of the file."""
         self._flush()
         self._writer.close()
+        # The list that marks this file as finished is on the disk at once; without this, a power cut could leave it alone there.
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
         return self.batches
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 from rich.table import Table
 
 from data_prep.console import counted, show_progress
@@ -31,6 +30,7 @@ from mose.dataset.packed_sequence import SpecialTokens
 from mose.errors import MoseError
 from mose.files.safe_path import path_inside
 from mose.files.storage import is_local, storage_path
+from mose.files.streams import make_console
 from mose.tokenizer import load_tokenizer
 
 _SHOWN_SHARDS = 20
@@ -178,7 +178,7 @@ def print_plan(hits: Sequence[ShardHits]) -> None:
         table.add_row(found.entry.path, *counts)
     if len(hits) > _SHOWN_SHARDS:
         table.add_row(f"{len(hits) - _SHOWN_SHARDS} more shards", "", "", "", "", "")
-    Console(highlight=False).print(table)
+    make_console().print(table)
 
 
 def summary_lines(removal: RemovalList, done: Removal) -> list[str]:

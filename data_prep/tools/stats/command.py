@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 from rich.table import Table
 
-from data_prep.console import escaped
 from data_prep.shards.summary import cautions, print_cautions, print_overview, print_summary
 from data_prep.tools.removal.journal import read_removed
 from data_prep.tools.stats.charts import Section
@@ -20,6 +18,7 @@ from mose.dataset.manifest import Manifest, read_manifest
 from mose.errors import MoseError
 from mose.files.atomic_file import write_text
 from mose.files.storage import storage_path
+from mose.files.streams import escaped, make_console
 
 SUFFIXES = (".html", ".png")
 
@@ -31,7 +30,7 @@ def page_title(dataset: Path) -> str:
 
 def print_sections(sections: Sequence[Section]) -> None:
     """Print the table of each section."""
-    console = Console(highlight=False, markup=False)
+    console = make_console()
     for section in sections:
         table = Table(title=section.title, title_justify="left", caption=None)
         for number, name in enumerate(section.header):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.console import escaped
 from data_prep.tools.stats.charts import Bars, Histogram, Section, amount
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_write
+from mose.files.streams import escaped
 
 # Imported late, because matplotlib takes most of a second to import and only `--output` needs it.
 if TYPE_CHECKING:

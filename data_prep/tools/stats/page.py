@@ -3,9 +3,9 @@
 import html
 from collections.abc import Sequence
 
-from data_prep.console import escaped
 from data_prep.tools.stats.charts import Section
 from data_prep.tools.stats.drawing import draw_svg
+from mose.files.streams import escaped
 
 _STYLE = """
 body { font: 15px/1.45 sans-serif; color: #222; background: #fff; max-width: 1180px; margin: 2em auto; padding: 0 1em; }

@@ -96,7 +96,7 @@ def test_a_terminal_gets_a_table_of_some_lines_and_how_many_there_are(tmp_path: 
     write_log(tmp_path, 0, [("o/r", "/[bold]/a.py", "0" * 40, "licence", 12345, "GPL-3.0-only"), *LINES * 10])
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120, highlight=False)
-    monkeypatch.setattr(dropped, "Console", lambda **_: console)
+    monkeypatch.setattr(dropped, "make_console", lambda **_: console)
     print_dropped(tmp_path, "", 0)
     text = screen.getvalue()
     assert all(word in text for word in ("/[bold]/a.py", "licence", "12,345", "GPL-3.0-only"))

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from data_prep.cli import commands
-from data_prep.console import escaped, visible
+from data_prep.console import visible
 from data_prep.execution.pack import pack_dataset
 from data_prep.shards.rows import key_of, locate, row_of_key
 from data_prep.sources.registry import SourcesConfig
@@ -22,6 +22,7 @@ from mose.command import run_command
 from mose.dataset.manifest import read_manifest
 from mose.errors import MoseError
 from mose.files.storage import storage_path
+from mose.files.streams import escaped
 from mose.tokenizer import load_tokenizer
 from tests.data_prep.repositories import make_config
 

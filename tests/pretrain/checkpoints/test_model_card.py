@@ -1,5 +1,7 @@
 """Covers the model card: the run's facts, the last losses up to the checkpoint, parameters of each exit, valid front matter."""
 
+import dataclasses
+
 import yaml
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
@@ -54,3 +56,13 @@ def test_the_licence_is_left_to_the_user() -> None:
 def test_a_model_of_one_exit_needs_no_keyword() -> None:
     cut = ModularStarEncoderConfig(**{**CONFIG.to_dict(), "num_hidden_layers": 1, "matryoshka_layers": [1]})
     assert "exit_layer" not in model_card(cut, FACTS)
+
+
+def test_a_name_is_neither_html_nor_a_cell_of_its_own() -> None:
+    hostile = dataclasses.replace(
+        FACTS, name="<img src=x onerror=alert(1)>", dataset="a|b\n# c\x1b[2J\u202e s3://k:secret@bucket"
+    )
+    card = model_card(CONFIG, hostile)
+    assert "<img" not in card
+    assert "\n# c" not in card
+    assert r"a\|b # c\x1b[2J\u202e s3://***@bucket" in card
