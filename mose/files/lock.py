@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from mose.errors import MoseError
-from mose.files.atomic_file import temporary_path, write_json
+from mose.files.atomic_file import named_errors, temporary_path, write_json
 from mose.files.storage import is_local
 
 HEARTBEAT_SECONDS = 10.0
@@ -114,7 +114,12 @@ def read_holder(path: Path, kind: type[AnyHolder]) -> AnyHolder | None:
 def living_holder(path: Path) -> Holder | None:
     """The living process that holds a lock file, or None: no process holds it, or the one that did is dead."""
     holder = read_holder(path, Holder)
-    return holder if holder is not None and holder.is_alive(time.time()) else None
+    if holder is None:
+        return None
+    with contextlib.suppress(FileNotFoundError):
+        # Alive by either clock, that of its machine or that of the file system.
+        holder = dataclasses.replace(holder, heartbeat=max(holder.heartbeat, path.stat().st_mtime))
+    return holder if holder.is_alive(time.time()) else None
 
 
 class Lock(contextlib.AbstractContextManager["Lock[AnyHolder]"], Generic[AnyHolder]):
@@ -127,8 +132,12 @@ class Lock(contextlib.AbstractContextManager["Lock[AnyHolder]"], Generic[AnyHold
     error: type[HeldError] = HeldError
     """What is raised where another process holds the lock."""
 
-    def __init__(self, path: Path, label: str, expected: str, record: AnyHolder):
-        """`label` begins every message and `expected` ends it, e.g. `runs/base` and `one process per run directory`."""
+    def __init__(self, path: Path, label: str, expected: str, record: AnyHolder, *, leave_empty: bool = True):
+        """`label` begins every message and `expected` ends it, e.g. `runs/base` and `one process per run directory`.
+
+        Without `leave_empty`, a folder that was made for the lock is removed with it if nothing else was put there.
+        """
+        self._leave_empty, self._made_folder = leave_empty, False
         self._path, self._label, self._expected, self._record = path, label, expected, record
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lock {path.name}", daemon=True)
@@ -140,6 +149,7 @@ class Lock(contextlib.AbstractContextManager["Lock[AnyHolder]"], Generic[AnyHold
         Raises:
             HeldError: a living process holds it, or took it in the same moment.
         """
+        self._made_folder = is_local(self._path) and not self._path.parent.exists()
         self._acquire()
         self._thread.start()
         return self
@@ -148,6 +158,9 @@ class Lock(contextlib.AbstractContextManager["Lock[AnyHolder]"], Generic[AnyHold
         self._ended.set()
         self._thread.join()
         self._release()
+        if self._made_folder and not self._leave_empty:
+            with contextlib.suppress(OSError):
+                self._path.parent.rmdir()
 
     def check(self) -> None:
         """Call before writing what a second writer could spoil.
@@ -249,7 +262,12 @@ class Lock(contextlib.AbstractContextManager["Lock[AnyHolder]"], Generic[AnyHold
     def _write_temporary(self) -> Path:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(self._path)
-        temporary.write_text(json.dumps(dataclasses.asdict(self._record), indent=1) + "\n", "utf-8")
+        try:
+            with named_errors(self._path):
+                temporary.write_text(json.dumps(dataclasses.asdict(self._record), indent=1) + "\n", "utf-8")
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         return temporary
 
     def _read(self) -> AnyHolder | None:
@@ -265,8 +283,8 @@ class Lock(contextlib.AbstractContextManager["Lock[AnyHolder]"], Generic[AnyHold
 
 
 def lock_file(path: Path, label: str, expected: str) -> Lock[Holder]:
-    """A lock on `path` for a `with` block; see `Lock`."""
-    return Lock(path, label, expected, Holder.of_this_process())
+    """A lock on `path` for a `with` block; see `Lock`. A folder that holds nothing but the lock goes with it."""
+    return Lock(path, label, expected, Holder.of_this_process(), leave_empty=False)
 
 
 def process_start(pid: int) -> str | None:

@@ -7,6 +7,7 @@ leaves about skipped steps, that it gives up after too many, and that `mose-pret
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,36 @@ def test_a_signal_only_sets_a_flag_inside_the_block() -> None:
         signal.raise_signal(signal.SIGUSR1)
         assert stop.requested
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_ctrl_c_asks_once_and_ends_the_process_the_second_time() -> None:
+    code = "\n".join(
+        [
+            "import os, signal",
+            "from pretrain.parallel.stop_signal import StopSignal",
+            "with StopSignal() as stop:",
+            "    os.kill(os.getpid(), signal.SIGHUP)",
+            "    print(stop.requested)",
+            "    os.kill(os.getpid(), signal.SIGINT)",
+            "    print(stop.reason, flush=True)",
+            "    os.kill(os.getpid(), signal.SIGINT)",
+            "    print('still here')",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout.splitlines() == ["True", "by a signal"]
+    assert done.stderr == "Ctrl-C: this step is finished and a checkpoint saved; again: ends at once\n"
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.soak
