@@ -109,9 +109,8 @@ def test_ranks_meet_in_counts_the_last_backward_and_saves() -> None:
 
 def test_a_slow_start_is_not_called_a_hang() -> None:
     start = [report(rank, Mark(), 900.0) for rank in range(2)]
-    assert explain(start, (), (), 1).endswith(
-        "none is behind: a slow start (data, a checkpoint, compilation), or a device or the network hangs"
-    )
+    hint = "none is behind: a slow start (data, a checkpoint, compilation), or a device or the network hangs"
+    assert explain(start, (), (), 1).endswith(hint)
     first_step = [report(rank, Mark(40, FORWARD), 900.0) for rank in range(2)]
     assert "a slow start" in explain(first_step, (), (), 1, starting=True)
     assert "a slow start" not in explain(first_step, (), (), 1)
