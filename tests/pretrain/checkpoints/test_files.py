@@ -348,3 +348,26 @@ def test_full_disk_leaves_the_last_good_checkpoint_and_one_line(run: Path, tmp_p
 def test_saving_says_how_long_training_stood_still(run: Path) -> None:
     outcome = run_forked(*train(run))
     assert "checkpoint step-000008: 1.2 MB written in " in outcome.output
+
+
+def test_a_rank_that_was_killed_during_a_save_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:50312"
+
+    class Abandoned:
+        def save(self, folder: Path) -> None:
+            raise RuntimeError(gloo)
+
+    store = save_steps(tmp_path, 2)
+    # The caller turns it into a line that names the rank.
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        store.save(Abandoned(), Progress(4, 32, 400))  # type: ignore[arg-type]
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-000002"
+
+
+def test_only_torchs_file_writer_suggests_a_full_disk(tmp_path: Path) -> None:
+    class Broken:
+        def save(self, folder: Path) -> None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(MoseError, match="could not be written: torch says: CUDA error"):
+        save_steps(tmp_path, 2).save(Broken(), Progress(4, 32, 400))  # type: ignore[arg-type]
