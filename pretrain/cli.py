@@ -86,6 +86,11 @@ def _train(parsed: Namespace) -> int | None:
         if os.environ.get("RANK", "0") == "0":
             print(f"mose-pretrain: {error}", file=sys.stderr, flush=True)
         return DIVERGED
+    except BrokenPipeError:
+        # The reader of our output has exited. 0, as other commands return, would say that the run is finished.
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 1
     except MoseError:
         # Usually every rank finds the same fault in the same files. Rank 0 reports it at once and the launcher ends the others; a
         # rank that is still alive after the wait has found a fault of its own, and reports it.

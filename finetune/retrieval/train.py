@@ -50,8 +50,7 @@ def train(config: RetrievalConfig) -> None:
     """
     device = pick_device(config.device)
     with process_group(device) as world, contextlib.ExitStack() as held:
-        if world.is_first:
-            held.enter_context(RunDirectory(Path(config.output)).hold())
+        lock = held.enter_context(RunDirectory(Path(config.output)).hold()) if world.is_first else None
         if config.batch_pairs % world.size:
             raise MoseError(f"batch_pairs: {config.batch_pairs}, expected a multiple of the {world.size} ranks")
         pairs = read_pair_files(config.pair_files, "train")
@@ -63,6 +62,8 @@ def train(config: RetrievalConfig) -> None:
         log = TrainingLog.open(config, trainer.exit_layers) if world.is_first else None
         for step in range(config.steps):
             report = trainer.step(examples.at(step), step)
+            if lock is not None:
+                lock.check()
             if log is not None:
                 log.add(step + 1, report)
             watch.add(step + 1, report.loss, report.pairs)
