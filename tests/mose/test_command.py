@@ -119,3 +119,11 @@ def test_no_error_shows_a_credential_or_controls_the_terminal(
     assert error.count("\n") == 1
     assert expected in error
     assert not {"SECRET", "\x1b", "\u202e"} & {error[i : i + n] for n in (1, 6) for i in range(len(error))}
+
+
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: Namespace) -> None:
+        raise KeyboardInterrupt
+
+    assert run_command("p", "", {"x": Command("X.", lambda _: None, interrupted)}, ["x"]) == 130
+    assert capsys.readouterr().err == "p: interrupted\n"
