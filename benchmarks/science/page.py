@@ -11,7 +11,7 @@ from benchmarks.science.plots import draw_part
 from benchmarks.science.results import Comparison, Results, Row, seconds_by_job
 from benchmarks.science.study import ABLATIONS, ICC_NSP, PRETRAINED, SELF_DISTILLED, StudyConfig, file_stem
 from finetune.evaluation.metrics import MIN_GROUPS
-from finetune.evaluation.table import signed_score_cell
+from finetune.evaluation.table import MISSING, score_cell, signed_score_cell
 from mose.errors import MoseError
 from mose.files.atomic_file import write_text
 
@@ -31,8 +31,8 @@ PAPER = {
     ABLATIONS: "Not tried, but for the single exits, which it fine-tunes and does not pre-train (section 6.3).",
 }
 ARMS = {
-    ICC: "pre-trained (ICC), all exits",
-    RANDOM: "random weights, all exits",
+    ICC: "pre-trained with ICC",
+    RANDOM: "random weights",
     NSP: "pre-trained with NSP",
     "cut": "the same exit fine-tuned alone",
     "alone": "each exit pre-trained alone",
@@ -82,7 +82,11 @@ def _verdict(comparison: Comparison) -> str:
         low, high = row.difference["mrr"].interval
         kinds["better" if low > 0 else "worse" if high < 0 else "no difference shown"].append(row.exit)
     found = "; ".join(f"{kind} at exit{'s' * (len(exits) > 1)} {', '.join(exits)}" for kind, exits in kinds.items() if exits)
-    return f"{ARMS[comparison.first].capitalize()}, against {ARMS[comparison.second]}: {found} (MRR)."
+    return f"{_capital(ARMS[comparison.first])} against {ARMS[comparison.second]}: {found} (MRR)."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _head(study: StudyConfig) -> str:
@@ -137,9 +141,9 @@ def _pretraining(results: Results) -> str:
     for seed in results.study.seeds:
         report = results.held_out(seed, ICC)
         for name, row in (report or {"exits": {}})["exits"].items():
-            task = f"{row['icc_accuracy']:.3f} [{row['icc_interval'][0]:.3f}, {row['icc_interval'][1]:.3f}]"
-            unigram, majority = report["unigram_cross_entropy"], report["icc_majority_rate"]
-            lines.append(f"| {seed} | {name} | {row['mlm']:.3f} | {unigram:.3f} | {task} | {majority:.3f} |")
+            task, majority = _accuracy(row, "icc"), report.get("icc_majority_rate", 0.0)
+            level = report["unigram_cross_entropy"]
+            lines.append(f"| {seed} | {name} | {row['mlm']:.3f} | {level:.3f} | {task} | {majority:.3f} |")
     lines.append("")
     for seed, reason in results.gates().items():
         lines.append(
@@ -149,14 +153,31 @@ def _pretraining(results: Results) -> str:
         "",
         "A seed whose deepest exit is at chance takes no part in ICC against NSP: a task that was not learnt has no effect to",
     ]
-    return "\n".join([*lines, "measure."])
+    return "\n".join([*lines, "measure.", *_references(results)])
+
+
+def _references(results: Results) -> list[str]:
+    """What lexical baselines and a bag of embeddings, trained on the same pairs, reach on the same queries."""
+    found = (results.scores(seed, ICC) for seed in results.study.seeds)
+    scores = next((evaluation for evaluation in found if evaluation), None)
+    if scores is None:
+        return []
+    cells = ", ".join(f"{name} {score_cell(row.mrr)}" for name, row in scores.baselines.items())
+    return ["", f"References on the held-out queries, MRR: {cells}, chance {scores.chance_mrr:.4f}."]
+
+
+def _accuracy(row: dict[str, Any], task: str) -> str:
+    if f"{task}_accuracy" not in row:
+        return MISSING
+    low, high = row[f"{task}_interval"]
+    return f"{row[f'{task}_accuracy']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _section(results: Results, part: str, comparisons: Sequence[Comparison], picture: Path) -> str:
     lines = [f"## {TITLES[part]}", "", f"Paper: {PAPER[part]}", "", "This study:", ""]
     lines += [f"- {sentence}" for sentence in findings(results, part, comparisons)]
     if part == ICC_NSP:
-        lines += ["", *_equal_tokens(results)]
+        lines += _equal_tokens(results)
     for comparison in comparisons:
         lines += ["", *_table(comparison)]
     if comparisons:
@@ -168,7 +189,7 @@ def _table(comparison: Comparison) -> list[str]:
     where = f"`{file_stem(comparison.file)}`" if comparison.file else HELD_OUT_PAIRS
     first, second = ARMS[comparison.first], ARMS[comparison.second]
     title = (
-        f"{first.capitalize()}, against {second}; {where}: {comparison.queries:,} queries of {comparison.repositories:,} "
+        f"{_capital(first)} against {second}; {where}: {comparison.queries:,} queries of {comparison.repositories:,} "
         f"repositories, {comparison.candidates:,} candidates each."
     )
     head = ["exit", "seeds", f"MRR, {first}", f"MRR, {second}", "difference of MRR", "difference of recall@1"]
@@ -182,7 +203,7 @@ def _cells(row: Row, losses: bool) -> list[str]:
     sides = [_mean_and_range(side["mrr"]) for side in (row.first, row.second)]
     cells = [row.exit, str(len(row.seeds)), *sides, *(signed_score_cell(row.difference[name]) for name in ("mrr", "recall_at_1"))]
     if losses:
-        cells.append(" / ".join(f"{statistics.fmean(side):.3f}" if side else "-" for side in row.masked_tokens))
+        cells.append(" / ".join(f"{statistics.fmean(side):.3f}" if side else MISSING for side in row.masked_tokens))
     return cells
 
 
@@ -198,19 +219,20 @@ def _equal_tokens(results: Results) -> list[str]:
         if not tokens[NSP] or own is None:
             continue
         name, row = max(own["exits"].items())
-        accuracy = f"{row['nsp_accuracy']:.3f} [{row['nsp_interval'][0]:.3f}, {row['nsp_interval'][1]:.3f}]"
         lines.append(
             f"- seed {seed}: {tokens[ICC]:,} real tokens with ICC, {tokens[NSP]:,} with NSP; NSP accuracy at exit {name} "
-            f"{accuracy}, the more frequent label has {own['nsp_majority_rate']:.3f}"
+            f"{_accuracy(row, NSP)}, the more frequent label has {own['nsp_majority_rate']:.3f}"
         )
     return lines
 
 
 def _limits(study: StudyConfig) -> str:
     seeds = len(study.seeds)
+    few = f"{seeds} seeds: drawing from {seeds} values gives {seeds - 1}/{seeds} of their variance, so intervals are too narrow."
+    one = "One seed: no interval knows how much another seed would change."
     return f"""## Limits
 
-- {seeds} seeds: drawing from {seeds} values gives {seeds - 1}/{seeds} of their variance, so intervals are somewhat too narrow.
+- {few if seeds > 1 else one}
 - One split of repositories, one tokenizer. The data are the packages installed on the machine, Python alone.
 - Several exits and files are compared and no interval is corrected for their number: expect one of 20 to miss 0 by chance.
 - NSP rows hold two segments and fewer tokens than rows of many snippets; both runs see the same number of real tokens in about as

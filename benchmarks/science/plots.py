@@ -43,7 +43,7 @@ def _draw_sides(axes: Axes, comparisons: Sequence[Comparison], exits: Sequence[s
             axes.plot([place] * len(value), value, "_", color=line.get_color(), markersize=9, alpha=0.7)
     axes.set(title="MRR on held-out repositories: mean (dot) and each seed (dash)", xlabel="exit", ylabel="MRR")
     axes.set_ylim(bottom=0)
-    _finish(axes, exits)
+    _finish(axes, exits, legend="lower left")
 
 
 def _draw_differences(axes: Axes, comparisons: Sequence[Comparison], exits: Sequence[str], names: Mapping[str, str]) -> None:
@@ -57,15 +57,16 @@ def _draw_differences(axes: Axes, comparisons: Sequence[Comparison], exits: Sequ
         axes.errorbar(places, [score.value for score in scores], yerr=[below, above], fmt="o", capsize=3, label=label)
     axes.axhline(0, color="0.4", linewidth=1)
     axes.set(title="Paired difference of MRR, 95 % interval", xlabel="exit", ylabel="difference of MRR")
-    _finish(axes, exits)
+    axes.margins(y=0.3)
+    _finish(axes, exits, legend="best")
 
 
 def _offset(number: int, count: int) -> float:
     return (number - (count - 1) / 2) * min(_STEP, 0.8 / max(1, count))
 
 
-def _finish(axes: Axes, exits: Sequence[str]) -> None:
+def _finish(axes: Axes, exits: Sequence[str], legend: str) -> None:
     axes.set_xticks(range(len(exits)), exits)
     axes.margins(x=0.15)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc=legend)

@@ -12,7 +12,8 @@ from mose.dataset.pairs import Pair
 from mose.errors import MoseError
 
 LANGUAGE = "Python"
-_NAME = re.compile(r"\b(?:def|function|func|fn|class)\s+(\w+)|(\w+)\s*\(")
+# A definition is looked for first: the first name before a bracket may be a decorator's.
+_NAMES = (re.compile(r"^\s*(?:async\s+)?(?:def|function|func|fn)\s+(\w+)", re.MULTILINE), re.compile(r"(\w+)\s*\("))
 AnyFunction = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -27,9 +28,9 @@ class Function:
 
 
 def function_of_pair(pair: Pair) -> Function:
-    """The code side of a pair; its name is the first one that is defined in it, or else called."""
-    found = _NAME.search(pair.code_a)
-    name = (found[1] or found[2]) if found else pair.code_a.split("\n")[0]
+    """The code side of a pair; its name is the first one that it defines, or else the first one before a bracket."""
+    found = next((match for pattern in _NAMES if (match := pattern.search(pair.code_a))), None)
+    name = found[1] if found else pair.code_a.split("\n")[0]
     return Function(name, pair.code_a, pair.lang_a, f"{pair.repository} {pair.path}".strip())
 
 

@@ -68,7 +68,7 @@ def test_a_folder_without_functions_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "name"),
     [
-        ("@x\ndef parse_it(a):\n    return a", "parse_it"),
+        ("@lru_cache(256)\ndef parse_it(a):\n    return a", "parse_it"),
         ("public static Date addHours(final Date date) { return f(date); }", "addHours"),
         ("function readFile(x) {}", "readFile"),
         ("just text", "just text"),
