@@ -9,7 +9,7 @@ from pathlib import Path
 from mose.config import save_config
 from mose.dataset.packed_sequence import TOKENS, SpecialTokens
 from mose.errors import MoseError
-from mose.files.atomic_file import file_sha256
+from mose.files.atomic_file import file_sha256, named_errors
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.run_directory import LOSS_TOTAL, RunDirectory
 from mose.schedule import learning_rate
@@ -151,7 +151,8 @@ def prepare_run_directory(
             record_changes(run.path / CHANGES_NAME, selection)
         save_config(config, run.config)
         run.write_versions(attention_backend=attention_backend(config, context.device), **{DIGEST: file_sha256(run.config)})
-        data.tokenizer.copy_to(run.path)
+        with named_errors(run.path):
+            data.tokenizer.copy_to(run.path)
         run.write_saved(selection.checkpoint.name if selection is not None else None)
     context.barrier()
 

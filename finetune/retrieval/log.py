@@ -13,6 +13,7 @@ from finetune.config import RetrievalConfig
 from finetune.retrieval.loss import RetrievalLoss
 from finetune.retrieval.optimization import learning_rate
 from mose.config import save_config
+from mose.files.atomic_file import named_errors
 from mose.files.streams import make_console, progress_bar
 from mose.run_directory import LOSS_TOTAL, RunDirectory, exit_scalar
 
@@ -68,8 +69,9 @@ class TrainingLog:
         scalars = self.means(step)
         self.last = {"step": step, **scalars}
         self.run.append_metrics(self.last)
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, step)
+        with named_errors(self.run.tensorboard):
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, step)
         self.progress.console.print(console_line(step, self.config.steps, scalars), highlight=False, soft_wrap=True)
 
     def means(self, step: int) -> dict[str, float]:
@@ -91,7 +93,8 @@ class TrainingLog:
     def close(self) -> None:
         """Flush TensorBoard and remove the progress bar."""
         self.progress.stop()
-        self.writer.close()
+        with named_errors(self.run.tensorboard):
+            self.writer.close()
 
 
 def console_line(step: int, steps: int, scalars: dict[str, float]) -> str:

@@ -28,6 +28,7 @@ from finetune.retrieval.prompts import Prompt, encode_prompts
 from mose.checkpoint.converted_checkpoint import load_pretrained, random_like, retrieval_from_pretrained, write_checkpoint
 from mose.dataset.packed_sequence import TOKENS
 from mose.errors import MoseError
+from mose.files.atomic_file import named_errors
 from mose.model.attention_mose import TORCH_VARLEN, choose_backend
 from mose.model.exits import exit_weights
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
@@ -86,7 +87,8 @@ def finish(config: RetrievalConfig, trainer: "Trainer", log: TrainingLog) -> Non
     }
     log.close()
     folder = Path(config.output) / CHECKPOINT_NAME
-    write_checkpoint(folder, trainer.model, Path(config.checkpoint), facts)
+    with named_errors(folder):
+        write_checkpoint(folder, trainer.model, Path(config.checkpoint), facts)
     print(f"checkpoint: {folder}")
 
 

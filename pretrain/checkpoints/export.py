@@ -17,7 +17,7 @@ from mose.checkpoint.exit_selection import ExitSlice, ModelClass, select_exit, w
 from mose.checkpoint.published_checkpoint import PUBLISHED_DTYPE, describe_published, published_selection
 from mose.checkpoint.safetensors_file import WEIGHTS_NAME, WeightFiles
 from mose.errors import MoseError
-from mose.files.atomic_file import atomic_folder, write_json
+from mose.files.atomic_file import atomic_folder, named_errors, write_json
 from mose.files.lock import Holder, Lock, lock_file
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
@@ -82,7 +82,12 @@ def export_run(run_folder: Path, output: Path, request: ExportRequest) -> dict[s
     """
     if output.exists():
         raise MoseError(f"{output}: already exists; a checkpoint is never overwritten")
-    with _held(output), open_source(run_folder, request.step) as source, atomic_folder(output) as temporary:
+    with (
+        named_errors(output),
+        _held(output),
+        open_source(run_folder, request.step) as source,
+        atomic_folder(output) as temporary,
+    ):
         exits = tuple(source.config.exit_layers) if request.all_exits else request.exits
         several = request.all_exits or len(exits) > 1
         selections = {

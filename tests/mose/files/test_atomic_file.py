@@ -1,5 +1,6 @@
 """Atomic files and folders: whole or not at all, and nothing temporary stays after an error."""
 
+import errno
 import hashlib
 import io
 import os
@@ -17,6 +18,7 @@ from mose.files.atomic_file import (
     atomic_folder,
     atomic_write,
     file_sha256,
+    named_errors,
     temporary_path,
     write_json,
     write_text,
@@ -102,3 +104,10 @@ def test_a_full_disk_names_the_file_that_was_being_written(tmp_path: Path) -> No
         file = io.BufferedWriter(_NamedFile(tmp_path / "shard.tar", Path("/dev/full")))
         file.write(b"x" * 100_000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_without_a_file_gets_one_and_one_with_a_file_keeps_it(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device: 'run/tensorboard'"), named_errors(Path("run/tensorboard")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left on device: 'shard'"), named_errors(Path("run/tensorboard")):
+        raise OSError(errno.ENOSPC, "No space left on device", "shard")
