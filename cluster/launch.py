@@ -13,6 +13,7 @@ from cluster.config import PackJobConfig, PretrainJobConfig
 from cluster.script import DatasetFacts, finish_command, pack_script, pretrain_script
 from mose.errors import MoseError
 from mose.files.atomic_file import write_text
+from mose.run_directory import RunDirectory
 
 
 def render_pretrain(config: PretrainJobConfig) -> str:
@@ -49,8 +50,9 @@ def launch_pretrain(config: PretrainJobConfig) -> str:
     """Write the script into the log folder and submit it; returns the job number.
 
     Raises:
-        MoseError: see `render_pretrain`; or sbatch is missing or refuses the job.
+        MoseError: see `render_pretrain`; a process works on the run; or sbatch is missing or refuses the job.
     """
+    RunDirectory(Path(config.output)).require_free()
     return _submit_script(render_pretrain(config), config.job.log_folder, config.job.name)
 
 

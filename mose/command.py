@@ -17,6 +17,8 @@ BAD_INPUT = 2
 DIVERGED = 3
 # EX_TEMPFAIL of sysexits.h: a run that received a stop signal and saved; the same command resumes it. SLURM can requeue on it.
 STOPPED = 75
+# 128 + SIGINT, as shells report a program that Ctrl-C ended.
+INTERRUPTED = 130
 Config = TypeVar("Config")
 
 
@@ -47,6 +49,11 @@ def run_command(program: str, description: str, commands: dict[str, Command], ar
         # The reader of our output (head, less) has exited. Without this, Python would fail once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"{program}: interrupted", file=sys.stderr, flush=True)
+        return INTERRUPTED
     except (MoseError, ArgumentError, OSError) as error:
         if debug:
             raise

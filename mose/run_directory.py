@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from mose.errors import MoseError
-from mose.files.atomic_file import write_json, write_text
+from mose.files.atomic_file import named_errors, write_json, write_text
+from mose.files.lock import Holder, Lock, living_holder, lock_file
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy", "flash-attn", "mose-at-scale")
 VALIDATION = "validation/"
 LOSS_TOTAL = "loss/total"
+_ONE_WRITER = "one process at a time per run directory"
 
 
 def exit_scalar(kind: str, exit_layer: int, term: str) -> str:
@@ -68,6 +70,17 @@ class RunDirectory:
         return self.path / "heartbeat.json"
 
     @property
+    def lock(self) -> Path:
+        """The process that writes into this directory, with a heartbeat; only while it does."""
+        return self.path / "lock.json"
+
+    @property
+    def saved(self) -> Path:
+        """The newest checkpoint that the run has written, or null: it outlives `checkpoints/`, so that a run whose checkpoints
+        are gone is told apart from one that was killed before its first."""
+        return self.path / "saved.json"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per checkpoint, `step-000100`."""
         return self.path / "checkpoints"
@@ -76,15 +89,56 @@ class RunDirectory:
         """The folder of the checkpoint after `step` steps."""
         return self.checkpoints / checkpoint_name(step)
 
+    def hold(self) -> Lock[Holder]:
+        """A lock for a `with` block, in which no other process trains, fine-tunes or exports into the directory.
+
+        Entering it makes the directory, and raises MoseError where another process holds it.
+
+        Raises:
+            MoseError: the directory is a link to one that is not there.
+        """
+        self._require_target()
+        return lock_file(self.lock, str(self.path), _ONE_WRITER)
+
+    def require_free(self) -> None:
+        """Check that no living process holds the directory; writes nothing.
+
+        Raises:
+            MoseError: one does; the message names it.
+        """
+        if holder := living_holder(self.lock):
+            raise MoseError(f"{self.path}: {holder}: works on it; expected {_ONE_WRITER}")
+
+    def write_saved(self, checkpoint: str | None) -> None:
+        """Record the name of the newest checkpoint, or that there is none yet."""
+        write_json(self.saved, {"checkpoint": checkpoint})
+
+    def read_saved(self) -> tuple[bool, str | None]:
+        """Whether saved.json says anything, and the checkpoint that it names; runs of early versions have no such file."""
+        try:
+            values = json.loads(self.saved.read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return False, None
+        if not isinstance(values, dict) or "checkpoint" not in values:
+            return False, None
+        name = values["checkpoint"]
+        return (True, name) if name is None or isinstance(name, str) else (False, None)
+
+    def _require_target(self) -> None:
+        if self.path.is_symlink() and not self.path.exists():
+            raise MoseError(f"{self.path}: is a link to {self.path.readlink()}, which is not there; expected it mounted")
+
     def create(self, resume: bool = False) -> None:
         """Make the directory. With `resume` it may hold a run, which then continues; otherwise a new run starts.
 
         Raises:
             MoseError: it holds a run and `resume` was not asked for, or it is not a directory.
         """
+        self._require_target()
         if self.path.exists() and not self.path.is_dir():
             raise MoseError(f"{self.path}: is a file, expected a run directory or a name that is free")
-        held = [path.name for path in (self.config, self.metrics, self.checkpoints) if path.exists()]
+        held = [path.name for path in (self.config, self.metrics, self.checkpoints) if os.path.lexists(path)]
+        held = held or [path.name for path in (self.heartbeat, self.skipped, self.saved) if path.exists()]
         if held and not resume:
             raise MoseError(f"{self.path}: holds another run ({', '.join(held)}); expected a new directory, or resume")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -154,7 +208,7 @@ def finite_or_none(value: Any) -> Any:
 def _append_line(path: Path, values: Mapping[str, Any]) -> None:
     plain = {name: finite_or_none(value) for name, value in values.items()}
     line = json.dumps({"step": plain.pop("step"), **plain}, allow_nan=False)
-    with path.open("a", encoding="utf-8") as file:
+    with named_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 

@@ -60,7 +60,10 @@ def _add_train(parser: ArgumentParser) -> None:
 
 def _train(parsed: Namespace) -> int | None:
     from pretrain.parallel.context import choose_accelerator
+    from pretrain.parallel.launcher import launcher_processes
 
+    # Before the imports below, which take seconds: a launcher that ends meanwhile is noticed, too.
+    launcher = launcher_processes()
     config = read_config(parsed, PretrainConfig)
     if parsed.dry_run:
         return _dry_run(config, parsed.ranks)
@@ -78,11 +81,16 @@ def _train(parsed: Namespace) -> int | None:
 
     profiling = ProfileRequest(parsed.profile_steps, tuple(parsed.profile_ranks))
     try:
-        finished = train(config, ResumeRequest(parsed.resume, tuple(parsed.allow_change)), profiling)
+        finished = train(config, ResumeRequest(parsed.resume, tuple(parsed.allow_change)), profiling, launcher)
     except DivergedError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"mose-pretrain: {error}", file=sys.stderr, flush=True)
         return DIVERGED
+    except BrokenPipeError:
+        # The reader of our output has exited. 0, as other commands return, would say that the run is finished.
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 1
     except MoseError:
         # Usually every rank finds the same fault in the same files. Rank 0 reports it at once and the launcher ends the others; a
         # rank that is still alive after the wait has found a fault of its own, and reports it.

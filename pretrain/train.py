@@ -9,15 +9,18 @@ from pathlib import Path
 from mose.config import save_config
 from mose.dataset.packed_sequence import TOKENS, SpecialTokens
 from mose.errors import MoseError
+from mose.files.atomic_file import file_sha256
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.run_directory import LOSS_TOTAL, RunDirectory
 from mose.schedule import learning_rate
 from pretrain.analysis.estimate import shape_of
 from pretrain.analysis.validation import validate
+from pretrain.checkpoints.beginning import say_position, sole_writer
 from pretrain.checkpoints.files import CHANGES_NAME, latest_checkpoint
 from pretrain.checkpoints.probe import run_probe
 from pretrain.checkpoints.run_state import DivergedError, Progress
 from pretrain.checkpoints.store import NEVER, CheckpointStore, ResumePoint, ResumeRequest, record_changes
+from pretrain.config.frozen import DIGEST
 from pretrain.config.identity import config_values
 from pretrain.config.run import PretrainConfig
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
@@ -35,6 +38,7 @@ from pretrain.monitoring.throughput import Stopwatch, say_unknown_peak
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.launch import initialize_parallel, leave_parallel
+from pretrain.parallel.launcher import LauncherWatch, Process
 from pretrain.parallel.machine import attention_backend, dtype_of, machine_line
 from pretrain.parallel.stage import CHECKPOINT, COUNT, DIVERGED, FINISHED, LOAD_ROWS, LOG, STOPPED, VALIDATE, Mark
 from pretrain.parallel.stop_signal import StopSignal
@@ -43,14 +47,20 @@ from pretrain.step import Guard, StepResult, count_globally, train_step
 from pretrain.storage.run_data import RunData, open_run_data
 
 
-def train(config: PretrainConfig, request: ResumeRequest, profiling: ProfileRequest = NO_PROFILE) -> bool:
+def train(
+    config: PretrainConfig,
+    request: ResumeRequest,
+    profiling: ProfileRequest = NO_PROFILE,
+    launcher: tuple[Process, ...] = (),
+) -> bool:
     """Run (or resume) `config` up to `max_steps`; every rank calls it. `profiling` records some steps.
 
-    Returns False if a signal ended it early.
+    Returns False if a signal, or the end of the processes in `launcher`, ended it early.
 
     Raises:
-        MoseError: the config, the data set, the launched ranks and a checkpoint in the run directory do not match; or a rank
-            failed to join a collective, and the message names it.
+        MoseError: the config, the data set, the launched ranks and a checkpoint in the run directory do not match; another
+            process writes into the directory, or it holds a run without its checkpoints; or a rank failed to join a collective,
+            and the message names it.
         DivergedError: too many steps in a row were skipped.
     """
     data = open_run_data(config)
@@ -61,11 +71,18 @@ def train(config: PretrainConfig, request: ResumeRequest, profiling: ProfileRequ
         if context.is_main:
             print(machine_line(backend, context), file=sys.stderr, flush=True)
         run = RunDirectory(Path(config.output))
-        if request.mode == NEVER:
-            run.create(resume=False)
-        with StopSignal() as stop, open_watchdog(config, context, run) as watchdog, named_failures(watchdog):
-            store = CheckpointStore(run.checkpoints, context, identity_of(config, data, context))
+        store = CheckpointStore(run.checkpoints, context, identity_of(config, data, context))
+        with (
+            sole_writer(run, store) as check_lock,
+            StopSignal() as stop,
+            LauncherWatch(launcher, stop),
+            open_watchdog(config, context, run) as watchdog,
+            named_failures(watchdog),
+        ):
+            if request.mode == NEVER:
+                run.create(resume=False)
             selection = store.select(request)
+            say_position(run, store, context, selection)
             engine = build_engine(config, context, selection)
             progress = resume(store, engine, selection)
             # After all checks: a run that is refused writes nothing and leaves the config of the existing run unchanged.
@@ -73,7 +90,7 @@ def train(config: PretrainConfig, request: ResumeRequest, profiling: ProfileRequ
             if progress.step >= config.max_steps and context.is_main:
                 print(f"{config.output}: already at step {progress.step} of {config.max_steps}")
             with profiled_steps(profiling, run.path / PROFILE_FOLDER, context) as after_step:
-                return loop(Run(config, context, data, run, engine, store, watchdog, stop), progress, after_step)
+                return loop(Run(config, context, data, run, engine, store, watchdog, stop, check_lock), progress, after_step)
     finally:
         leave_parallel()
         data.close()
@@ -120,6 +137,7 @@ class Run:
     store: CheckpointStore
     watchdog: Watchdog
     stop: StopSignal
+    check_lock: Callable[[], None]
 
 
 def prepare_run_directory(
@@ -132,8 +150,9 @@ def prepare_run_directory(
         if selection is not None:
             record_changes(run.path / CHANGES_NAME, selection)
         save_config(config, run.config)
-        run.write_versions(attention_backend=attention_backend(config, context.device))
+        run.write_versions(attention_backend=attention_backend(config, context.device), **{DIGEST: file_sha256(run.config)})
         data.tokenizer.copy_to(run.path)
+        run.write_saved(selection.checkpoint.name if selection is not None else None)
     context.barrier()
 
 
@@ -185,6 +204,8 @@ def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
     """
     config, context, watchdog = run.config, run.context, run.watchdog
     tokenizer, begun = run.data.tokenizer, progress.step
+    # The progress after the last step that was applied. Its weights are the present ones, since a skipped step changes none.
+    applied = progress
     ranks = (context.data_rank, context.layout.data_ranks)
     plan = batch_plan(config, tokenizer.special, tokenizer.ordinary_ids(), *ranks)
     stopwatch, watch = stopwatch_of(run), LearningWatch(config, run.engine.module, context.is_main)
@@ -192,11 +213,12 @@ def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
     with Prefetcher(loader, progress.consumed_rows) as prefetcher, open_writer(run, progress) as writer:
         for step in range(progress.step, config.max_steps):
             watchdog.enter(LOAD_ROWS, step=step)
+            run.check_lock()
             batches = prefetcher.take()
             watchdog.enter(COUNT)
             counted = count_globally(batches, context, run.stop.requested)
             if counted.stop:
-                leave_early(run, progress, begun)
+                leave_early(run, progress, applied, begun)
                 return False
             watch.before(due(step + 1, config.intervals.log_every_steps, config.max_steps))
             rate = learning_rate(step, config.schedule)
@@ -205,7 +227,8 @@ def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
             stopwatch.add(result, prefetcher.last_wait_seconds)
             watchdog.enter(LOG)
             before, progress = progress, advance(progress, result, config)
-            look_after(run, before, progress, result, batches)
+            applied = applied if result.skipped else progress
+            look_after(run, before, progress, applied, result, batches)
             watch.add(progress.step, result, batches)
             if due(progress.step, config.intervals.log_every_steps, config.max_steps):
                 values = step_values(result, rate, config, progress)
@@ -215,7 +238,7 @@ def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
                 watchdog.enter(VALIDATE)
                 report_validation(run, writer, progress, plan)
             if due(progress.step, config.intervals.checkpoint_every_steps, config.max_steps):
-                save(run, progress)
+                save_due(run, progress, applied)
             if writer is not None:
                 writer.advance(progress.step)
             after_step()
@@ -223,16 +246,21 @@ def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
     return True
 
 
-def leave_early(run: Run, progress: Progress, begun: int) -> None:
+def leave_early(run: Run, progress: Progress, applied: Progress, begun: int) -> None:
     """Save a checkpoint after a stop signal, unless this step is saved already; every rank calls it after the same step."""
-    if progress.step > begun and not due(progress.step, run.config.intervals.checkpoint_every_steps, run.config.max_steps):
+    # One skipped step alone is an outlier, which the run leaves out; more in a row may end with their cause.
+    if progress.step - applied.step > 1:
+        save_before_streak(run, progress, applied)
+    elif progress.step > begun and not due(progress.step, run.config.intervals.checkpoint_every_steps, run.config.max_steps):
         save(run, progress)
     run.watchdog.enter(STOPPED, step=progress.step)
     if run.context.is_main:
-        print(f"stopped by a signal after step {progress.step}; the same command resumes it", file=sys.stderr, flush=True)
+        print(f"stopped {run.stop.reason} after step {progress.step}; the same command resumes it", file=sys.stderr, flush=True)
 
 
-def look_after(run: Run, before: Progress, after: Progress, result: StepResult, batches: Sequence[MicroBatch]) -> None:
+def look_after(
+    run: Run, before: Progress, after: Progress, applied: Progress, result: StepResult, batches: Sequence[MicroBatch]
+) -> None:
     """Report and log a step that went wrong, with its rows; every rank calls it.
 
     Raises:
@@ -248,11 +276,13 @@ def look_after(run: Run, before: Progress, after: Progress, result: StepResult, 
         numbers = f"loss {result.loss:.4f} (mean {before.health.loss.mean:.4f}), gradient norm {result.gradient_norm:.3f}"
         print(f"step {after.step}: {reason}, {what}: {numbers}; its rows: {run.directory.skipped}", file=sys.stderr, flush=True)
     if 0 < config.max_skipped_in_a_row <= after.health.skipped_in_a_row:
+        save_before_streak(run, after, applied)
         run.watchdog.enter(DIVERGED, step=after.step)
         saved = latest_checkpoint(run.directory.checkpoints)
         kept = f"the last checkpoint is {saved.name}" if saved else "there is no checkpoint"
         many = f"{after.health.skipped_in_a_row} steps in a row were skipped (stability.max_skipped_in_a_row)"
-        raise DivergedError(f"{run.config.output}: step {after.step}: {many}, the last for {reason}; {kept}")
+        again = "resumed, the run is offered their rows again; to leave them out, raise the limit, or 0 for none"
+        raise DivergedError(f"{run.config.output}: step {after.step}: {many}, the last for {reason}; {kept}; {again}")
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -312,4 +342,34 @@ def save(run: Run, progress: Progress) -> None:
     saved = run.store.save(run.engine, progress, run_probe(run.engine, run.config, run.context))
     if run.context.is_main:
         print(f"checkpoint {saved}", file=sys.stderr, flush=True)
+        run.directory.write_saved(saved.path.name)
     run.store.prune(intervals.keep_last_checkpoints, intervals.permanent_every_steps)
+
+
+def save_due(run: Run, progress: Progress, applied: Progress) -> None:
+    """Save the checkpoint that is due, but none inside a streak of skipped steps: a run resumed from it would miss their rows.
+
+    Instead the state before the streak is saved, from which the rows are offered again. After the last step both are, since
+    the last checkpoint finishes the run.
+    """
+    skipped = progress.step - applied.step
+    if skipped:
+        save_before_streak(run, progress, applied)
+        if progress.step < run.config.max_steps:
+            return
+        if run.context.is_main:
+            again = f"; --resume {applied.step} offers them again" if applied.step else ""
+            print(f"warning: the last {skipped} steps were skipped: nothing was learnt from their rows{again}", file=sys.stderr)
+    save(run, progress)
+
+
+def save_before_streak(run: Run, progress: Progress, applied: Progress) -> None:
+    """Save the state before the skipped steps that `progress` ends with, unless it is saved or is that of step 0."""
+    path = run.directory.checkpoint(applied.step)
+    if applied.step == 0 or run.store.from_main(path.exists):
+        return
+    skipped = progress.step - applied.step
+    if run.context.is_main:
+        print(f"steps {applied.step + 1} to {progress.step} were skipped: saving the state before them", file=sys.stderr)
+    with run.engine.counted_back(skipped):
+        save(run, applied)

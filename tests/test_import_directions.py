@@ -40,7 +40,7 @@ MOST_ENTRIES = 12
 # imports that only a type checker reads do not count.
 ORDER = {
     "mose": "errors array_types seeding files command config schedule dataset tokenizer model run_directory checkpoint",
-    "mose.files": "storage safe_path mapped_file atomic_file",
+    "mose.files": "storage safe_path mapped_file atomic_file lock",
     "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs",
     "mose.model": "configuration_mose initialization projection_heads attention_mose modeling_mose sharding size model_config "
     "exits",
@@ -65,12 +65,12 @@ ORDER = {
     "data_prep.tools.stats": "charts drawing counts sections page command",
     "pretrain": "data config storage parallel model step checkpoints monitoring analysis train mock_step cli",
     "pretrain.data": "rows row_cost order mixture masking balancing micro_batch loader prefetch",
-    "pretrain.config": "objective deepspeed_options run identity",
+    "pretrain.config": "objective deepspeed_options run identity frozen",
     "pretrain.storage": "local_rows joined_rows range_rows window_file staged_rows run_data",
-    "pretrain.parallel": "stage stop_signal topology zero tensor sequence context machine watchdog engine launch",
+    "pretrain.parallel": "stage stop_signal launcher topology zero tensor sequence context machine watchdog engine launch",
     "pretrain.model": "terms loss activation_checkpointing compilation dropout training_model warm_start",
     "pretrain.model.terms": "vocabulary term masked_tokens row_task distillation registry",
-    "pretrain.checkpoints": "run_state files probe store merged_weights model_card parity export export_command",
+    "pretrain.checkpoints": "run_state files probe store beginning merged_weights model_card parity export export_command",
     "pretrain.monitoring": "metrics step_times throughput profiler step_log learning",
     "finetune": "config device distributed pair_files batches retrieval evaluation cli",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log train",

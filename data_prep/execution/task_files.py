@@ -1,6 +1,5 @@
 """The files in `DATASET/tasks`: which tasks are done, held or failed, why a task failed, and what dead processes left behind."""
 
-import contextlib
 import os
 import re
 import socket
@@ -12,6 +11,7 @@ from pathlib import Path
 from data_prep.pipeline.task_marker import read_record
 from mose.dataset.manifest import SPLITS
 from mose.files.atomic_file import TEMPORARY_MARK, write_json
+from mose.files.lock import process_start
 from mose.files.storage import is_local
 
 _NAME = re.compile(r"task-(\d{6,})(?:\.(running|failed))?\.json")
@@ -117,23 +117,3 @@ def _remove_if_dead(path: Path) -> None:
         is_here = owner is not None and owner["host"].endswith(socket.gethostname())
         if owner is None or not is_here or process_start(int(owner["pid"])) is None:
             path.unlink(missing_ok=True)
-
-
-def process_start(pid: int) -> str | None:
-    """Start time of a process of this machine in the kernel's unit; None if it is gone or a zombie.
-
-    Without /proc only whether it exists: "unknown" or None.
-    """
-    with contextlib.suppress(OSError):
-        # The command in parentheses may contain spaces, so fields are counted from its end: state first, start time 19 later.
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    if Path("/proc/self/stat").exists():
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "unknown"

@@ -3,6 +3,7 @@
 Letters: P pairs of the whole batch, R rows (texts) of this rank, D width, E exits.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from mose.model.attention_mose import TORCH_VARLEN, choose_backend
 from mose.model.exits import exit_weights
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
 from mose.model.projection_heads import start_as_identity
+from mose.run_directory import RunDirectory
 from mose.seeding import derive_key
 from mose.tokenizer import Tokenizer, load_tokenizer
 
@@ -42,11 +44,13 @@ def train(config: RetrievalConfig) -> None:
     Under torchrun every rank embeds its share of each batch; the loss is that of the whole batch.
 
     Raises:
-        MoseError: the checkpoint, the pairs or the output cannot be used, or a value does not fit the others.
+        MoseError: the checkpoint, the pairs or the output cannot be used, another process writes into it, or a value does not fit
+            the others.
         CollapseError: an exit's embeddings have become one point.
     """
     device = pick_device(config.device)
-    with process_group(device) as world:
+    with process_group(device) as world, contextlib.ExitStack() as held:
+        lock = held.enter_context(RunDirectory(Path(config.output)).hold()) if world.is_first else None
         if config.batch_pairs % world.size:
             raise MoseError(f"batch_pairs: {config.batch_pairs}, expected a multiple of the {world.size} ranks")
         pairs = read_pair_files(config.pair_files, "train")
@@ -58,6 +62,8 @@ def train(config: RetrievalConfig) -> None:
         log = TrainingLog.open(config, trainer.exit_layers) if world.is_first else None
         for step in range(config.steps):
             report = trainer.step(examples.at(step), step)
+            if lock is not None:
+                lock.check()
             if log is not None:
                 log.add(step + 1, report)
             watch.add(step + 1, report.loss, report.pairs)

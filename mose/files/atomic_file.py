@@ -30,6 +30,17 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{TEMPORARY_MARK}")
 
 
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name `path`: of a full disk, the system's own message says nothing else."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 class _NamedFile(io.FileIO):
     """A file whose write errors name the final path; the system's own say only that the disk is full."""
 
@@ -66,7 +77,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         with io.BufferedWriter(_NamedFile(path, temporary), _BUFFER_BYTES) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            with named_errors(path):
+                os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
     except BaseException:
@@ -120,7 +132,8 @@ def sync_file(path: Path) -> None:
     """Flush one file's bytes to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with named_errors(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from mose.checkpoint.safetensors_file import WeightFiles
 from mose.errors import MoseError
 from mose.model.sharding import Sharding, sharding_of
+from mose.run_directory import RunDirectory
 from pretrain.checkpoints.files import MANIFEST_NAME, first_fault, latest_checkpoint, read_checkpoint_manifest
 from pretrain.checkpoints.merged_weights import MergedWeights
+from pretrain.config.frozen import load_frozen_config
 from pretrain.parallel.zero import STATE_TAG
 
 
@@ -109,7 +111,10 @@ def _difference(name: str, a: Tensor, b: Tensor) -> Difference | None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Tensors]:
-    checkpoint = latest_checkpoint(path / "checkpoints") or path
+    run = RunDirectory(path)
+    checkpoint = latest_checkpoint(run.checkpoints) or path
+    if checkpoint != path:
+        load_frozen_config(run)
     if (checkpoint / MANIFEST_NAME).is_file():
         manifest = read_checkpoint_manifest(checkpoint)
         if fault := first_fault(checkpoint, manifest, sorted(manifest["files"])):

@@ -13,6 +13,7 @@ from pretrain.checkpoints.files import (
     checkpoint_folders,
     first_fault,
     latest_checkpoint,
+    misnamed,
     read_checkpoint_manifest,
     step_of,
 )
@@ -59,7 +60,7 @@ def _listed(path: Path, checksums: bool, losses: dict[int, float | None], every:
     try:
         manifest = read_checkpoint_manifest(path)
         layout = describe_layout(manifest["identity"])
-        fault = first_fault(path, manifest, sorted(manifest["files"]), checksums)
+        fault = first_fault(path, manifest, sorted(manifest["files"]), checksums) or misnamed(path, manifest)
     except MoseError as error:
         fault = str(error)
     fault = fault.removeprefix(f"{path}: ") if fault else None

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from mose.array_types import INT64_ARRAY
-from mose.config import load_config, require
+from mose.config import require
 from mose.dataset.manifest import Manifest
 from mose.errors import MoseError
 from mose.run_directory import RunDirectory
 from pretrain.checkpoints.files import CHANGES_NAME
-from pretrain.config.run import PretrainConfig
+from pretrain.config.frozen import load_frozen_config
 from pretrain.data.mixture import Mixture
 from pretrain.storage.run_data import DatasetSource, sources_of
 
@@ -38,13 +38,11 @@ def rows_of_step(run_folder: Path, step: int) -> tuple[SourceRows, ...]:
     """The rows of step number `step` (counted from 1, as in metrics and skipped.jsonl), by source.
 
     Raises:
-        MoseError: `run_folder` is no run directory, there is no such step, its data set is missing, or the run's order of rows
-            was changed during the run.
+        MoseError: `run_folder` is no run directory, its config was edited, there is no such step, its data set is missing, or the
+            run's order of rows was changed during the run.
     """
     run = RunDirectory(run_folder)
-    if not run.config.is_file():
-        raise MoseError(f"{run.config}: no such file; expected a run directory written by `mose-pretrain train`")
-    config = load_config(PretrainConfig, run.config)
+    config = load_frozen_config(run)
     require(1 <= step <= config.max_steps, f"--step: {step}, expected 1 to {config.max_steps}, the steps of {run_folder}")
     _check_order_is_one(run.path / CHANGES_NAME)
     data, sources = config.data, sources_of(config.data)

@@ -16,18 +16,26 @@ from mose.checkpoint.converted_checkpoint import FACTS_NAME, copy_tokenizer, des
 from mose.checkpoint.exit_selection import ExitSlice, ModelClass, select_exit, write_weights
 from mose.checkpoint.published_checkpoint import PUBLISHED_DTYPE, describe_published, published_selection
 from mose.checkpoint.safetensors_file import WEIGHTS_NAME, WeightFiles
-from mose.config import load_config
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_folder, write_json
+from mose.files.lock import Holder, Lock, lock_file
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
 from mose.model.sharding import Sharding, sharding_of
 from mose.run_directory import RunDirectory, checkpoint_name
-from pretrain.checkpoints.files import PROBE_NAME, first_fault, latest_checkpoint, read_checkpoint_manifest
+from pretrain.checkpoints.files import (
+    LATEST_NAME,
+    PROBE_NAME,
+    checkpoint_folders,
+    first_fault,
+    latest_checkpoint,
+    misnamed,
+    read_checkpoint_manifest,
+)
 from pretrain.checkpoints.merged_weights import MergedWeights
 from pretrain.checkpoints.model_card import RunFacts, last_metrics, write_card
 from pretrain.checkpoints.parity import PARITY_NAME, parity_report
-from pretrain.config.run import PretrainConfig
+from pretrain.config.frozen import load_frozen_config
 from pretrain.parallel.zero import STATE_TAG
 
 OURS, PUBLISHED = "ours", "published"
@@ -69,11 +77,12 @@ def export_run(run_folder: Path, output: Path, request: ExportRequest) -> dict[s
     has no parity report.
 
     Raises:
-        MoseError: no such run, step or exit; `output` exists; the checkpoint is damaged; or an exported model disagrees.
+        MoseError: no such run, step or exit; `output` exists, or another process writes it or the run directory that it lies in;
+            the checkpoint is damaged; or an exported model disagrees.
     """
     if output.exists():
         raise MoseError(f"{output}: already exists; a checkpoint is never overwritten")
-    with open_source(run_folder, request.step) as source, atomic_folder(output) as temporary:
+    with _held(output), open_source(run_folder, request.step) as source, atomic_folder(output) as temporary:
         exits = tuple(source.config.exit_layers) if request.all_exits else request.exits
         several = request.all_exits or len(exits) > 1
         selections = {
@@ -91,6 +100,15 @@ def export_run(run_folder: Path, output: Path, request: ExportRequest) -> dict[s
             name = folder.name if several else output.name
             reports[name] = _complete(folder, selection, source, request.layout, dtype)
     return reports
+
+
+def _held(output: Path) -> Lock[Holder]:
+    """The lock of the run directory that `output` lies in; where there is none, a lock beside `output`."""
+    for folder in output.absolute().parents:
+        run = RunDirectory(folder)
+        if run.config.is_file() and (run.checkpoints.exists() or run.lock.exists()):
+            return run.hold()
+    return lock_file(output.with_name(f".{output.name}.lock.json"), str(output), "one export at a time per folder")
 
 
 def _complete(folder: Path, selection: ExitSlice, source: ExportSource, layout: str, dtype: torch.dtype) -> dict[str, Any] | None:
@@ -139,11 +157,13 @@ def _converted_source(folder: Path, weights: WeightFiles) -> ExportSource:
 
 def _run_source(folder: Path, step: int | None) -> ExportSource:
     run = RunDirectory(folder)
-    config = load_config(PretrainConfig, run.config)
+    config = load_frozen_config(run)
     checkpoint = find_checkpoint(run, step)
     manifest = read_checkpoint_manifest(checkpoint)
     if fault := first_fault(checkpoint, manifest, sorted(manifest["files"]), checksums=False):
         raise MoseError(fault)
+    if wrong := misnamed(checkpoint, manifest):
+        raise MoseError(wrong)
     progress, weights = manifest["progress"], MergedWeights(checkpoint / STATE_TAG)
     card = RunFacts(
         name=folder.resolve().name,
@@ -169,6 +189,10 @@ def find_checkpoint(run: RunDirectory, step: int | None) -> Path:
     """The checkpoint of `step`, or the latest one."""
     checkpoint = run.checkpoint(step) if step is not None else latest_checkpoint(run.checkpoints)
     if checkpoint is None or not checkpoint.is_dir():
+        pointer = run.checkpoints / LATEST_NAME
+        if step is None and pointer.is_file():
+            held = ", ".join(path.name for path in checkpoint_folders(run.checkpoints)) or "none"
+            raise MoseError(f"{pointer}: names a checkpoint that is not there; expected one of: {held} (--step takes it)")
         wanted = "complete checkpoint" if step is None else checkpoint_name(step)
         raise MoseError(f"{run.checkpoints}: holds no {wanted}; expected one written by `mose-pretrain train`")
     return checkpoint

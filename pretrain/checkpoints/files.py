@@ -1,6 +1,8 @@
 """The files of a training checkpoint: names, manifest, and verification by size and checksum; needs no engine."""
 
 import json
+import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from mose.config import fingerprint
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
 from mose.files.safe_path import relative_path
+from mose.run_directory import checkpoint_name
 
 MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest"
@@ -16,6 +19,7 @@ PROBE_NAME = "probe.safetensors"
 CHANGES_NAME = "changes.jsonl"
 DAMAGED_MARK = "damaged-"
 ABANDONED_MARK = "abandoned-"
+_NAME = re.compile(r"step-[0-9]+")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -23,16 +27,48 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("step-")[2])
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of this name may be a checkpoint."""
+    return bool(_NAME.fullmatch(name))
+
+
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first, damaged ones included; without temporary ones and those set aside."""
-    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal() and path.is_dir()]
-    return sorted(found, key=step_of)
+    """The checkpoints of a run, oldest first, damaged ones included; without temporary ones and those set aside.
+
+    Raises:
+        OSError: `folder` cannot be listed. (`Path.glob` would return nothing, and the run would look new.)
+    """
+    return [path for path in _named_as_checkpoints(folder) if path.is_dir()]
+
+
+def dangling_checkpoints(folder: Path) -> list[Path]:
+    """Links with a checkpoint's name to a folder that is not there: moved, or on a file system that is not mounted."""
+    return [path for path in _named_as_checkpoints(folder) if path.is_symlink() and not path.exists()]
+
+
+def _named_as_checkpoints(folder: Path) -> list[Path]:
+    try:
+        entries = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted((path for path in entries if is_checkpoint_name(path.name)), key=step_of)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that `latest` in `folder` names, or None where there is none yet."""
-    pointer = folder / LATEST_NAME
-    return folder / relative_path(pointer.read_text("utf-8").strip(), str(pointer)) if pointer.is_file() else None
+    """The checkpoint that `latest` in `folder` names; None where there is no such file, or no such checkpoint."""
+    try:
+        name = (folder / LATEST_NAME).read_text("utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        return None
+    return folder / name if is_checkpoint_name(name) and (folder / name).is_dir() else None
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint; of a linked one only the link, since whoever moved the folder away still wants it."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def manifest_fingerprint(manifest: dict[str, Any]) -> str:
@@ -61,6 +97,15 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
     if manifest.get("fingerprint") != manifest_fingerprint(manifest):
         raise MoseError(f"{path}: fingerprint: does not fit what the file says; expected it unedited")
     return manifest  # type: ignore[no-any-return]
+
+
+def misnamed(checkpoint: Path, manifest: dict[str, Any]) -> str | None:
+    """What is wrong where a checkpoint's folder is not called after the step in its manifest; None if it is."""
+    step = manifest["progress"].get("step")
+    name = checkpoint_name(step) if isinstance(step, int) else "as its manifest says"
+    if checkpoint.name.removeprefix(DAMAGED_MARK).removeprefix(ABANDONED_MARK) == name:
+        return None
+    return f"{checkpoint}: {MANIFEST_NAME}: progress.step is {step}, expected the step in the folder's name; rename it to {name}"
 
 
 def first_fault(checkpoint: Path, manifest: dict[str, Any], names: Iterable[str], checksums: bool = True) -> str | None:

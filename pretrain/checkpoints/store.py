@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import distributed as dist
@@ -27,21 +27,28 @@ from pretrain.checkpoints.files import (
     MANIFEST_NAME,
     PROBE_NAME,
     checkpoint_folders,
+    dangling_checkpoints,
     first_fault,
     latest_checkpoint,
     manifest_fingerprint,
+    misnamed,
     read_checkpoint_manifest,
+    remove_checkpoint,
     step_of,
 )
 from pretrain.checkpoints.run_state import Progress
 from pretrain.config.identity import Change, check_changes, describe_layout, needs_conversion
 from pretrain.parallel.context import ParallelContext
+from pretrain.parallel.watchdog import is_collective_failure
 from pretrain.parallel.zero import STATE_TAG
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
 
 AUTO, NEVER = "auto", "never"
+Result = TypeVar("Result")
+# In messages of torch's file writer, which does not say why a write failed.
+_TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "file write", "iostream")
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,10 @@ class CheckpointStore:
             engine.save(temporary)
             # The probe travels with the weights, so that an export can be compared with the live model after the run has ended.
             if self._context.is_main and probe is not None:
-                from safetensors.torch import save_file
+                from safetensors.torch import save
 
-                save_file(probe, temporary / PROBE_NAME)
+                # Not `save_file`: that gives the file mode 0600, so that a group could read all of a checkpoint but its probe.
+                (temporary / PROBE_NAME).write_bytes(save(probe))
             self._barrier()
             files, sizes = self._described(temporary)
             if self._context.is_main:
@@ -133,6 +141,10 @@ class CheckpointStore:
         try:
             yield
         except (OSError, RuntimeError) as error:
+            # Another rank has ended, and nothing says that this one could not write. The caller finds out which rank it was; the
+            # next start removes the folder, into which other ranks may still be writing.
+            if any(is_collective_failure(one) for one in _causes(error)):
+                raise
             # torch raises RuntimeError where Python raises OSError. Only rank 0 removes the folder: if each rank did, ranks that
             # still write would fail because it is gone, and report that instead of the cause.
             if self._context.is_main:
@@ -173,12 +185,20 @@ class CheckpointStore:
         write_text(self._folder / LATEST_NAME, checkpoint.name + "\n")
 
     def prune(self, keep_last: int, permanent_every: int) -> None:
-        """Delete all but the newest `keep_last` checkpoints and those at multiples of `permanent_every` (0: none)."""
+        """Delete all but the newest `keep_last` checkpoints, those at multiples of `permanent_every` (0: none), and `latest`.
+
+        What cannot be deleted is left with a warning: an old checkpoint costs disk, a stopped run costs the cluster.
+        """
         if not self._context.is_main:
             return
+        latest = latest_checkpoint(self._folder)
         for checkpoint in checkpoint_folders(self._folder)[:-keep_last]:
-            if not (permanent_every and step_of(checkpoint) % permanent_every == 0):
-                shutil.rmtree(checkpoint)
+            if checkpoint == latest or (permanent_every and step_of(checkpoint) % permanent_every == 0):
+                continue
+            try:
+                remove_checkpoint(checkpoint)
+            except OSError as error:
+                self._tell(f"warning: {checkpoint}: could not be removed: {error.strerror or error}; it is left")
 
     def select(self, request: ResumeRequest) -> ResumePoint | None:
         """The checkpoint to resume from, with every byte checked; None where the run has none yet. Every rank calls it.
@@ -186,8 +206,9 @@ class CheckpointStore:
         If the newest one is damaged, a warning is printed and the one before is taken, unless the user named the step.
 
         Raises:
-            MoseError: the requested step is missing or damaged, every checkpoint is damaged, or the checkpoint belongs to
-                another config, data set or layout that cannot be converted to this run's.
+            MoseError: the requested step is missing or damaged, every checkpoint is damaged, one cannot be read or is not called
+                after its step, or the checkpoint belongs to another config, data set or layout that cannot be converted to this
+                run's.
         """
         names = self._candidates(request)
         damaged: list[str] = []
@@ -195,6 +216,9 @@ class CheckpointStore:
             checkpoint = self._folder / name
             manifest, fault = self._checked(checkpoint)
             if fault is None:
+                # Whole, so it is no damage that an older one could replace: the user has renamed it, and must say what it is.
+                if wrong := misnamed(checkpoint, manifest):
+                    raise MoseError(wrong)
                 changes = check_changes(checkpoint, manifest["identity"], self._identity, request.allowed)
                 for change in changes:
                     if change.is_generation:
@@ -211,9 +235,8 @@ class CheckpointStore:
         return None
 
     def _candidates(self, request: ResumeRequest) -> list[str]:
-        names = [path.name for path in reversed(checkpoint_folders(self._folder))]
         # Rank 0's list for all: a shared file system may show a new folder to one rank and not yet to another.
-        names = list(self._gather(names)[0])
+        names: list[str] = self.from_main(self._names)
         if request.step is None:
             return names
         wanted = checkpoint_name(request.step)
@@ -222,15 +245,35 @@ class CheckpointStore:
             raise MoseError(f"--resume {request.mode}: {self._folder} holds no {wanted}; it holds {held}")
         return [wanted]
 
+    def _names(self) -> list[str]:
+        found = [*checkpoint_folders(self._folder), *dangling_checkpoints(self._folder)]
+        return [path.name for path in sorted(found, key=step_of, reverse=True)]
+
     def _checked(self, checkpoint: Path) -> tuple[dict[str, Any], str | None]:
-        """The manifest, and the first fault that any rank found in its share of the files."""
+        """The manifest, and the first fault that any rank found in its share of the files.
+
+        Raises:
+            MoseError: a rank cannot read it. That is no damage: permissions or a mount can be mended, and an older checkpoint
+                taken instead would throw the newer one's steps away.
+        """
         manifest: dict[str, Any] = {}
+        fault, unreadable = None, None
         try:
-            manifest = read_checkpoint_manifest(checkpoint)
-            fault = first_fault(checkpoint, manifest, self._mine(sorted(manifest["files"])))
-        except (MoseError, OSError) as error:
+            if checkpoint.is_symlink() and not checkpoint.exists():
+                target = checkpoint.readlink()
+                unreadable = f"{checkpoint}: is a link to {target}, which is not there; expected it mounted, or no link"
+            else:
+                manifest = read_checkpoint_manifest(checkpoint)
+                fault = first_fault(checkpoint, manifest, self._mine(sorted(manifest["files"])))
+        except (MoseError, FileNotFoundError, NotADirectoryError) as error:
             fault = str(error)
-        return manifest, next((found for found in self._gather(fault) if found), None)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            unreadable = f"{error.filename or checkpoint}: {reason}; expected a readable checkpoint; nothing was changed"
+        found = self._gather((fault, unreadable))
+        if refusals := [refusal for _, refusal in found if refusal]:
+            raise MoseError(refusals[0])
+        return manifest, next((one for one, _ in found if one), None)
 
     def load(self, engine: "Engine", selection: ResumePoint) -> Progress:
         """Load a selected checkpoint into an engine; every rank calls it. Newer checkpoints are renamed out of the way.
@@ -249,26 +292,28 @@ class CheckpointStore:
             began = time.perf_counter()
             layouts = f"{describe_layout(selection.identity)} -> {describe_layout(self._identity)}"
             self._tell(f"resume: {selection.checkpoint.name}: layout changed, {layouts}: its parts are merged")
-            self._on_main(lambda: _merge(selection.checkpoint, merged))
+            self.from_main(lambda: _merge(selection.checkpoint, merged))
             engine.load(merged)
             self._barrier()
-            self._on_main(lambda: shutil.rmtree(merged))
+            self.from_main(lambda: shutil.rmtree(merged))
             self._tell(f"resume: merged and read in {time.perf_counter() - began:.1f} s")
-        self._on_main(lambda: self._take_over(selection))
+        self.from_main(lambda: self._take_over(selection))
         return selection.progress
 
     def _take_over(self, selection: ResumePoint) -> None:
         """Make the selected checkpoint the newest: rename newer ones, which are damaged or belong to an abandoned course."""
+        # Before the renames: a process that is killed between them must not leave `latest` at a name that is gone.
+        self._point_at(selection.checkpoint)
         for checkpoint in checkpoint_folders(self._folder):
-            if step_of(checkpoint) > selection.progress.step:
+            if step_of(checkpoint) > selection.progress.step and checkpoint != selection.checkpoint:
                 mark = DAMAGED_MARK if checkpoint.name in selection.damaged else ABANDONED_MARK
                 aside = checkpoint.with_name(mark + checkpoint.name)
-                shutil.rmtree(aside, ignore_errors=True)
+                if aside.is_symlink() or aside.exists():
+                    remove_checkpoint(aside)
                 checkpoint.rename(aside)
                 self._tell(f"resume: {checkpoint.name} is kept as {aside.name}")
         for left_over in (*self._folder.glob(".step-*.partial"), *self._folder.glob(".merged-*")):
-            shutil.rmtree(left_over)
-        self._point_at(selection.checkpoint)
+            remove_checkpoint(left_over)
 
     def _mine(self, values: list[Any]) -> list[Any]:
         return values[self._context.rank :: self._context.layout.world_size]
@@ -285,28 +330,39 @@ class CheckpointStore:
         if self._context.layout.world_size > 1:
             self._context.barrier()
 
-    def _on_main(self, work: Callable[[], None]) -> None:
-        """Call `work` on rank 0 while the others wait; its error is raised on every rank."""
-        fault = None
+    def from_main(self, work: Callable[[], Result]) -> Result:
+        """The result of `work`, called on rank 0 while the others wait; its error is raised on every rank."""
+        result, fault = None, None
         if self._context.is_main:
             try:
-                work()
+                result = work()
             except (MoseError, OSError) as error:
                 fault = str(error)
-        if fault := self._gather(fault)[0]:
+        result, fault = self._gather((result, fault))[0]
+        if fault:
             raise MoseError(fault)
+        return cast(Result, result)
 
     def _tell(self, sentence: str) -> None:
         if self._context.is_main:
             print(sentence, file=sys.stderr, flush=True)
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it was raised in the handling of, the root cause last."""
+    while error is not None:
+        yield error
+        error = error.__context__
+
+
 def _first_reason(error: BaseException) -> str:
     """The root cause as one line: torch's clean-up fails as well, and its error hides the first one."""
-    while error.__context__ is not None:
-        error = error.__context__
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text if isinstance(error, OSError) else f"disk full, or a limit on the size of files? torch says: {text}"
+    *_, root = _causes(error)
+    text = str(root).splitlines()[0] if str(root) else type(root).__name__
+    if isinstance(root, OSError):
+        return text
+    written = any(word in text for word in _TORCH_WRITER)
+    return f"disk full, or a limit on the size of files? torch says: {text}" if written else f"torch says: {text}"
 
 
 def _merge(checkpoint: Path, target: Path) -> None:

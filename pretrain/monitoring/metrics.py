@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from mose.files.atomic_file import named_errors
 from mose.run_directory import LOSS_TOTAL, VALIDATION, RunDirectory
 from pretrain.model.terms.registry import TERMS
 
@@ -61,12 +63,15 @@ class MetricWriter:
         TensorBoard each scalar stands twice: over steps, and as `by_tokens/NAME` over consumed tokens.
         """
         self._run.append_metrics({"step": step, "consumed_tokens": consumed_tokens, **values})
-        for name, value in values.items():
-            self._by_step.add_scalar(name, value, step)
-            self._by_tokens.add_scalar(f"{BY_TOKENS}/{name}", value, consumed_tokens)
-        self._by_step.flush()
-        self._by_tokens.flush()
-        self._console.print(" ".join(part for part in (console_line(step, self._total_steps, values), note) if part))
+        with named_errors(self._run.tensorboard):
+            for name, value in values.items():
+                self._by_step.add_scalar(name, value, step)
+                self._by_tokens.add_scalar(f"{BY_TOKENS}/{name}", value, consumed_tokens)
+            self._by_step.flush()
+            self._by_tokens.flush()
+        line = " ".join(part for part in (console_line(step, self._total_steps, values), note) if part)
+        with named_errors(Path("standard error")):
+            self._console.print(line)
 
     def advance(self, step: int) -> None:
         """Move the progress bar; nothing where there is none."""
@@ -75,8 +80,9 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flush and close the event files, and end the bar."""
-        self._by_step.close()
-        self._by_tokens.close()
+        with named_errors(self._run.tensorboard):
+            self._by_step.close()
+            self._by_tokens.close()
         if self._progress is not None:
             self._progress.stop()
 

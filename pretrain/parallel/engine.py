@@ -6,6 +6,7 @@ import datetime
 import io
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,23 @@ class Engine:
     def save(self, folder: Path) -> None:
         """Write this rank's part of the state below `folder`; every rank calls it."""
         self.deepspeed.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+
+    @contextlib.contextmanager
+    def counted_back(self, skipped_steps: int) -> Iterator[None]:
+        """Inside the block, DeepSpeed's own counters are as they were before the last `skipped_steps` steps, all of them skipped.
+
+        A skipped step changes nothing else, so what `save` writes then is, bit by bit, the state before those steps.
+        """
+        samples = skipped_steps * self.deepspeed.train_batch_size()
+        self.deepspeed.global_steps -= skipped_steps
+        self.deepspeed.skipped_steps -= skipped_steps
+        self.deepspeed.global_samples -= samples
+        try:
+            yield
+        finally:
+            self.deepspeed.global_steps += skipped_steps
+            self.deepspeed.skipped_steps += skipped_steps
+            self.deepspeed.global_samples += samples
 
     def load(self, folder: Path) -> None:
         """Read this rank's part of a state that `save` wrote in the same layout; the caller has verified its checksums.

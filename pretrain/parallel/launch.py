@@ -44,12 +44,18 @@ def initialize_parallel(config: PretrainConfig) -> ParallelContext:
     """Join the process group, build megatron's groups for tensor parallelism, and set threads and device.
 
     Raises:
-        MoseError: the launched ranks do not fit the config.
+        MoseError: the launched ranks do not fit the config, or did not meet within the timeout of a collective.
     """
     layout = Layout.of(config, launched_world_size())
     _complete_environment()
     torch.set_num_threads(config.parallel.threads_per_rank)
-    join_process_group(config.parallel.collective_timeout_seconds)
+    seconds = config.parallel.collective_timeout_seconds
+    try:
+        join_process_group(seconds)
+    except dist.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0][:120]
+        raise MoseError(f"{where}: the {layout.world_size} ranks did not meet within {seconds} s ({reason})") from error
     if dist.get_world_size() != layout.world_size:
         raise MoseError(f"launcher: {dist.get_world_size()} ranks joined, WORLD_SIZE says {layout.world_size}")
     return build_context(layout, _device())

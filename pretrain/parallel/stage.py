@@ -34,6 +34,16 @@ class Mark:
         """
         return self.step, _GROUPS[self.stage], -self.micro_batches_left, _ORDER[self.stage]
 
+    def was_left(self, other: "Mark") -> bool:
+        """Whether a rank last seen here has moved on since, because another rank is where none gets before all have left.
+
+        All ranks meet in the counts of each step, in its last backward pass, in validation and at the end of a save; between
+        these points a rank may run ahead.
+        """
+        group = _GROUPS[self.stage]
+        meeting = {1: (self.step, 2), 0: (self.step, 2), 4: (self.step + 1, 2)}.get(group, (self.step, group))
+        return other.place[:2] > meeting
+
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "Mark":
         """A mark from the fields that another process published."""

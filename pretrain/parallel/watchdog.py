@@ -49,8 +49,12 @@ class Report:
         return cls(rank, Mark.from_plain(values), float(values["seconds"]), str(values["ended"]), int(values["number"]))
 
 
-def explain(reports: Sequence[Report], silent: Sequence[int], missing: Sequence[int], tensor_ranks: int) -> str:
+def explain(
+    reports: Sequence[Report], silent: Sequence[int], missing: Sequence[int], tensor_ranks: int, starting: bool = False
+) -> str:
     """One sentence: which rank keeps the others waiting, in which stage and for how long.
+
+    `starting` says that no step is done yet, so that all ranks may be slow together: compilation, a large checkpoint.
 
     Ranks that never reported (`missing`) are blamed first, then those that stopped (`silent`), then ranks that ended with an
     error of their own, then those that are furthest behind: a dead rank explains why others wait, and not the reverse.
@@ -62,6 +66,13 @@ def explain(reports: Sequence[Report], silent: Sequence[int], missing: Sequence[
     if silent or ended:
         guilty = list(silent) or ended
         first = by_rank[guilty[0]]
+        ahead = max((report.mark for report in reports if report.rank not in guilty), default=first.mark, key=lambda m: m.place)
+        if silent and first.mark.was_left(ahead):
+            # Marks are published every few seconds, so a rank that died was seen last in a stage that it had already left.
+            seen = (
+                f"stopped reporting; last seen in {first.mark.stage!r} of step {first.mark.step + 1}, which all ranks have left"
+            )
+            return f"step {ahead.step + 1}: {_named(guilty, tensor_ranks)} {seen}: others are in {ahead.stage!r}"
         how = "stopped reporting" if silent else f"ended ({first.ended})"
         return f"step {first.mark.step + 1}: {_named(guilty, tensor_ranks)} {how} in {first.mark.stage!r}"
     going = [report for report in reports if not report.ended] or reports
@@ -70,7 +81,8 @@ def explain(reports: Sequence[Report], silent: Sequence[int], missing: Sequence[
     first = by_rank[guilty[0]]
     where = f"in {first.mark.stage!r} for {max(by_rank[rank].seconds for rank in guilty):.0f} s"
     if len(guilty) == len(reports):
-        return f"step {first.mark.step + 1}: all ranks are {where}, none is behind: a device or the network hangs"
+        cause = "a slow start (data, a checkpoint, compilation), or a" if starting or last[1] == 0 else "a"
+        return f"step {first.mark.step + 1}: all ranks are {where}, none is behind: {cause} device or the network hangs"
     waiting = _listed([report.rank for report in reports if report.rank not in guilty])
     return f"step {first.mark.step + 1}: {_named(guilty, tensor_ranks)} has been {where}; waiting: {waiting}"
 
@@ -105,6 +117,7 @@ class Watchdog:
         self._beat, self._beat_seconds, self._last_beat = beat, beat_seconds, 0.0
         self._now = (Mark(), time.monotonic())
         self._ended, self._number, self._warned = "", 0, False
+        self._first_step: int | None = None
         self._leave = threading.Event()
         self._publishing = threading.Lock()
         self._store = _own_store() if world_size > 1 else None
@@ -113,6 +126,8 @@ class Watchdog:
     def enter(self, stage: str, micro_batches_left: int = 0, step: int | None = None) -> None:
         """Set this rank's mark to a stage, of the same step unless another is given; takes a microsecond or two."""
         self._now = (self._now[0].moved(stage, micro_batches_left, step), time.monotonic())
+        if self._first_step is None:
+            self._first_step = step
 
     @property
     def mark(self) -> Mark:
@@ -150,7 +165,11 @@ class Watchdog:
             return f"step {self.mark.step + 1}: {place}; this was rank {self.rank} in {self.mark.stage!r}"
         numbers = {report.rank: report.number for report in before}
         silent = [report.rank for report in reports if not report.ended and numbers.get(report.rank) == report.number]
-        return explain(reports, silent, missing, self.tensor_ranks)
+        return explain(reports, silent, missing, self.tensor_ranks, self._is_starting)
+
+    @property
+    def _is_starting(self) -> bool:
+        return self._first_step is None or self.mark.step == self._first_step
 
     def _reports(self) -> tuple[list[Report], list[int]]:
         """The last report of each rank, and the ranks that never reported."""
@@ -200,7 +219,7 @@ class Watchdog:
             last = min((report.mark.place for report in reports), default=self.mark.place)
             ahead = [report.rank for report in reports if report.mark.place != last] or [report.rank for report in reports]
             if ahead and ahead[0] == self.rank:
-                sentence = explain(reports, (), missing, self.tensor_ranks)
+                sentence = explain(reports, (), missing, self.tensor_ranks, self._is_starting)
                 print(f"warning: {sentence} (limit: {self.timeout_seconds:g} s)", file=sys.stderr, flush=True)
 
 

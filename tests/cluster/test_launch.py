@@ -1,5 +1,6 @@
 """`mose-cluster launch`: printing, submitting through a stand-in for sbatch, and each bad input as a user would meet it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from cluster.cli import commands
 from mose.command import run_command
+from mose.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
 RUN = "max_steps: 30\nmodel: {num_layers: 4}\n"
@@ -165,3 +167,15 @@ def test_shipped_job_files_render(path: Path, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.chdir(ROOT)
     assert launch(path.stem.partition("_")[0], "--config", str(path), "--print-only") == 0
     assert capsys.readouterr().out.startswith("#!/usr/bin/env bash\n")
+
+
+def test_a_run_that_a_process_works_on_is_not_launched(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_sbatch(folder)
+    with RunDirectory(Path("runs/one")).hold():
+        assert launch("pretrain", *TRAIN) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"mose-cluster: error: runs/one: process {os.getpid()} of ")
+        assert line.endswith(": works on it; expected one process at a time per run directory\n")
+        assert launch("pretrain", *TRAIN, "--print-only") == 0
+    assert not (folder / "calls").exists()
+    assert launch("pretrain", *TRAIN) == 0

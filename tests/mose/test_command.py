@@ -100,3 +100,11 @@ def test_debug_raises() -> None:
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 2
     assert "COMMAND" in capsys.readouterr().out
+
+
+def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: Namespace) -> None:
+        raise KeyboardInterrupt
+
+    assert run_command("p", "", {"x": Command("X.", lambda _: None, interrupted)}, ["x"]) == 130
+    assert capsys.readouterr().err == "p: interrupted\n"

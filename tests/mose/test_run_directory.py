@@ -113,3 +113,25 @@ def test_does_not_load_torch(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], check=True)
     assert json.loads((tmp_path / "run" / "versions.json").read_text())["torch_threads"] is None
+
+
+def test_a_link_to_nothing_is_named_and_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "unmounted")
+    for take in (RunDirectory(tmp_path / "run").create, RunDirectory(tmp_path / "run").hold):
+        with pytest.raises(MoseError, match="run: is a link to .*unmounted, which is not there; expected it mounted"):
+            take()
+    assert not (tmp_path / "unmounted").exists()
+
+
+def test_a_full_disk_is_told_with_the_file(run: RunDirectory) -> None:
+    run.metrics.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+        run.append_metrics({"step": 1})
+
+
+def test_the_record_of_the_newest_checkpoint(run: RunDirectory) -> None:
+    assert run.read_saved() == (False, None)
+    run.write_saved(None)
+    assert run.read_saved() == (True, None)
+    run.write_saved("step-000004")
+    assert run.read_saved() == (True, "step-000004")

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.execution import lease as lease_module
-from data_prep.execution.lease import DEAD_AFTER_SECONDS, Lease, LeaseRecord, TaskHeldError, read_lease
+from data_prep.execution.lease import Lease, LeaseRecord, TaskHeldError, read_lease
 from data_prep.execution.task_files import lease_path
 from data_prep.pipeline.task import TaskProgress
+from mose.files import lock as lock_module
+from mose.files.lock import DEAD_AFTER_SECONDS
 from mose.files.storage import storage_path
 
 
@@ -27,7 +28,9 @@ def held(dataset: Path, task: int = 3) -> LeaseRecord:
 def change(dataset: Path, **values: object) -> None:
     """Make a lease look as if somebody else had written it."""
     path = lease_path(dataset, 3)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    record = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps(record))
+    os.utime(path, (record["heartbeat"],) * 2)
 
 
 def forge(dataset: Path, **values: object) -> None:
@@ -99,7 +102,7 @@ def test_a_job_that_the_scheduler_started_again_need_not_wait_for_its_former_sel
 
 
 def test_heartbeats_carry_the_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.02)
     progress = TaskProgress(5, 100, 20_000, 60_000)
     with Lease(tmp_path, 3) as lease:
         lease.observe(progress)
@@ -114,7 +117,7 @@ def test_heartbeats_carry_the_progress(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_lease_that_was_taken_over_ends_the_work_and_stays_with_its_taker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.02)
 
     def work() -> None:
         with Lease(tmp_path, 3) as lease:

@@ -17,7 +17,6 @@ from data_prep.filters.filters import FiltersConfig
 from data_prep.filters.opt_out import load_opt_out
 from data_prep.packing.config import PackingConfig
 from data_prep.pipeline.config import PackConfig
-from data_prep.pipeline.task import TaskProgress
 from data_prep.sources.repositories import RepositoryRef
 from data_prep.tools.verify import verify
 from mose.config import load_config
@@ -58,7 +57,7 @@ def test_what_a_killed_process_left_of_a_task_that_is_done_is_removed(tmp_path: 
     sums = checksums(tmp_path / "dataset")
     write_failure(tmp_path / "dataset", 0, "was killed by signal 9")
     # Older than any heartbeat of a living process.
-    record = LeaseRecord(0, "token", "host", 1, "machine", "1", "", "0", 0.0, 0.0, 0, TaskProgress(0, 0, 0, 0))
+    record = LeaseRecord("token", "host", 1, "machine", "1", "", "0", 0.0, 0.0)
     write_json(lease_path(tmp_path / "dataset", 0), asdict(record))
     finish(tmp_path / "dataset")
     assert checksums(tmp_path / "dataset") == sums

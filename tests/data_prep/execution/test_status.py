@@ -8,12 +8,13 @@ import pytest
 
 from data_prep.cli import commands
 from data_prep.execution import status as status_module
-from data_prep.execution.lease import DEAD_AFTER_SECONDS, Lease
+from data_prep.execution.lease import Lease
 from data_prep.execution.pack import pack_dataset
 from data_prep.execution.status import Status, status_of
 from data_prep.execution.task_files import lease_path, write_failure
 from data_prep.pipeline.task_marker import marker_path
 from mose.command import run_command
+from mose.files.lock import DEAD_AFTER_SECONDS
 from tests.data_prep.repositories import make_config
 
 MINUTES_2 = 120.0

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from data_prep.execution.task_files import (
     array_specification,
     list_tasks,
-    process_start,
     read_failure,
     remove_leftovers,
     write_failure,
@@ -81,15 +80,3 @@ def test_only_what_dead_processes_left_of_this_task_is_removed(tmp_path: Path) -
         (tmp_path / "train" / name).touch()
     remove_leftovers(tmp_path, 3)
     assert {name: (tmp_path / "train" / name).exists() for name in names} == names
-
-
-def test_a_process_begins_once_and_a_zombie_is_dead() -> None:
-    mine = process_start(os.getpid())
-    assert mine is not None
-    assert mine == process_start(os.getpid())
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert process_start(child.pid) not in (None, mine)
-    child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert process_start(child.pid) is None
-    child.wait()

@@ -100,3 +100,10 @@ def test_a_finished_run_is_not_overwritten(config: RetrievalConfig):
     train(replace(config, steps=1))
     with pytest.raises(MoseError, match="holds another run"):
         train(replace(config, steps=1))
+
+
+def test_a_second_start_is_refused_while_the_first_runs(config: RetrievalConfig):
+    run = RunDirectory(Path(config.output))
+    with run.hold(), pytest.raises(MoseError, match="works on it; expected one process at a time per run directory"):
+        train(replace(config, steps=1))
+    assert not run.path.exists()

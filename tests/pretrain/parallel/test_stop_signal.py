@@ -7,6 +7,7 @@ leaves about skipped steps, that it gives up after too many, and that `mose-pret
 import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from mose.command import DIVERGED, STOPPED
 from mose.config import load_config, save_config
 from mose.run_directory import RunDirectory
-from pretrain.checkpoints.files import checkpoint_folders, step_of
+from pretrain.checkpoints.files import checkpoint_folders, read_checkpoint_manifest, step_of
 from pretrain.config.run import PretrainConfig
 from pretrain.parallel.stop_signal import StopSignal
 from tests.commands import environment, launcher_line, run_well
@@ -74,6 +75,12 @@ def test_a_run_gives_up_after_too_many_skipped_steps_and_tells_their_rows(config
     assert last["loss"] > last["loss_mean"]
     assert f"step {last['step']}: 2 steps in a row were skipped" in outcome.output
     assert saved_steps(tmp_path)[-1] < last["step"]
+    # No checkpoint lies inside a streak, and the newest is the state before the last one: the same rows are offered again.
+    states = [read_checkpoint_manifest(path)["progress"] for path in checkpoint_folders(RunDirectory(tmp_path).checkpoints)]
+    assert {state["health"]["skipped_in_a_row"] for state in states} == {0}
+    assert states[-1]["step"] == last["step"] - 2
+    assert run_forked(*words(config, tmp_path, 20), *TOUCHY, 2).code == DIVERGED
+    assert skipped_lines(tmp_path) == skipped
     listed = succeeds("rows", tmp_path, "--step", last["step"]).splitlines()
     rows = {int(line.split("\t")[0]) for line in listed if not line.startswith("#")}
     assert len(rows) == GLOBAL_ROWS
@@ -90,6 +97,36 @@ def test_a_signal_only_sets_a_flag_inside_the_block() -> None:
         signal.raise_signal(signal.SIGUSR1)
         assert stop.requested
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_ctrl_c_asks_once_and_ends_the_process_the_second_time() -> None:
+    code = "\n".join(
+        [
+            "import os, signal",
+            "from pretrain.parallel.stop_signal import StopSignal",
+            "with StopSignal() as stop:",
+            "    os.kill(os.getpid(), signal.SIGHUP)",
+            "    print(stop.requested)",
+            "    os.kill(os.getpid(), signal.SIGINT)",
+            "    print(stop.reason, flush=True)",
+            "    os.kill(os.getpid(), signal.SIGINT)",
+            "    print('still here')",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout.splitlines() == ["True", "by a signal"]
+    assert done.stderr == "Ctrl-C: this step is finished and a checkpoint saved; again: ends at once\n"
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.soak

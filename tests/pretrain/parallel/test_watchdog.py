@@ -84,3 +84,33 @@ def test_only_what_another_rank_did_counts_as_a_failed_collective() -> None:
     assert is_collective_failure(RuntimeError(gloo))
     assert not is_collective_failure(RuntimeError("shape mismatch"))
     assert not is_collective_failure(ValueError(gloo))
+
+
+def test_a_silent_rank_is_not_blamed_for_a_stage_that_every_rank_left() -> None:
+    """It published its mark seconds before it died, and the others would not be where they are if it had stayed."""
+    reports = [report(0, Mark(6, COUNT)), report(1, Mark(4, CHECKPOINT))]
+    found = explain(reports, (1,), (), 1)
+    assert found.startswith("step 7: rank 1 (data rank 1, tensor rank 0) stopped reporting; last seen in 'checkpoint' of step 5")
+    assert found.endswith("which all ranks have left: others are in 'count'")
+    still_there = [report(0, Mark(4, CHECKPOINT)), report(1, Mark(4, CHECKPOINT))]
+    assert explain(still_there, (1,), (), 1).endswith("stopped reporting in 'checkpoint'")
+
+
+def test_ranks_meet_in_counts_the_last_backward_and_saves() -> None:
+    assert Mark(4, LOAD_ROWS).was_left(Mark(4, FORWARD, 3))
+    assert not Mark(4, LOAD_ROWS).was_left(Mark(4, COUNT))
+    assert not Mark(4, FORWARD, 2).was_left(Mark(4, UPDATE))
+    assert Mark(4, FORWARD, 2).was_left(Mark(4, LOG))
+    assert not Mark(4, LOG).was_left(Mark(5, COUNT))
+    assert Mark(4, LOG).was_left(Mark(5, BACKWARD))
+    assert not Mark(4, CHECKPOINT).was_left(Mark(4, CHECKPOINT))
+    assert Mark(4, CHECKPOINT).was_left(Mark(5, LOAD_ROWS))
+
+
+def test_a_slow_start_is_not_called_a_hang() -> None:
+    start = [report(rank, Mark(), 900.0) for rank in range(2)]
+    hint = "none is behind: a slow start (data, a checkpoint, compilation), or a device or the network hangs"
+    assert explain(start, (), (), 1).endswith(hint)
+    first_step = [report(rank, Mark(40, FORWARD), 900.0) for rank in range(2)]
+    assert "a slow start" in explain(first_step, (), (), 1, starting=True)
+    assert "a slow start" not in explain(first_step, (), (), 1)

@@ -1,0 +1,56 @@
+"""Covers ranks whose launcher died: they notice, and ask for a stop as a signal would."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mose.files.lock import process_start
+from pretrain.parallel import launcher as launcher_module
+from pretrain.parallel.launcher import LAUNCHER_ENDED, LauncherWatch, Process, launcher_processes
+from pretrain.parallel.stop_signal import BY_SIGNAL, StopSignal
+
+
+def test_without_a_launcher_nobody_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert launcher_processes() == ()
+
+
+def test_the_parent_of_a_rank_and_the_launcher_above_it_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    parents = {os.getppid(): 71, 71: 72, 72: 73}
+    monkeypatch.setattr(launcher_module, "_parent_of", lambda pid: parents.get(pid, 0))
+    monkeypatch.setattr(launcher_module, "_is_launcher", lambda pid: pid == 71)
+    assert [process.pid for process in launcher_processes()] == [os.getppid(), 71]
+
+
+def test_a_launcher_is_known_by_its_command() -> None:
+    code = ["-c", "input()"]
+    with subprocess.Popen([sys.executable, *code, "deepspeed"], stdin=subprocess.PIPE) as child:
+        assert launcher_module._is_launcher(child.pid)
+        assert launcher_module._parent_of(child.pid) == os.getpid()
+        child.kill()
+    with subprocess.Popen([sys.executable, *code], stdin=subprocess.PIPE) as child:
+        assert not launcher_module._is_launcher(child.pid)
+        child.kill()
+
+
+def test_a_launcher_that_was_killed_is_noticed() -> None:
+    stop = StopSignal()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        watched = Process(child.pid, process_start(child.pid))
+        assert not watched.is_gone
+        with LauncherWatch((watched,), stop, interval_seconds=0.01) as watch:
+            child.kill()
+            watch._thread.join(30)
+            assert not watch._thread.is_alive()
+    assert (stop.requested, stop.reason) == (True, LAUNCHER_ENDED)
+
+
+def test_a_launcher_that_lives_stops_nothing() -> None:
+    stop = StopSignal()
+    with LauncherWatch((Process(os.getpid(), process_start(os.getpid())),), stop, interval_seconds=0.01):
+        pass
+    assert (stop.requested, stop.reason) == (False, BY_SIGNAL)
