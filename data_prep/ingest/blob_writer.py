@@ -33,7 +33,7 @@ class BlobWriter:
             MoseError: another process writes to this part.
         """
         self.folder = store / f"part-{part:05d}"
-        self._lock = lock_folder(self.folder, "expected one per part: give each another task")
+        self._lock = lock_folder(self.folder, "one per part: give each another task").__enter__()
         self._pack_bytes = pack_bytes
         self._records: dict[bytes, Record] = {}
         self._recover()
@@ -84,7 +84,7 @@ class BlobWriter:
     def close(self) -> None:
         """Flush, index the open pack and unlock the part."""
         with contextlib.ExitStack() as stack:
-            stack.callback(self._lock.close)
+            stack.push(self._lock)
             stack.callback(self._others.close)
             stack.callback(self._file.close)
             self.sync()
