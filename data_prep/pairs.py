@@ -18,6 +18,7 @@ from mose.command import Command, add_config, read_config
 from mose.config import require
 from mose.dataset.pairs import Pair, write_pairs
 from mose.errors import MoseError
+from mose.files.lock import lock_file
 from mose.seeding import generator
 
 LANGUAGE = "Python"
@@ -67,8 +68,14 @@ def build_pairs(config: PairsConfig) -> list[Pair]:
     """Mine every repository, write the pairs and print counts; deterministic for the same input and config.
 
     Raises:
-        MoseError: no repositories, or none with a documented Python function.
+        MoseError: no repositories, none with a documented Python function, or another process writes the output.
     """
+    output = Path(config.output)
+    with lock_file(output.with_name(f".{output.name}.lock"), config.output, "one `mose-data pairs` per output"):
+        return _build_pairs(config)
+
+
+def _build_pairs(config: PairsConfig) -> list[Pair]:
     refs = list_repositories(config.sources)
     seen: set[str] = set()
     pairs: list[Pair] = []

@@ -20,8 +20,17 @@ from mose.command import Command
 from mose.config import fingerprint
 from mose.dataset.manifest import MANIFEST_NAME, SPLITS, UNFINISHED_NAME, Manifest, read_manifest, write_manifest
 from mose.errors import MoseError
+from mose.files.lock import WRITER_LOCK, Holder, Lock, lock_file
 from mose.files.storage import is_local, storage_path
 from mose.tokenizer import opened_tokenizer
+
+
+def lock_dataset(dataset: Path) -> Lock[Holder]:
+    """The lock of whoever runs all tasks of a data set, finishes it or removes from it; single tasks hold their leases instead.
+
+    Entering it raises MoseError if another process holds it; the message names that process.
+    """
+    return lock_file(dataset / WRITER_LOCK, str(dataset), "one `mose-data pack`, `finish` or `remove` per data set")
 
 
 def finish(dataset: Path, *, checksums: bool = False) -> Manifest:
@@ -124,7 +133,11 @@ def _add_finish(parser: ArgumentParser) -> None:
 
 
 def _finish(parsed: Namespace) -> None:
-    print_summary(finish(storage_path(parsed.dataset), checksums=parsed.checksums))
+    dataset = storage_path(parsed.dataset)
+    # Read first: no lock file is put into a folder that is no data set.
+    read_config_of(dataset)
+    with lock_dataset(dataset):
+        print_summary(finish(dataset, checksums=parsed.checksums))
 
 
 COMMAND = Command("Merge the tasks of a data set that ran one by one, and check that nothing is missing.", _add_finish, _finish)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data_prep.execution.finish import remove_empty, write_manifest_of
+from data_prep.execution.finish import lock_dataset, no_rows, remove_empty, write_manifest_of
 from data_prep.execution.inputs import Inputs, bind_dataset, inputs_of
 from data_prep.execution.markers import in_threads, is_finished, read_results
 from data_prep.execution.progress import show_packing
@@ -31,7 +31,8 @@ def pack_dataset(config: PackConfig, task: int | None = None) -> Manifest | None
 
     Raises:
         MoseError: the folder holds something else, or its sources, tokenizer or lists have changed; a source or the tokenizer
-            cannot be read; a task failed; another process works on `task`; or there is no row (then no file is left).
+            cannot be read; a task failed; another process works on `task` or, without it, writes the data set; or there is no
+            row (then no file is left).
     """
     config = config.resolve()
     if task is not None and not 0 <= task < config.num_tasks:
@@ -45,12 +46,14 @@ def pack_dataset(config: PackConfig, task: int | None = None) -> Manifest | None
         if task is not None:
             _pack_one(runner, assignment, task)
             return None
-        _pack_missing(runner, assignment)
-    dataset = storage_path(config.output)
-    results = read_results(dataset, config.num_tasks, inputs)
-    if not any(result.shards for result in results):
-        remove_empty(dataset)
-    return write_manifest_of(dataset, config, inputs, results)
+        dataset = storage_path(config.output)
+        with lock_dataset(dataset):
+            _pack_missing(runner, assignment)
+            results = read_results(dataset, config.num_tasks, inputs)
+            if any(result.shards for result in results):
+                return write_manifest_of(dataset, config, inputs, results)
+    remove_empty(dataset)
+    raise MoseError(no_rows(results))
 
 
 def _pack_one(runner: TaskRunner, assignment: Assignment, task: int) -> None:

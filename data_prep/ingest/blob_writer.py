@@ -34,7 +34,7 @@ class BlobWriter:
             MoseError: another process writes to this part.
         """
         self.folder = store / f"part-{part:05d}"
-        self._lock = lock_folder(self.folder, "expected one per part: give each another task")
+        self._lock = lock_folder(self.folder, "one per part: give each another task").__enter__()
         # The part's own entry: without it, flushed packs would be in no folder after a power cut.
         sync_folder(store)
         self._pack_bytes = pack_bytes
@@ -87,7 +87,7 @@ class BlobWriter:
     def close(self) -> None:
         """Flush, index the open pack and unlock the part."""
         with contextlib.ExitStack() as stack:
-            stack.callback(self._lock.close)
+            stack.push(self._lock)
             stack.callback(self._others.close)
             stack.callback(self._file.close)
             self.sync()

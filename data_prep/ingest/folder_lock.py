@@ -1,23 +1,13 @@
-"""A lock that admits one process per folder; the kernel releases it when the process ends, even by a kill."""
+"""A lock that admits one process per folder, on file systems that many machines share."""
 
-import fcntl
 from pathlib import Path
-from typing import IO
 
-from mose.errors import MoseError
+from mose.files.lock import Holder, Lock, lock_file
 
 
-def lock_folder(folder: Path, advice: str) -> IO[bytes]:
-    """Lock a local folder, made if needed, until the returned file is closed.
+def lock_folder(folder: Path, expected: str) -> Lock[Holder]:
+    """A lock on a folder, made if needed, for a `with` block; see `mose.files.lock`.
 
-    Raises:
-        MoseError: another process holds the lock; the message ends with `advice`.
+    Entering it raises MoseError if another process holds the lock; the message names that process and ends with `expected`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / "lock").open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise MoseError(f"{folder}: another process works in this folder; {advice}") from None
-    return file
+    return lock_file(folder / "lock", f"{folder}: another process works in this folder", expected)

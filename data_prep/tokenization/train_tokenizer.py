@@ -19,6 +19,7 @@ from mose.command import Command, add_config, read_config
 from mose.config import require, save_config
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_write
+from mose.files.lock import WRITER_LOCK, lock_file
 from mose.seeding import derive_key, generator
 from mose.tokenizer import SENTENCEPIECE_NAME, SENTENCEPIECE_SPECIALS, SentencePieceTokenizer
 
@@ -95,8 +96,13 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
     The same input and config give the same bytes.
 
     Raises:
-        MoseError: no repositories, no usable text, or a vocabulary that this text cannot fill.
+        MoseError: no repositories, no usable text, a vocabulary that this text cannot fill, or another process writes there.
     """
+    with lock_file(Path(config.output) / WRITER_LOCK, config.output, "one `mose-data train-tokenizer` per output"):
+        return _train_tokenizer(config)
+
+
+def _train_tokenizer(config: TokenizerTrainingConfig) -> Path:
     refs = list_repositories(config.sources)
     train = [ref for ref in refs if split_of(ref.name, config.seed, config.held_out_fraction) == TRAIN]
     held_out = sorted(set(refs) - set(train))

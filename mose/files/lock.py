@@ -21,6 +21,8 @@ from mose.errors import MoseError
 from mose.files.atomic_file import named_errors, temporary_path, write_json
 from mose.files.storage import is_local
 
+WRITER_LOCK = "writer.lock"
+"""Name of the lock in a folder that one process writes."""
 HEARTBEAT_SECONDS = 10.0
 # Twelve heartbeats: file systems of clusters stall for tens of seconds, and network ones show an old file for up to a minute.
 DEAD_AFTER_SECONDS = 120.0

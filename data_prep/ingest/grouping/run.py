@@ -41,6 +41,7 @@ from data_prep.sources.stack_v2.parquet_file import expand, footer_fingerprint
 from mose.config import fingerprint
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json, write_text
+from mose.files.lock import WRITER_LOCK, lock_file
 from mose.files.storage import storage_path
 
 # Python, numpy and pyarrow before any row is read (measured: 110 MB), and a row group of 32 MiB while it is encoded.
@@ -94,7 +95,11 @@ def group(config: GroupConfig) -> GroupedFolder:
         # A run that was killed after its last file left it.
         shutil.rmtree(grouping.scratch, ignore_errors=True)
         return done
-    with lock_folder(grouping.scratch, "expected one `mose-data group` at a time"):
+    # The scratch folder may be on a disk of this machine, the output on one that others share: each needs its own lock.
+    with (
+        lock_folder(grouping.scratch, "one `mose-data group` at a time"),
+        lock_file(storage_path(config.output) / WRITER_LOCK, config.output, "one `mose-data group` per output"),
+    ):
         _claim_scratch(grouping)
         folder = _group(grouping)
     shutil.rmtree(grouping.scratch)

@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
 from data_prep.console import counted, show_progress
-from data_prep.execution.finish import finish
+from data_prep.execution.finish import finish, lock_dataset
 from data_prep.pipeline.task_marker import marker_path, read_marker, write_marker
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import shard_number
@@ -96,6 +96,13 @@ def remove(dataset: Path, removal: RemovalList) -> Removal | None:
         MoseError: another removal is unfinished, a completion marker is missing, or the data set is not on a local file system
             (in these cases nothing was changed); a row does not match its lineage.
     """
+    # Once more inside the lock: another removal may have ended in between.
+    _opened(dataset, removal)
+    with lock_dataset(dataset):
+        return _removed(dataset, removal)
+
+
+def _removed(dataset: Path, removal: RemovalList) -> Removal | None:
     manifest, begun = _opened(dataset, removal)
     hits = find_hits(dataset, manifest, removal)
     if begun is None:
