@@ -5,6 +5,7 @@ command line, and can be told to kill itself at a named moment of saving.
 """
 
 import io
+import json
 import multiprocessing
 import os
 import resource
@@ -52,6 +53,8 @@ class Trouble:
     passing: int = 1
     largest_file: int = 0
     signal: int = signal.SIGKILL
+    rows_log: str = ""
+    """File to which each step appends its number and the rows that it trains on."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def _serve(words: list[str], trouble: Trouble, log: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (trouble.largest_file, resource.RLIM_INFINITY))
     if trouble.point:
         _arm(trouble)
+    if trouble.rows_log:
+        _log_rows(Path(trouble.rows_log))
     from mose.command import run_command
     from pretrain.cli import commands
 
@@ -163,6 +168,21 @@ def _arm(trouble: Trouble) -> None:
         return original(*arguments, **named)
 
     setattr(owner, name, deadly)
+
+
+def _log_rows(path: Path) -> None:
+    """Append a line of JSON per step before it is done: [step, rows in ascending order]."""
+    from pretrain import train
+
+    original = train.train_step
+
+    def logged(engine: Any, batches: Any, rate: float, seed: int, step: int, *more: Any) -> Any:
+        rows = sorted(row for batch in batches for row in batch.row_numbers_B.tolist())
+        with path.open("a") as file:
+            file.write(json.dumps([step, rows]) + "\n")
+        return original(engine, batches, rate, seed, step, *more)
+
+    train.train_step = logged
 
 
 def _concerns(point: str, arguments: tuple[Any, ...]) -> bool:
