@@ -69,6 +69,9 @@ STAND_INS: list[Any] = [
 ]
 
 
+_PARAMETER = re.compile(r"\w+(?:\.\w+)*")
+
+
 @dataclass(frozen=True)
 class Piece:
     """Consecutive float32 values of a parameter in one file: a data rank's part of a tensor rank's slice."""
@@ -100,6 +103,8 @@ class MergedWeights:
         data_ranks = len(files) // len(groups)
         for (tensor_rank, data_rank), path in sorted(files.items()):
             for name, piece in _pieces_of(path, groups[tensor_rank], data_rank, data_ranks):
+                if not _PARAMETER.fullmatch(name):
+                    raise MoseError(f"{path}: parameter {name!r}: expected a dotted name of a parameter")
                 self._pieces[name][tensor_rank].append(piece)
 
     @property
