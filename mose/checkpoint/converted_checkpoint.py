@@ -90,7 +90,7 @@ def _fill(model: PreTrainedModel, folder: Path) -> None:
     with WeightFiles(folder) as weights:
         check_names(weights, parameters)
         for name, parameter in parameters.items():
-            parameter.copy_(weights.read(name))
+            parameter.copy_(weights.read_finite(name))
 
 
 def check_names(

@@ -230,6 +230,20 @@ class WeightFiles:
         """One whole tensor, on the CPU."""
         return self._owners[name].read(name)
 
+    def read_finite(self, name: str) -> Tensor:
+        """One whole tensor, on the CPU, of weights that a model will be made of.
+
+        Raises:
+            MoseError: a value is NaN or infinite. It would make every output NaN, far from the file that it came from.
+        """
+        values = self.read(name)
+        finite = torch.isfinite(values)
+        if not finite.all():
+            count, first = int((~finite).sum()), int((~finite).flatten().int().argmax())
+            place = f"the first is {float(values.flatten()[first])} at {first:,}"
+            raise MoseError(f"{self.file_of(name)}: tensor {name} has {count:,} values that are not finite ({place})")
+        return values
+
     def close(self) -> None:
         """Close all files."""
         for reader in self._readers.values():
