@@ -6,11 +6,13 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from mose.errors import MoseError
+from mose.files.yaml_file import check_yaml
 
 BAD_INPUT = 2
 # A run whose steps diverged: a restart with the same config would end the same way.
@@ -65,9 +67,21 @@ def _dispatch(program: str, description: str, commands: dict[str, Command], word
     if not words:
         parser.print_help()
         return BAD_INPUT
+    check_configs(words)
     parsed = parser.parse_args(words)
     name = parsed.subcommand
     return commands[name].run(parsed[name]) or 0
+
+
+def check_configs(words: Sequence[str]) -> None:
+    """Check every config file that `words` name before a parser expands it.
+
+    Raises:
+        MoseError: one is too large, too deep or not YAML; a file that is missing is left to the parser's own message.
+    """
+    for index, word in enumerate(words):
+        if _is_config(words, index) and (path := Path(word.removeprefix("--config="))).is_file():
+            check_yaml(path)
 
 
 def _fill(parser: ArgumentParser, command: Command) -> ArgumentParser:

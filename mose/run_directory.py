@@ -15,6 +15,7 @@ from typing import Any
 
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json, write_text
+from mose.files.json_file import parse_json
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy", "flash-attn", "mose-at-scale")
 VALIDATION = "validation/"
@@ -160,7 +161,7 @@ def _append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        values = json.loads(line)
+        values = parse_json(line.encode("utf-8"))
     except ValueError:
         values = None
     if not isinstance(values, dict) or not isinstance(values.get("step"), int):

@@ -22,6 +22,8 @@ from data_prep.execution.task_files import lease_path, process_start
 from data_prep.pipeline.task import TaskProgress
 from mose.errors import MoseError
 from mose.files.atomic_file import temporary_path, write_json
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 from mose.files.storage import is_local
 
 HEARTBEAT_SECONDS = 10.0
@@ -228,11 +230,10 @@ class Lease(contextlib.AbstractContextManager["Lease"]):
 
 def _read(path: Path, task: int) -> LeaseRecord | None:
     try:
-        values = json.loads(path.read_text("utf-8"))
-        return LeaseRecord(**{**values, "progress": TaskProgress(**values["progress"])})
+        return from_plain(LeaseRecord, parse_json(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):
+    except ValueError:
         with contextlib.suppress(FileNotFoundError):
             written = path.stat().st_mtime
             return LeaseRecord(task, "", "an unknown host", 0, "", "", "", "", written, written, 0, TaskProgress())

@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_prep.pipeline.task_marker import read_record
 from mose.dataset.manifest import SPLITS
 from mose.files.atomic_file import TEMPORARY_MARK, write_json
+from mose.files.records import from_plain
 from mose.files.storage import is_local
 
 _NAME = re.compile(r"task-(\d{6,})(?:\.(running|failed))?\.json")
@@ -78,7 +80,7 @@ def read_failure(dataset: Path, task: int) -> Failure | None:
     Raises:
         MoseError: the file is not such a record.
     """
-    return read_record(failure_path(dataset, task), Failure, "not a record of a failure", "remove it")
+    return read_record(failure_path(dataset, task), _failure_of, "not a record of a failure", "remove it")
 
 
 def array_specification(tasks: Iterable[int]) -> str:
@@ -137,3 +139,7 @@ def process_start(pid: int) -> str | None:
     except PermissionError:
         pass
     return "unknown"
+
+
+def _failure_of(values: Any) -> Failure:
+    return from_plain(Failure, values)

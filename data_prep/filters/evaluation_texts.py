@@ -1,7 +1,6 @@
 """Reads the texts of evaluation files, example by example: JSON lines, JSON, parquet or plain text, on any file system."""
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mose.errors import MoseError
+from mose.files.json_file import parse_json
 from mose.files.storage import storage_path
 
 _BATCH_ROWS = 1 << 10
@@ -80,7 +80,7 @@ def _json_lines(file: str, content: IO[bytes]) -> Iterator[Any]:
 
 def _json(file: str, content: bytes, place: str) -> Any:
     try:
-        return json.loads(content)
+        return parse_json(content)
     except ValueError as error:
         raise MoseError(f"{file}: {place}not JSON: {str(error).splitlines()[0]}; expected an example as JSON") from None
 

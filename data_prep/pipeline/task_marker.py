@@ -1,7 +1,6 @@
 """The completion marker of a task, `DATASET/tasks/task-N.json`, and the reader of the JSON records beside it."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any, TypeVar
 from mose.dataset.manifest import ShardEntry
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 
 Record = TypeVar("Record")
 
@@ -33,11 +34,6 @@ class TaskMarker:
     """Repositories of which no file passed the filters."""
     unusable_examples: list[str] = field(default_factory=list)
 
-    @staticmethod
-    def of_plain(shards: dict[str, Any], **values: Any) -> "TaskMarker":
-        """The marker from the values of its file."""
-        return TaskMarker(shards={split: ShardEntry(**entry) for split, entry in shards.items()}, **values)
-
 
 def marker_path(dataset: Path, task: int) -> Path:
     """Path of a task's completion marker."""
@@ -50,7 +46,11 @@ def read_marker(path: Path) -> TaskMarker | None:
     Raises:
         MoseError: the file is not a completion marker.
     """
-    return read_record(path, TaskMarker.of_plain, "not a completion marker", "remove it, and its task is run again")
+    return read_record(path, _marker_of, "not a completion marker", "remove it, and its task is run again")
+
+
+def _marker_of(values: Any) -> TaskMarker:
+    return from_plain(TaskMarker, values)
 
 
 def write_marker(dataset: Path, marker: TaskMarker) -> None:
@@ -58,15 +58,16 @@ def write_marker(dataset: Path, marker: TaskMarker) -> None:
     write_json(marker_path(dataset, marker.task), dataclasses.asdict(marker))
 
 
-def read_record(path: Path, build: Callable[..., Record], problem: str, remedy: str) -> Record | None:
-    """Call `build` with the values of a JSON object; None if the file does not exist.
+def read_record(path: Path, build: Callable[[Any], Record], problem: str, remedy: str) -> Record | None:
+    """Call `build`, which raises ValueError, with the value of a JSON file; None if the file does not exist.
 
     Raises:
         MoseError: the file does not hold such an object; the line says `problem` and `remedy`.
     """
     try:
-        return build(**json.loads(path.read_text("utf-8")))
+        values = parse_json(path.read_bytes())
+        return build(values)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise MoseError(f"{path}: {problem}: {error}; {remedy}") from None

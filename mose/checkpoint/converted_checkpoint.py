@@ -5,7 +5,6 @@ exporter adds `parity.json`, the largest difference to the training model at eac
 """
 
 import copy
-import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from mose.checkpoint.safetensors_file import WEIGHTS_NAME, WeightFiles
 from mose.checkpoint.sentence_folder import write_sentence_transformer
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_folder, write_json
+from mose.files.json_file import parse_json
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import initialize
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
@@ -61,7 +61,7 @@ def read_model_config(folder: Path) -> ModularStarEncoderConfig:
 def read_config_fields(path: Path) -> dict[str, Any]:
     """The fields of a config.json of this kind of model; errors as in `read_model_config`."""
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise MoseError(f"{path}: no such file; expected a folder written by `mose-pretrain export`") from None
     except ValueError as error:

@@ -1,7 +1,6 @@
 """`manifest.json`: the contents of a data set, against which readers check every shard."""
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,14 @@ from mose.dataset.packing_modes import PackingMode
 from mose.dataset.shard_format import RecordLayout
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "held_out")
+LONGEST_SEQUENCE, LARGEST_VOCABULARY, MOST_ROWS = 1 << 20, 1 << 31, 1 << 48
+"""Limits of what a manifest may say, far above what is packed: numbers of rows and offsets are 64-bit integers."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Manifest:
             MoseError: this version knows no such mode.
         """
         mode = self.statistics.get("mode", PackingMode.dense)
-        if mode not in PackingMode.__members__:
+        if not isinstance(mode, str) or mode not in PackingMode.__members__:
             raise MoseError(f"{MANIFEST_NAME}: statistics.mode: {mode!r}, expected one of {', '.join(PackingMode)}")
         return PackingMode[mode]
 
@@ -94,7 +97,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise MoseError(f"{path}: no such file; expected a data set that `mose-data pack` has finished") from None
     except (ValueError, OSError) as error:
@@ -103,7 +106,17 @@ def read_manifest(folder: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         raise MoseError(f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}")
     try:
-        splits = {name: tuple(ShardEntry(**shard) for shard in shards) for name, shards in values.pop("splits").items()}
-        return Manifest(splits=splits, **values)
-    except (KeyError, TypeError, AttributeError) as error:
+        manifest = from_plain(Manifest, values)
+    except ValueError as error:
         raise MoseError(f"{path}: not a manifest of this version: {error}") from None
+    # A size of 0, or of 2^60 slots, would only be met later, as a division by zero or as an allocation that fails.
+    for name, largest in (("sequence_length", LONGEST_SEQUENCE), ("vocabulary_size", LARGEST_VOCABULARY)):
+        if not 1 <= (value := getattr(manifest, name)) <= largest:
+            raise MoseError(f"{path}: {name}: {value}, expected 1 to {largest:,}")
+    for split, shards in manifest.splits.items():
+        for number, shard in enumerate(shards):
+            if min(shard.rows, shard.tokens, shard.num_bytes) < 0:
+                raise MoseError(f"{path}: splits.{split}[{number}]: rows, tokens or num_bytes is negative")
+        if (rows := sum(shard.rows for shard in shards)) > MOST_ROWS:
+            raise MoseError(f"{path}: splits.{split}: {rows:,} rows, expected at most {MOST_ROWS:,}")
+    return manifest

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mose.dataset.packed_sequence import TOKENS
 from mose.dataset.shard_format import RowLabels
 from mose.errors import MoseError
+from mose.files.npy_file import read_npy
 
 INDEX_DTYPE = np.dtype([("num_tokens", "<u4"), ("num_snippets", "<u4"), ("mixed", "<u4"), ("crc32", "<u4")])
 # Offset of entry 0. numpy leaves room for a row count of any length, so the header of every index has this size.
@@ -90,8 +91,8 @@ class RowIndex:
 def _difference(path: Path, rows: int) -> str:
     """How a file differs from an index of `rows` rows, in words."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        found = read_npy(path, mapped=True)
+    except (ValueError, OSError) as error:
         return f"not a readable index of rows: {str(error).splitlines()[0]}"
     return f"holds {found.shape} of {found.dtype}, expected ({rows},) of {INDEX_DTYPE}"
 

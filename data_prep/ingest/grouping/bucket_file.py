@@ -6,7 +6,6 @@ gives random access to the batches of one bucket.
 F: files (rows) of a table.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from data_prep.ingest.grouping.columns import KEY
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
+from mose.files.json_file import parse_json
 
 Assign = Callable[[pa.Table], NDArray[np.int64]]
 """The bucket of each row of a table."""
@@ -129,10 +129,10 @@ def load_batches(path: Path) -> tuple[list[Batch], dict[str, Any]] | None:
         MoseError: the file is damaged.
     """
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = parse_json(path.read_bytes())
         batches = [Batch(**{**entry, "path": str(path.parent / entry["path"])}) for entry in values.pop("batches")]
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise MoseError(f"{path}: cannot be read: {error}; remove its folder and group again") from None
     return batches, values

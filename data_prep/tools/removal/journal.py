@@ -11,6 +11,8 @@ from pathlib import Path
 
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json, write_text
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 
 UNFINISHED_NAME = "removal.json"
 REMOVED_NAME = "removed.jsonl"
@@ -84,8 +86,6 @@ def unfinished_line(dataset: Path, removal: Removal) -> str:
 
 def _parse(path: Path, text: str) -> Removal:
     try:
-        values = json.loads(text)
-        lists = {name: tuple(values[name]) for name in ("blobs", "repositories", "shards")}
-        return Removal(**{**values, **lists})
-    except (ValueError, TypeError, KeyError) as error:
-        raise MoseError(f"{path}: not a record of a removal: {error!r}; expected one written by `mose-data remove`") from None
+        return from_plain(Removal, parse_json(text.encode("utf-8")))
+    except ValueError as error:
+        raise MoseError(f"{path}: not a record of a removal: {error}; expected one written by `mose-data remove`") from None
