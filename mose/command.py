@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.files.yaml_file import check_yaml
 
 BAD_INPUT = 2
@@ -19,6 +19,7 @@ BAD_INPUT = 2
 DIVERGED = 3
 # EX_TEMPFAIL of sysexits.h: a run that received a stop signal and saved; the same command resumes it. SLURM can requeue on it.
 STOPPED = 75
+LONGEST_MESSAGE = 1000
 Config = TypeVar("Config")
 
 
@@ -94,7 +95,7 @@ def one_line(error: BaseException, words: Sequence[str] = (), commands: dict[str
     """An error as one line: jsonargparse's wording shortened, after the config file's name."""
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     if not isinstance(error, ArgumentError):
-        return text
+        return _shortened(text)
     text = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     text = re.sub(r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"does not accept option '\1.\2'", text)
@@ -102,7 +103,12 @@ def one_line(error: BaseException, words: Sequence[str] = (), commands: dict[str
     if unknown and commands:
         text = _unknown_key(unknown.group(1) or unknown.group(2), words, commands)
     files = [word.split("=", 1)[-1] for i, word in enumerate(words) if _is_config(words, i)]
-    return f"{', '.join(files)}: {text}" if files else text
+    return _shortened(f"{', '.join(files)}: {text}" if files else text)
+
+
+def _shortened(text: str) -> str:
+    """At most `LONGEST_MESSAGE` characters: a message may quote a value of a file, of any length."""
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
 
 
 def _is_config(words: Sequence[str], index: int) -> bool:
@@ -147,3 +153,8 @@ def read_config(parsed: Namespace, config_class: type[Config]) -> Config:
         return cast(Config, parser.instantiate(values)["value"])
     except MoseError as error:
         raise MoseError(": ".join([*files, str(error)])) from None
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        # jsonargparse takes a key without a value for None, whatever the type of the field; the class then computes with it.
+        empty = [name.removeprefix("value.") for name, value in values.items() if value is None]
+        place = f"{', '.join(empty)}: no value" if empty else first_line(error)
+        raise MoseError(": ".join([*files, place])) from None

@@ -41,7 +41,7 @@ MOST_ENTRIES = 12
 # imports that only a type checker reads do not count.
 ORDER = {
     "mose": "errors array_types seeding files command config schedule dataset tokenizer model run_directory checkpoint",
-    "mose.files": "storage atomic_file json_file records yaml_file npy_file",
+    "mose.files": "storage atomic_file json_file records yaml_file npy_file parquet_errors",
     "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs",
     "mose.model": "configuration_mose initialization projection_heads attention_mose modeling_mose sharding size model_config "
     "exits",

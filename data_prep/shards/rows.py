@@ -15,7 +15,7 @@ from mose.dataset.manifest import MANIFEST_NAME, Manifest, ShardEntry
 from mose.dataset.packed_sequence import TOKENS
 from mose.dataset.row_index import INDEX_DTYPE
 from mose.dataset.shard_format import BLOCK, RecordLayout, row_key
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.files.json_file import parse_json
 from mose.files.npy_file import read_npy
 
@@ -163,7 +163,7 @@ def read_index(path: Path, rows: int) -> NDArray[np.void]:
     except FileNotFoundError:
         raise MoseError(f"{path}: no such index, but the manifest lists it") from None
     except (ValueError, OSError) as error:
-        raise MoseError(f"{path}: not a readable index of rows: {str(error).splitlines()[0]}") from None
+        raise MoseError(f"{path}: not a readable index of rows: {first_line(error)}") from None
     if index_R.dtype != INDEX_DTYPE or index_R.shape != (rows,):
         raise MoseError(f"{path}: holds {index_R.shape} of {index_R.dtype}, expected ({rows},) of {INDEX_DTYPE}")
     return index_R

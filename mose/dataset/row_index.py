@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mose.dataset.packed_sequence import TOKENS
 from mose.dataset.shard_format import RowLabels
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.files.npy_file import read_npy
 
 INDEX_DTYPE = np.dtype([("num_tokens", "<u4"), ("num_snippets", "<u4"), ("mixed", "<u4"), ("crc32", "<u4")])
@@ -67,7 +67,7 @@ class RowIndex:
         except FileNotFoundError:
             raise MoseError(f"{path}: no such index, but the manifest lists it") from None
         except (ValueError, OSError) as error:
-            raise MoseError(f"{path}: not a readable index of rows: {str(error).splitlines()[0]}") from None
+            raise MoseError(f"{path}: not a readable index of rows: {first_line(error)}") from None
         # Comparing bytes: numpy's parser of the header takes 20 times as long, and a data set has thousands of these files.
         if mapped[:INDEX_OFFSET] != index_header(rows) or len(mapped) != INDEX_OFFSET + rows * INDEX_DTYPE.itemsize:
             raise MoseError(f"{path}: {_difference(path, rows)}")
@@ -93,7 +93,7 @@ def _difference(path: Path, rows: int) -> str:
     try:
         found = read_npy(path, mapped=True)
     except (ValueError, OSError) as error:
-        return f"not a readable index of rows: {str(error).splitlines()[0]}"
+        return f"not a readable index of rows: {first_line(error)}"
     return f"holds {found.shape} of {found.dtype}, expected ({rows},) of {INDEX_DTYPE}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mose.errors import first_line
 from mose.files.storage import is_local
 
 
@@ -18,7 +19,7 @@ def read_npy(path: Path, mapped: bool = False) -> NDArray[Any]:
         ValueError: it is not a whole `.npy` file of plain values; the message is one line.
         OSError: it cannot be read.
     """
-    # numpy reads a header with ast.literal_eval and raises what that raises, and allocates what the header asks for.
+    # numpy reads a header with tokenize and ast.literal_eval, which raise many kinds of errors, and allocates what it asks for.
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
@@ -30,5 +31,7 @@ def read_npy(path: Path, mapped: bool = False) -> NDArray[Any]:
         if mapped and is_local(path):
             return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
         return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)  # type: ignore[no-any-return]
-    except (ValueError, EOFError, TypeError, SyntaxError, LookupError, AttributeError, OverflowError, MemoryError) as error:
-        raise ValueError((str(error) or type(error).__name__).splitlines()[0][:200]) from None
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(first_line(error)) from None

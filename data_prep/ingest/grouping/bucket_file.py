@@ -21,6 +21,7 @@ from data_prep.ingest.grouping.columns import KEY
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
 from mose.files.json_file import parse_json
+from mose.files.parquet_errors import PARQUET_ERRORS
 
 Assign = Callable[[pa.Table], NDArray[np.int64]]
 """The bucket of each row of a table."""
@@ -113,7 +114,7 @@ def read_batches(batches: Sequence[Batch], columns: Sequence[str] = ()) -> Itera
                 for batch in batches:
                     if batch.path == path:
                         yield pa.Table.from_batches([reader.get_batch(batch.index)])
-        except (OSError, pa.ArrowException) as error:
+        except PARQUET_ERRORS as error:
             raise MoseError(f"{path}: temporary rows cannot be read: {error}; remove its folder and group again") from None
 
 
