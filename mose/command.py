@@ -156,5 +156,8 @@ def read_config(parsed: Namespace, config_class: type[Config]) -> Config:
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         # jsonargparse takes a key without a value for None, whatever the type of the field; the class then computes with it.
         empty = [name.removeprefix("value.") for name, value in values.items() if value is None]
+        sections = {action.dest.split(".")[1] for action in parser._actions if action.dest.count(".") > 1}
+        flat = [name for name in dict.fromkeys(names) if name in sections and not isinstance(parsed[name], Namespace)]
         place = f"{', '.join(empty)}: no value" if empty else first_line(error)
+        place = f"{', '.join(flat)}: expected a section with fields" if flat else place
         raise MoseError(": ".join([*files, place])) from None
