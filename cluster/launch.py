@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster.config import PackJobConfig, PretrainJobConfig
 from cluster.script import DatasetFacts, finish_command, pack_script, pretrain_script
 from mose.errors import MoseError
 from mose.files.atomic_file import write_text
+from mose.files.yaml_file import read_yaml
 from mose.run_directory import RunDirectory
 
 
@@ -114,10 +113,10 @@ def _submit(command: Sequence[str]) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError:
         raise MoseError(f"{path}: no such file, expected the config of the run to launch") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
         raise MoseError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise MoseError(f"{path}: expected a YAML mapping of config keys, found {type(values).__name__}")

@@ -7,12 +7,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.files.streams import escaping_streams, without_credentials
+from mose.files.yaml_file import check_yaml
 
 BAD_INPUT = 2
 # A run whose steps diverged: a restart with the same config would end the same way.
@@ -21,6 +23,7 @@ DIVERGED = 3
 STOPPED = 75
 # 128 + SIGINT, as shells report a program that Ctrl-C ended.
 INTERRUPTED = 130
+LONGEST_MESSAGE = 1000
 Config = TypeVar("Config")
 
 
@@ -78,9 +81,21 @@ def _dispatch(program: str, description: str, commands: dict[str, Command], word
     if not words:
         parser.print_help()
         return BAD_INPUT
+    check_configs(words)
     parsed = parser.parse_args(words)
     name = parsed.subcommand
     return commands[name].run(parsed[name]) or 0
+
+
+def check_configs(words: Sequence[str]) -> None:
+    """Check every config file that `words` name before a parser expands it.
+
+    Raises:
+        MoseError: one is too large, too deep or not YAML; a file that is missing is left to the parser's own message.
+    """
+    for index, word in enumerate(words):
+        if _is_config(words, index) and (path := Path(word.removeprefix("--config="))).is_file():
+            check_yaml(path)
 
 
 def _fill(parser: ArgumentParser, command: Command) -> ArgumentParser:
@@ -93,7 +108,7 @@ def one_line(error: BaseException, words: Sequence[str] = (), commands: dict[str
     """An error as one line: jsonargparse's wording shortened, after the config file's name."""
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     if not isinstance(error, ArgumentError):
-        return text
+        return _shortened(text)
     text = re.sub(r"Parser key \"([^\"]+)\":", r"\1:", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     text = re.sub(r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"does not accept option '\1.\2'", text)
@@ -101,7 +116,12 @@ def one_line(error: BaseException, words: Sequence[str] = (), commands: dict[str
     if unknown and commands:
         text = _unknown_key(unknown.group(1) or unknown.group(2), words, commands)
     files = [word.split("=", 1)[-1] for i, word in enumerate(words) if _is_config(words, i)]
-    return f"{', '.join(files)}: {text}" if files else text
+    return _shortened(f"{', '.join(files)}: {text}" if files else text)
+
+
+def _shortened(text: str) -> str:
+    """At most `LONGEST_MESSAGE` characters: a message may quote a value of a file, of any length."""
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
 
 
 def _is_config(words: Sequence[str], index: int) -> bool:
@@ -148,6 +168,14 @@ def read_config(parsed: Namespace, config_class: type[Config]) -> Config:
         return config
     except MoseError as error:
         raise MoseError(": ".join([*files, str(error)])) from None
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        # jsonargparse takes a key without a value for None, whatever the type of the field; the class then computes with it.
+        empty = [name.removeprefix("value.") for name, value in values.items() if value is None]
+        sections = {action.dest.split(".")[1] for action in parser._actions if action.dest.count(".") > 1}
+        flat = [name for name in dict.fromkeys(names) if name in sections and not isinstance(parsed[name], Namespace)]
+        place = f"{', '.join(empty)}: no value" if empty else first_line(error)
+        place = f"{', '.join(flat)}: expected a section with fields" if flat else place
+        raise MoseError(": ".join([*files, place])) from None
 
 
 def require_no_credentials(config: Any, name: str = "") -> None:

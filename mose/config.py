@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from mose.command import one_line, read_config, require_no_credentials
+from mose.command import check_configs, one_line, read_config, require_no_credentials
 from mose.errors import MoseError
 from mose.files.atomic_file import write_text
 
@@ -35,6 +35,7 @@ def load_config(config_class: type[Config], path: Path | None = None, overrides:
     words += [
         f"--{name}={json.dumps(value) if not isinstance(value, str) else value}" for name, value in (overrides or {}).items()
     ]
+    check_configs(words)
     try:
         return read_config(parser.parse_args(words), config_class)
     except ArgumentError as error:

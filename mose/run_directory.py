@@ -15,6 +15,7 @@ from typing import Any
 
 from mose.errors import MoseError
 from mose.files.atomic_file import named_errors, write_json, write_text
+from mose.files.json_file import parse_json
 from mose.files.lock import Holder, Lock, living_holder, lock_file
 from mose.files.streams import without_credentials
 
@@ -215,7 +216,7 @@ def _append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        values = json.loads(line)
+        values = parse_json(line.encode("utf-8"))
     except ValueError:
         values = None
     if not isinstance(values, dict) or not isinstance(values.get("step"), int):

@@ -15,6 +15,7 @@ import tokenizers
 from mose.dataset.packed_sequence import TOKENS, SpecialTokens, token_dtype
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_write
+from mose.files.json_file import parse_json
 from mose.files.safe_path import path_inside
 from mose.files.storage import is_local
 
@@ -115,9 +116,12 @@ class HuggingFaceTokenizer(Tokenizer):
         """
         self.path = path
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
+            content = path.read_bytes()
+            # Checked first: the library's own parser has no message for text that is nested 100,000 deep.
+            parse_json(content)
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
-            raise MoseError(f"{path}: not a tokenizer.json: {error}") from None
+            raise MoseError(f"{path}: not a tokenizer.json: {' '.join(str(error).split())[:200]}") from None
         self._tokenizer.encode_special_tokens = True
         self.special = SpecialTokens(**{name: self._special_id(piece) for name, piece in HUGGING_FACE_SPECIALS.items()})
         self.vocabulary_size = vocabulary_size or self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -140,7 +144,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def fingerprint(self) -> str:
         """As for every tokenizer, but only of the parts that decide a text's ids, without the special tokens put around it."""
-        values = json.loads(self.path.read_text("utf-8"))
+        values = parse_json(self.path.read_bytes())
         kept = {name: value for name, value in values.items() if name not in FRAMING}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -158,17 +162,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         path = path_inside(path, names[0], f"{path}: tokenizer")
     if not path.is_file():
         raise MoseError(f"{path}: no such tokenizer file")
-    return HuggingFaceTokenizer(path) if _is_json(path) else SentencePieceTokenizer(path)
-
-
-def _is_json(path: Path) -> bool:
-    if path.suffix != ".json":
-        return False
-    try:
-        json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise MoseError(f"{path}: not a tokenizer.json: {error}") from None
-    return True
+    return HuggingFaceTokenizer(path) if path.suffix == ".json" else SentencePieceTokenizer(path)
 
 
 TOKENIZER_NAMES = (SENTENCEPIECE_NAME, HUGGING_FACE_NAME)

@@ -58,6 +58,8 @@ def _add_train(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", type=str, default="auto", help=resume)
     allow = "Dotted name of a config field that may differ from the checkpoint's; may be given more than once."
     parser.add_argument("--allow-change", type=str, action="append", default=[], metavar="FIELD", help=allow)
+    trust = "Unpickle a checkpoint of another user whose states hold more than tensors. It can run any code as you."
+    parser.add_argument("--trust-checkpoint", action="store_true", help=trust)
 
 
 def _train(parsed: Namespace) -> int | None:
@@ -83,7 +85,8 @@ def _train(parsed: Namespace) -> int | None:
 
     profiling = ProfileRequest(parsed.profile_steps, tuple(parsed.profile_ranks))
     try:
-        finished = train(config, ResumeRequest(parsed.resume, tuple(parsed.allow_change)), profiling, launcher)
+        request = ResumeRequest(parsed.resume, tuple(parsed.allow_change), parsed.trust_checkpoint)
+        finished = train(config, request, profiling, launcher)
     except DivergedError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"mose-pretrain: {error}", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from data_prep.pipeline.task_marker import read_record
 from mose.config import fingerprint, load_config, save_config, to_plain
 from mose.errors import MoseError
 from mose.files.atomic_file import TEMPORARY_MARK, atomic_write, write_json
+from mose.files.records import from_plain
 from mose.files.storage import is_local, storage_path
 from mose.tokenizer import (
     HUGGING_FACE_NAME,
@@ -41,9 +42,10 @@ class Inputs:
     """Of fields, tokenizer and lists: the fingerprint in a task's marker; "all" in the file."""
 
     @staticmethod
-    def of_plain(**values: str) -> "Inputs":
-        """The inputs from the values of their file."""
-        return Inputs(config=values.pop("all"), **values)
+    def of_plain(values: Any) -> "Inputs":
+        """The inputs from the value of their file; raises ValueError where a field is missing or no text."""
+        texts = from_plain(dict[str, str], values)
+        return from_plain(Inputs, {"config" if name == "all" else name: value for name, value in texts.items()})
 
     def to_plain(self) -> dict[str, str]:
         """The values of the file."""

@@ -31,11 +31,6 @@ class LeaseRecord(Holder):
     """Repositories of the task; 0 if not known."""
     progress: TaskProgress = field(default_factory=TaskProgress)
 
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """See `Holder.parse`."""
-        return cls(**{**values, "progress": TaskProgress(**values["progress"])})
-
     def is_alive(self, now: float) -> bool:
         """As `Holder.is_alive`, but a process that wrote no heartbeat counts as dead on this machine, too: a second one may
         run its task without harm, and a stuck one would hold it for ever."""

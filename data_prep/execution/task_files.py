@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_prep.pipeline.task_marker import read_record
 from mose.dataset.manifest import SPLITS
 from mose.files.atomic_file import TEMPORARY_MARK, write_json
 from mose.files.lock import process_start
+from mose.files.records import from_plain
 from mose.files.storage import is_local
 from mose.files.streams import without_credentials
 
@@ -84,7 +86,7 @@ def read_failure(dataset: Path, task: int) -> Failure | None:
     Raises:
         MoseError: the file is not such a record.
     """
-    return read_record(failure_path(dataset, task), Failure, "not a record of a failure", "remove it")
+    return read_record(failure_path(dataset, task), _failure_of, "not a record of a failure", "remove it")
 
 
 def array_specification(tasks: Iterable[int]) -> str:
@@ -123,3 +125,7 @@ def _remove_if_dead(path: Path) -> None:
         is_here = owner is not None and owner["host"].endswith(socket.gethostname())
         if owner is None or not is_here or process_start(int(owner["pid"])) is None:
             path.unlink(missing_ok=True)
+
+
+def _failure_of(values: Any) -> Failure:
+    return from_plain(Failure, values)

@@ -1,16 +1,16 @@
 """Reads the texts of evaluation files, example by example: JSON lines, JSON, parquet or plain text, on any file system."""
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
+from mose.files.json_file import parse_json
+from mose.files.parquet_errors import PARQUET_ERRORS
 from mose.files.storage import storage_path
 
 _BATCH_ROWS = 1 << 10
@@ -41,8 +41,8 @@ def read_examples(file: str, fields: tuple[str, ...] = ()) -> Iterator[list[str]
                 yield from _chosen(file, document if isinstance(document, list) else [document], fields)
             else:
                 yield [_utf8(file, content.read())]
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        message = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (EOFError, zlib.error, *PARQUET_ERRORS) as error:
+        message = getattr(error, "strerror", None) or first_line(error)
         raise MoseError(f"{file}: cannot be read: {message}; expected .jsonl, .json, .parquet or plain text") from None
 
 
@@ -80,9 +80,9 @@ def _json_lines(file: str, content: IO[bytes]) -> Iterator[Any]:
 
 def _json(file: str, content: bytes, place: str) -> Any:
     try:
-        return json.loads(content)
+        return parse_json(content)
     except ValueError as error:
-        raise MoseError(f"{file}: {place}not JSON: {str(error).splitlines()[0]}; expected an example as JSON") from None
+        raise MoseError(f"{file}: {place}not JSON: {first_line(error)}; expected an example as JSON") from None
 
 
 def _utf8(file: str, content: bytes) -> str:

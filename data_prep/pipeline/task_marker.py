@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, TypeVar
 from mose.dataset.manifest import ShardEntry
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 
 Record = TypeVar("Record")
 
@@ -34,16 +35,6 @@ class TaskMarker:
     """Repositories of which no file passed the filters."""
     unusable_examples: list[str] = field(default_factory=list)
 
-    @staticmethod
-    def of_plain(path: Path, shards: dict[str, Any], **values: Any) -> "TaskMarker":
-        """The marker from the values of its file `path`.
-
-        Raises:
-            MoseError: a path of a shard leads out of the data set, or a value is of another type.
-        """
-        entries = {split: ShardEntry.of_plain(entry, f"{path}: shards.{split}") for split, entry in shards.items()}
-        return TaskMarker(shards=entries, **values)
-
 
 def marker_path(dataset: Path, task: int) -> Path:
     """Path of a task's completion marker."""
@@ -56,8 +47,15 @@ def read_marker(path: Path) -> TaskMarker | None:
     Raises:
         MoseError: the file is not a completion marker.
     """
-    build = functools.partial(TaskMarker.of_plain, path)
+    build = functools.partial(_marker_of, path)
     return read_record(path, build, "not a completion marker", "remove it, and its task is run again")
+
+
+def _marker_of(path: Path, values: Any) -> TaskMarker:
+    marker = from_plain(TaskMarker, values)
+    for split, entry in marker.shards.items():
+        entry.require_valid(f"{path}: shards.{split}")
+    return marker
 
 
 def write_marker(dataset: Path, marker: TaskMarker) -> None:
@@ -65,15 +63,16 @@ def write_marker(dataset: Path, marker: TaskMarker) -> None:
     write_json(marker_path(dataset, marker.task), dataclasses.asdict(marker))
 
 
-def read_record(path: Path, build: Callable[..., Record], problem: str, remedy: str) -> Record | None:
-    """Call `build` with the values of a JSON object; None if the file does not exist.
+def read_record(path: Path, build: Callable[[Any], Record], problem: str, remedy: str) -> Record | None:
+    """Call `build`, which raises ValueError, with the value of a JSON file; None if the file does not exist.
 
     Raises:
         MoseError: the file does not hold such an object; the line says `problem` and `remedy`.
     """
     try:
-        return build(**json.loads(path.read_text("utf-8")))
+        values = parse_json(path.read_bytes())
+        return build(values)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise MoseError(f"{path}: {problem}: {error}; {remedy}") from None

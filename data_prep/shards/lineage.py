@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from data_prep.sources.repositories import SourceFile
 from mose.array_types import INT64_ARRAY
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
+from mose.files.parquet_errors import PARQUET_ERRORS
 
 FILE_SCHEMA = pa.schema([(name, pa.string()) for name in ("repository", "path", "blob_id", "licence", "language")])
 # One line per snippet. If faithful packing cut off the last token of a row, `num_tokens` excludes it and `end_byte` includes it.
@@ -71,7 +72,7 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
                 self._parquet = pq.ParquetFile(file, metadata=metadata, read_dictionary=list(_REPEATED))
         except FileNotFoundError:
             raise MoseError(f"{path}: no such lineage table, but the manifest lists it") from None
-        except (OSError, pa.ArrowException) as error:
+        except PARQUET_ERRORS as error:
             self._files.close()
             raise self._unreadable(error) from None
         if names != LINEAGE_SCHEMA.names:
@@ -132,11 +133,11 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
     def _read(self, group: int, columns: Sequence[str] | None) -> Any:
         try:
             return self._parquet.read_row_group(group, columns=None if columns is None else list(columns))
-        except (OSError, pa.ArrowException) as error:
+        except PARQUET_ERRORS as error:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> MoseError:
-        return MoseError(f"{self.path}: not a readable parquet file: {str(error).splitlines()[0]}")
+        return MoseError(f"{self.path}: not a readable parquet file: {first_line(error)}")
 
 
 def is_one_of(column: Any, values: Any) -> Any:

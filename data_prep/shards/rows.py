@@ -3,8 +3,6 @@
 Letters: R rows of a block, T slots of a row.
 """
 
-import io
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +15,9 @@ from mose.dataset.manifest import MANIFEST_NAME, Manifest, ShardEntry
 from mose.dataset.packed_sequence import TOKENS
 from mose.dataset.row_index import INDEX_DTYPE
 from mose.dataset.shard_format import BLOCK, RecordLayout, row_key
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
+from mose.files.json_file import parse_json
+from mose.files.npy_file import read_npy
 
 BLOCK_ROWS = 1024
 _KEY = re.compile(r"(\d{6})-(\d{9})")
@@ -107,7 +107,7 @@ def read_row(dataset: Path, manifest: Manifest, entry: ShardEntry, place: int) -
         record = file.read(layout.stride)
     tokens_T = np.frombuffer(record, layout.dtype, layout.sequence_length, layout.token_offset)
     try:
-        labels = json.loads(record[layout.json_offset :].rstrip(b"\0"))
+        labels = parse_json(record[layout.json_offset :].rstrip(b"\0"))
         return StoredRow(tokens_T, int(labels["mixed"]), int(labels["num_tokens"]), int(labels["num_snippets"]))
     except (ValueError, KeyError, TypeError):
         raise MoseError(f"{path}: row {place}: its .json member is damaged; expected mixed, num_tokens, num_snippets") from None
@@ -159,11 +159,11 @@ def read_index(path: Path, rows: int) -> NDArray[np.void]:
         MoseError: the file is missing, not an index, or has another number of rows.
     """
     try:
-        index_R: NDArray[np.void] = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        index_R: NDArray[np.void] = read_npy(path)
     except FileNotFoundError:
         raise MoseError(f"{path}: no such index, but the manifest lists it") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise MoseError(f"{path}: not a readable index of rows: {str(error).splitlines()[0]}") from None
+    except (ValueError, OSError) as error:
+        raise MoseError(f"{path}: not a readable index of rows: {first_line(error)}") from None
     if index_R.dtype != INDEX_DTYPE or index_R.shape != (rows,):
         raise MoseError(f"{path}: holds {index_R.shape} of {index_R.dtype}, expected ({rows},) of {INDEX_DTYPE}")
     return index_R

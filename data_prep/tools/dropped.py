@@ -15,7 +15,8 @@ from data_prep.filters.decontamination import CONTAMINATED
 from data_prep.filters.dropped_log import DROPPED_SCHEMA, FOLDER, GROUP_LINES, Line
 from data_prep.filters.filters import REASONS
 from mose.command import Command
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
+from mose.files.parquet_errors import PARQUET_ERRORS
 from mose.files.storage import storage_path
 from mose.files.streams import make_console
 
@@ -91,8 +92,8 @@ def _batches(paths: list[Path]) -> Iterator[pa.RecordBatch]:
                 if not table.schema_arrow.equals(DROPPED_SCHEMA):
                     raise MoseError(f"{path}: has other columns than {', '.join(DROPPED_SCHEMA.names)}; expected a task's list")
                 yield from table.iter_batches(GROUP_LINES)
-        except (OSError, pa.ArrowException) as error:
-            raise MoseError(f"{path}: not a readable list of dropped files: {str(error).splitlines()[0]}") from None
+        except PARQUET_ERRORS as error:
+            raise MoseError(f"{path}: not a readable list of dropped files: {first_line(error)}") from None
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

@@ -1,6 +1,5 @@
 """The report of a run: one table and one picture of the results of pre-training and fine-tuning at every exit."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from finetune.evaluation.results import Evaluation, read_evaluation
 from finetune.evaluation.table import MISSING, as_text, gflops_cell, parameters_cell, score_cell, signed_score_cell
 from mose.errors import MoseError
 from mose.files.atomic_file import write_text
+from mose.files.json_file import parse_json
 from mose.run_directory import RunDirectory
 
 HELD_OUT_NAME = "held_out.json"
@@ -75,7 +75,7 @@ def read_held_out(folder: Path, metrics: list[dict[str, Any]]) -> HeldOut:
     if not path.is_file():
         return HeldOut(_last_validation(metrics))
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = parse_json(path.read_bytes())
         known = {name: values.get(name) for name in ("unigram_cross_entropy", "icc_majority_rate", "rows")}
         return HeldOut({name: dict(row) for name, row in values["exits"].items()}, **known)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,7 +1,6 @@
 """`evaluation.json`: the scores of one evaluation, written by `evaluate` and read by `--compare` and the report."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from finetune.evaluation.metrics import Score
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
+from mose.files.json_file import parse_json
 
 EVALUATION_NAME = "evaluation.json"
 
@@ -103,14 +103,14 @@ def read_result(path: Path, build: Callable[[dict[str, Any]], AnyResult]) -> Any
     """
     path = path if path.suffix == ".json" else path / EVALUATION_NAME
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise MoseError(f"{path}: no such file; expected one written by `mose-finetune evaluate`") from None
     except ValueError as error:
         raise MoseError(f"{path}: not JSON: {error}") from None
     try:
         return build(values)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise MoseError(f"{path}: not an evaluation of this version: {error}") from None
 
 

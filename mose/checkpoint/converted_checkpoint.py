@@ -5,7 +5,6 @@ exporter adds `parity.json`, the largest difference to the training model at eac
 """
 
 import copy
-import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -21,8 +20,10 @@ from mose.checkpoint.exit_selection import ModelClass, select_exit, write_weight
 from mose.checkpoint.fast_tokenizer import frame_fast_tokenizer, write_fast_tokenizer
 from mose.checkpoint.safetensors_file import WEIGHTS_NAME, WeightFiles
 from mose.checkpoint.sentence_folder import write_sentence_transformer
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.files.atomic_file import atomic_folder, write_json
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import initialize
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
@@ -32,6 +33,27 @@ from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME, HuggingFaceTok
 FACTS_NAME = "facts.json"
 # What `AutoModel` needs beside the weights; they import only torch, transformers and each other.
 MODEL_SOURCES = ("modeling_mose.py", "attention_mose.py", "configuration_mose.py")
+LARGEST_SIZES = {
+    "vocab_size": 1 << 27,
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 10,
+    "num_key_value_heads": 1 << 10,
+    "max_position_embeddings": 1 << 24,
+}
+"""Far above every model of this kind."""
+FRACTIONS = ("attention_dropout", "residual_dropout", "embedding_dropout", "initializer_range", "norm_epsilon")
+OTHER_FIELDS: dict[str, Any] = {
+    "rope_theta": float,
+    "conditional_size": int,
+    "matryoshka_layers": list[int],
+    "norm_after_last_layer": bool,
+    "sequence_task": str,
+    "initialization": str,
+    "exit_layer": int | None,
+    "architectures": list[str] | None,
+}
 Model = TypeVar("Model", ModularStarEncoder, ModularStarEncoderForRetrieval)
 
 
@@ -55,13 +77,17 @@ def read_model_config(folder: Path) -> ModularStarEncoderConfig:
     Raises:
         MoseError: it is missing, is not JSON, or describes another kind of model.
     """
-    return ModularStarEncoderConfig(**read_config_fields(folder / "config.json"))
+    values = read_config_fields(folder / "config.json")
+    try:
+        return ModularStarEncoderConfig(**values)
+    except Exception as error:  # transformers checks fields of its own, and raises what its library for that raises
+        raise MoseError(f"{folder / 'config.json'}: {first_line(error)}") from None
 
 
 def read_config_fields(path: Path) -> dict[str, Any]:
     """The fields of a config.json of this kind of model; errors as in `read_model_config`."""
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise MoseError(f"{path}: no such file; expected a folder written by `mose-pretrain export`") from None
     except ValueError as error:
@@ -69,7 +95,37 @@ def read_config_fields(path: Path) -> dict[str, Any]:
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind != ModularStarEncoderConfig.model_type:
         raise MoseError(f"{path}: model_type is {kind!r}, expected {ModularStarEncoderConfig.model_type!r}")
+    _check_shape(path, values)
     return values  # type: ignore[no-any-return]
+
+
+def _check_shape(path: Path, values: dict[str, Any]) -> None:
+    """Check every field that makes the model: a wrong one would otherwise fail deep inside torch, or build a model without end.
+
+    Raises:
+        MoseError: a field has another type, a size is 0 or beyond any model, or sizes do not fit each other.
+    """
+    for name, largest in LARGEST_SIZES.items():
+        value = values.get(name, 1)
+        if type(value) is not int or not 1 <= value <= largest:
+            raise MoseError(f"{path}: {name}: {str(value)[:60]}, expected a whole number from 1 to {largest:,}")
+    for name in FRACTIONS:
+        value = values.get(name, 0.0)
+        # The released code sets a list of one by a stray comma.
+        (value,) = value if isinstance(value, list) and len(value) == 1 else (value,)
+        if type(value) not in (int, float) or not 0 <= value < 1:
+            raise MoseError(f"{path}: {name}: {str(value)[:60]}, expected a number from 0 to 1")
+    for name, kind in OTHER_FIELDS.items():
+        try:
+            from_plain(kind, values[name], name) if name in values else None
+        except ValueError as error:
+            raise MoseError(f"{path}: {error}") from None
+    exits = values.get("matryoshka_layers") or [1]
+    if exits != sorted(set(exits)) or exits[0] < 1:
+        raise MoseError(f"{path}: matryoshka_layers: {str(exits)[:60]}, expected layers from 1, ascending")
+    heads = values.get("num_attention_heads", 16)
+    if values.get("hidden_size", 1024) % heads or heads % values.get("num_key_value_heads", 4):
+        raise MoseError(f"{path}: num_attention_heads: {heads}, expected a divisor of hidden_size, a multiple of the key heads")
 
 
 def _load(folder: Path, model_class: type[Model]) -> Model:
@@ -90,7 +146,7 @@ def _fill(model: PreTrainedModel, folder: Path) -> None:
     with WeightFiles(folder) as weights:
         check_names(weights, parameters)
         for name, parameter in parameters.items():
-            parameter.copy_(weights.read(name))
+            parameter.copy_(weights.read_finite(name))
 
 
 def check_names(

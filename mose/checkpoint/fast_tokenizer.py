@@ -13,6 +13,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json, write_text
+from mose.files.json_file import parse_json
 from mose.tokenizer import (
     HUGGING_FACE_NAME,
     HUGGING_FACE_SPECIALS,
@@ -61,7 +62,7 @@ def frame_fast_tokenizer(
     `mose.tokenizer` has checked that it is a tokenizer with these special tokens.
     """
     path = folder / HUGGING_FACE_NAME
-    values = json.loads(path.read_text("utf-8"))
+    values = parse_json(path.read_bytes())
     fast = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
     fast.post_processor = _frame(fast)
     values["post_processor"] = json.loads(fast.to_str())["post_processor"] if framed else None

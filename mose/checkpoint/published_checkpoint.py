@@ -189,7 +189,7 @@ def _copy_tensors(weights: WeightFiles, found: Published, path: Path) -> None:
     with path.open("wb") as file:
         writer = SafetensorsWriter(file, entries)
         for name in names:
-            writer.write(name, weights.read(found.stored_names[name]))
+            writer.write(name, weights.read_finite(found.stored_names[name]))
         writer.close()
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mose.errors import MoseError
+from mose.files.json_file import parse_json
 from mose.files.safe_path import path_inside
 
 WEIGHTS_NAME = "model.safetensors"
@@ -166,7 +167,7 @@ class SafetensorsReader:
             raise self._broken(f"its first 8 bytes announce a header of {length:,} bytes in a file of {size:,}")
         text = self._file.read(length)
         try:
-            header = json.loads(text)
+            header = parse_json(text)
             header.pop("__metadata__", None)
             places = {name: self._entry(name, value) for name, value in header.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -183,9 +184,13 @@ class SafetensorsReader:
     def _entry(self, name: str, value: dict[str, Any]) -> tuple[Entry, int]:
         if value["dtype"] not in DTYPES:
             raise MoseError(f"{self.path}: tensor {name} is of type {value['dtype']}, expected one of {', '.join(DTYPES)}")
-        entry = Entry(name, DTYPES[value["dtype"]], tuple(int(size) for size in value["shape"]))
+        # 2.0, true and Infinity are no sizes; Python would take the first two for 2 and 1.
+        if any(type(number) is not int or not 0 <= number < 1 << 63 for number in (*value["shape"], *value["data_offsets"])):
+            shown = f"{str(value['shape'])[:60]} at {str(value['data_offsets'])[:60]}"
+            raise self._broken(f"tensor {name} of shape {shown}: expected whole numbers from 0 to 2^63 - 1")
+        entry = Entry(name, DTYPES[value["dtype"]], tuple(value["shape"]))
         start, end = value["data_offsets"]
-        if min((0, *entry.shape)) < 0 or end - start != entry.num_bytes:
+        if end - start != entry.num_bytes:
             raise self._broken(f"tensor {name} of shape {list(entry.shape)} has {end - start:,} bytes, not {entry.num_bytes:,}")
         return entry, start
 
@@ -231,6 +236,20 @@ class WeightFiles:
         """One whole tensor, on the CPU."""
         return self._owners[name].read(name)
 
+    def read_finite(self, name: str) -> Tensor:
+        """One whole tensor, on the CPU, of weights that a model will be made of.
+
+        Raises:
+            MoseError: a value is NaN or infinite. It would make every output NaN, far from the file that it came from.
+        """
+        values = self.read(name)
+        finite = torch.isfinite(values)
+        if not finite.all():
+            count, first = int((~finite).sum()), int((~finite).flatten().int().argmax())
+            place = f"the first is {float(values.flatten()[first])} at {first:,}"
+            raise MoseError(f"{self.file_of(name)}: tensor {name} has {count:,} values that are not finite ({place})")
+        return values
+
     def close(self) -> None:
         """Close all files."""
         for reader in self._readers.values():
@@ -260,7 +279,7 @@ def _expect_safetensors(folder: Path, path: Path) -> None:
 
 def _weight_map(index: Path) -> Mapping[str, str]:
     try:
-        names = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = parse_json(index.read_bytes())["weight_map"]
         return {str(tensor): str(file) for tensor, file in names.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise MoseError(f"{index}: expected JSON with a weight_map from tensor to file") from None

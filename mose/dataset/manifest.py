@@ -14,6 +14,8 @@ from mose.dataset.packing_modes import PackingMode
 from mose.dataset.shard_format import RecordLayout
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 from mose.files.safe_path import path_inside, relative_path
 
 SCHEMA_VERSION = 2
@@ -21,6 +23,8 @@ MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = "removal.json"
 """The journal of `mose-data remove`; while it is there, some shards are newer than the manifest."""
 SPLITS = ("train", "held_out")
+LONGEST_SEQUENCE, LARGEST_VOCABULARY, MOST_ROWS = 1 << 20, 1 << 31, 1 << 48
+"""Limits of what a manifest may say, far above what is packed: numbers of rows and offsets are 64-bit integers."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +41,19 @@ class ShardEntry:
     lineage_path: str
     lineage_sha256: str
 
-    @staticmethod
-    def of_plain(values: dict[str, Any], where: str) -> "ShardEntry":
-        """The entry from the values in a manifest or completion marker; `where` names the file and the split.
+    def require_valid(self, where: str) -> None:
+        """Check what the types of the fields do not; `where` names the file and the split.
 
         Raises:
-            MoseError: a path leads out of the data set, or a value is of another type or negative.
-            TypeError: a field is missing or unknown.
+            MoseError: a path leads out of the data set, or a number is negative.
         """
-        entry = ShardEntry(**values)
         for name in ("path", "index_path", "lineage_path"):
             # Training reads no lineage: a data set without it has empty ones, which `lineage_in` refuses.
-            if name != "lineage_path" or values[name] != "":
-                relative_path(values[name], f"{where}: {name} of a shard")
+            if name != "lineage_path" or self.lineage_path:
+                relative_path(getattr(self, name), f"{where}: {name}")
         for name in ("rows", "tokens", "num_bytes"):
-            if type(values[name]) is not int or values[name] < 0:
-                raise MoseError(f"{where}: {name} of {entry.path}: is {values[name]!r:.80}, expected a whole number from 0")
-        for name in ("sha256", "index_sha256", "lineage_sha256"):
-            if not isinstance(values[name], str):
-                raise MoseError(f"{where}: {name} of {entry.path}: is {values[name]!r:.80}, expected hexadecimal digits")
-        return entry
+            if (value := getattr(self, name)) < 0:
+                raise MoseError(f"{where}: {name}: {value}, expected a whole number from 0")
 
     def shard_in(self, dataset: Path) -> Path:
         """The tar of this entry; like the two below, refused (MoseError) where a link leads out of the data set."""
@@ -119,7 +116,7 @@ class Manifest:
             MoseError: this version knows no such mode.
         """
         mode = self.statistics.get("mode", PackingMode.dense)
-        if mode not in PackingMode.__members__:
+        if not isinstance(mode, str) or mode not in PackingMode.__members__:
             raise MoseError(f"{MANIFEST_NAME}: statistics.mode: {mode!r}, expected one of {', '.join(PackingMode)}")
         return PackingMode[mode]
 
@@ -155,7 +152,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise MoseError(f"{path}: no such file; expected a data set that `mose-data pack` has finished") from None
     except (ValueError, OSError) as error:
@@ -164,15 +161,19 @@ def read_manifest(folder: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         raise MoseError(f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}")
     try:
-        splits = {
-            name: tuple(ShardEntry.of_plain(shard, f"{path}: splits.{name}") for shard in shards)
-            for name, shards in values.pop("splits").items()
-        }
-        generations = tuple(values.pop("generations", ()))
-        manifest = Manifest(splits=splits, generations=generations, **values)
-    except (KeyError, TypeError, AttributeError) as error:
+        manifest = from_plain(Manifest, values)
+    except ValueError as error:
         raise MoseError(f"{path}: not a manifest of this version: {error}") from None
-    if generations and generations[-1] != manifest.content_root:
-        found = f"{generations[-1]!r:.20}..., its shards give {manifest.content_root[:16]}..."
+    # A size of 0, or of 2^60 slots, would only be met later, as a division by zero or as an allocation that fails.
+    for name, largest in (("sequence_length", LONGEST_SEQUENCE), ("vocabulary_size", LARGEST_VOCABULARY)):
+        if not 1 <= (value := getattr(manifest, name)) <= largest:
+            raise MoseError(f"{path}: {name}: {value}, expected 1 to {largest:,}")
+    for split, shards in manifest.splits.items():
+        for number, shard in enumerate(shards):
+            shard.require_valid(f"{path}: splits.{split}[{number}]")
+        if (rows := sum(shard.rows for shard in shards)) > MOST_ROWS:
+            raise MoseError(f"{path}: splits.{split}: {rows:,} rows, expected at most {MOST_ROWS:,}")
+    if manifest.generations and manifest.generations[-1] != manifest.content_root:
+        found = f"{manifest.generations[-1]!r:.20}..., its shards give {manifest.content_root[:16]}..."
         raise MoseError(f"{path}: generations: the last is {found}; expected the file as `mose-data` wrote it")
     return manifest

@@ -7,8 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.files.atomic_file import atomic_write
+from mose.files.parquet_errors import PARQUET_ERRORS
 
 TRAIN = "train"
 REQUIRED_COLUMNS = ("nl", "code_a", "lang_a", "code_b", "lang_b")
@@ -52,8 +53,8 @@ def read_pairs(path: Path, split: str | None = None) -> list[Pair]:
         _check_columns(path, file.schema_arrow)
         names = [name for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if name in file.schema_arrow.names]
         columns = file.read(columns=names).to_pydict()
-    except (OSError, pa.ArrowException) as error:
-        raise MoseError(f"{path}: not a readable parquet file of pairs: {str(error).splitlines()[0]}") from None
+    except PARQUET_ERRORS as error:
+        raise MoseError(f"{path}: not a readable parquet file of pairs: {first_line(error)}") from None
     for name in NEVER_EMPTY:
         empty = next((row for row, value in enumerate(columns[name]) if not value), None)
         if empty is not None:

@@ -19,6 +19,8 @@ from typing import Any, Generic, Self, TypeVar
 
 from mose.errors import MoseError
 from mose.files.atomic_file import named_errors, temporary_path, write_json
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 from mose.files.storage import is_local
 
 WRITER_LOCK = "writer.lock"
@@ -66,11 +68,6 @@ class Holder:
         return cls(uuid.uuid4().hex, socket.gethostname(), pid, _machine(), start, job, restarts, now, now, **more)
 
     @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Content from the file's JSON; TypeError or KeyError where it has other fields."""
-        return cls(**values)
-
-    @classmethod
     def unreadable(cls, written: float) -> Self:
         """Stands for a damaged file: a lock whose last heartbeat is the time at which the file was written."""
         return cls("", "an unknown host", 0, "", "", "", "", written, written)
@@ -104,10 +101,10 @@ def read_holder(path: Path, kind: type[AnyHolder]) -> AnyHolder | None:
     A damaged file counts as a lock that was renewed when the file was last written: its process may be about to replace it.
     """
     try:
-        return kind.parse(json.loads(path.read_text("utf-8")))
+        return from_plain(kind, parse_json(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):
+    except ValueError:
         with contextlib.suppress(FileNotFoundError):
             return kind.unreadable(path.stat().st_mtime)
         return None

@@ -245,9 +245,13 @@ class ModularStarEncoderPreTrainedModel(PreTrainedModel):
             }
 
     def _init_weights(self, module: nn.Module) -> None:
+        # transformers builds the model on the meta device: a tensor that a file lacks and that is not set here would hold
+        # whatever its memory held before. So every kind of parameter is covered.
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
-        if isinstance(module, nn.Linear) and module.bias is not None:
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, (nn.Linear, nn.LayerNorm, StarEncoder2LMPredictionHead)) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:

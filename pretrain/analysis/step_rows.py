@@ -3,10 +3,10 @@
 Letters: G rows of the global batch.
 """
 
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from mose.array_types import INT64_ARRAY
 from mose.config import require
 from mose.dataset.manifest import Manifest
 from mose.errors import MoseError
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 from mose.run_directory import RunDirectory
 from pretrain.checkpoints.files import CHANGES_NAME
 from pretrain.config.frozen import load_frozen_config
@@ -60,10 +62,15 @@ def rows_of_step(run_folder: Path, step: int) -> tuple[SourceRows, ...]:
 
 def _check_order_is_one(changes: Path) -> None:
     lines = changes.read_text("utf-8").splitlines() if changes.is_file() else []
-    for change in map(json.loads, lines):
-        name = change["field"]
+    for number, line in enumerate(lines, start=1):
+        try:
+            change = from_plain(dict[str, Any], parse_json(line.encode("utf-8")))
+        except ValueError as error:
+            raise MoseError(f"{changes}: line {number}: not a change of the run: {error}") from None
+        name = str(change.get("field"))
         if name in _ORDER_FIELDS or name.startswith("data.mixture"):
-            change_line = f"{changes}: {name} was {change['was']} until step {change['step']} and is {change['now']} since"
+            was, step, now = (change.get(field) for field in ("was", "step", "now"))
+            change_line = f"{changes}: {name} was {was} until step {step} and is {now} since"
             raise MoseError(f"{change_line}; expected a run whose order of rows was never changed")
 
 

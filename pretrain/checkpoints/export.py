@@ -157,7 +157,7 @@ def _converted_source(folder: Path, weights: WeightFiles) -> ExportSource:
     found = (config.architectures or [None])[0]
     if found not in classes:
         raise MoseError(f"{folder / 'config.json'}: architectures is {found}, expected one of {', '.join(classes)}")
-    return ExportSource(classes[found], config, weights.read, folder, {"converted": folder.name})
+    return ExportSource(classes[found], config, weights.read_finite, folder, {"converted": folder.name})
 
 
 def _run_source(folder: Path, step: int | None) -> ExportSource:

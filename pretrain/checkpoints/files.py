@@ -1,6 +1,5 @@
 """The files of a training checkpoint: names, manifest, and verification by size and checksum; needs no engine."""
 
-import json
 import re
 import shutil
 from collections.abc import Iterable
@@ -10,8 +9,11 @@ from typing import Any
 from mose.config import fingerprint
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 from mose.files.safe_path import relative_path
 from mose.run_directory import checkpoint_name
+from pretrain.checkpoints.run_state import Progress
 
 MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest"
@@ -84,14 +86,19 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / MANIFEST_NAME
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise MoseError(f"{path}: no such file; expected a complete checkpoint") from None
     except ValueError as error:
         raise MoseError(f"{path}: not JSON: {error}") from None
-    for name in ("progress", "identity", "files", "sizes"):
+    kinds = {"progress": Progress, "identity": dict[str, Any], "files": dict[str, str], "sizes": dict[str, int]}
+    for name, kind in kinds.items():
         if not isinstance(manifest, dict) or not isinstance(manifest.get(name), dict):
             raise MoseError(f"{path}: {name}: missing, expected a table as `mose-pretrain train` writes it")
+        try:
+            Progress.from_plain(manifest[name]) if kind is Progress else from_plain(kind, manifest[name], name)
+        except ValueError as error:
+            raise MoseError(f"{path}: {error}") from None
     for name in (*manifest["files"], *manifest["sizes"]):
         relative_path(name, f"{path}: files")
     if manifest.get("fingerprint") != manifest_fingerprint(manifest):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mose.checkpoint.safetensors_file import read_into
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.model.sharding import sharding_of
 
 # DeepSpeed's file names (runtime/engine.py, 0.19): data rank, then tensor rank; stage 3 has a model file per data rank.
@@ -69,6 +69,9 @@ STAND_INS: list[Any] = [
 ]
 
 
+_PARAMETER = re.compile(r"\w+(?:\.\w+)*")
+
+
 @dataclass(frozen=True)
 class Piece:
     """Consecutive float32 values of a parameter in one file: a data rank's part of a tensor rank's slice."""
@@ -100,6 +103,8 @@ class MergedWeights:
         data_ranks = len(files) // len(groups)
         for (tensor_rank, data_rank), path in sorted(files.items()):
             for name, piece in _pieces_of(path, groups[tensor_rank], data_rank, data_ranks):
+                if not _PARAMETER.fullmatch(name):
+                    raise MoseError(f"{path}: parameter {name!r}: expected a dotted name of a parameter")
                 self._pieces[name][tensor_rank].append(piece)
 
     @property
@@ -196,8 +201,8 @@ def _load_without_values(path: Path) -> dict[str, Any]:
             values = torch.load(path, map_location="meta", weights_only=True)
     except FileNotFoundError:
         raise MoseError(f"{path}: no such file; expected a part of a complete checkpoint") from None
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise MoseError(f"{path}: not a whole DeepSpeed file: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        raise MoseError(f"{path}: not a whole DeepSpeed file: {first_line(error)}") from None
     if not isinstance(values, dict):
         raise MoseError(f"{path}: not a DeepSpeed file: expected a dictionary")
     return values

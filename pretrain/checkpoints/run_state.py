@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mose.errors import MoseError
+from mose.files.records import from_plain
 from pretrain.config.run import StabilityConfig
 
 LOSS_OUTLIER = "loss outlier"
@@ -64,11 +65,6 @@ class Health:
     skipped_in_a_row: int = 0
     norm_outliers: int = 0
 
-    @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> "Health":
-        """The state that a checkpoint's manifest holds."""
-        return cls(**{**values, "loss": Trend(**values["loss"]), "norm": Trend(**values["norm"])})
-
     def loss_limit(self, config: StabilityConfig) -> float:
         """The largest total loss with which the next step is applied; above it, the step is skipped."""
         return self.loss.limit(config.loss_outlier_sigmas, config.warmup_steps)
@@ -109,6 +105,7 @@ class Progress:
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "Progress":
-        """The progress in a manifest; manifests of early versions have no `health`."""
-        health = values.get("health")
-        return cls(**{**values, "health": Health() if health is None else Health.from_plain(health)})
+        """The progress in a manifest; manifests of early versions have no `health`. Raises ValueError on a wrong field."""
+        # An early version wrote null where it had no statistics.
+        present = {name: value for name, value in values.items() if name != "health" or value is not None}
+        return from_plain(cls, present)

@@ -36,7 +36,9 @@ from pretrain.checkpoints.files import (
     remove_checkpoint,
     step_of,
 )
+from pretrain.checkpoints.merged_weights import MergedWeights
 from pretrain.checkpoints.run_state import Progress
+from pretrain.checkpoints.signature import SIGNATURE, is_signed_by_user, sign
 from pretrain.config.identity import Change, check_changes, describe_layout, needs_conversion
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.watchdog import is_collective_failure
@@ -53,10 +55,12 @@ _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "file write", "iostr
 
 @dataclass(frozen=True)
 class ResumeRequest:
-    """The request of the user: the newest complete checkpoint, none, or that of a step; and which fields may differ."""
+    """The request of the user: the newest complete checkpoint, none, or that of a step; which fields may differ; and whether
+    the checkpoint may be unpickled although another user saved it."""
 
     mode: str = AUTO
     allowed: tuple[str, ...] = ()
+    trusted: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in (AUTO, NEVER) and not self.mode.isdecimal():
@@ -77,6 +81,8 @@ class ResumePoint:
     identity: dict[str, Any]
     changes: tuple[Change, ...]
     damaged: tuple[str, ...]
+    unpickles: bool = False
+    """Whether its states hold classes that weights-only loading refuses, and the user trusts them."""
 
     @property
     def converts(self) -> bool:
@@ -172,7 +178,11 @@ class CheckpointStore:
         return {name: digest for name, (digest, _) in merged.items()}, {name: size for name, (_, size) in merged.items()}
 
     def _publish(self, temporary: Path, final: Path, progress: Progress, files: dict[str, str], sizes: dict[str, int]) -> None:
-        manifest = {"progress": asdict(progress), "identity": self._identity, "files": files, "sizes": sizes}
+        manifest: dict[str, Any] = {"progress": asdict(progress), "identity": self._identity, "files": files, "sizes": sizes}
+        try:
+            manifest[SIGNATURE] = sign(manifest)
+        except (OSError, MoseError) as error:
+            self._tell(f"warning: {final.name} is not signed, which only matters where its states must be unpickled: {error}")
         # Written last: a folder with a manifest has all its other files on disk, and the manifest holds their checksums.
         write_json(temporary / MANIFEST_NAME, manifest | {"fingerprint": manifest_fingerprint(manifest)})
         for folder in {path.parent for path in temporary.rglob("*")}:
@@ -223,9 +233,9 @@ class CheckpointStore:
                 for change in changes:
                     if change.is_generation:
                         self._tell(f"resume: {checkpoint.name}: {change}: files were removed from the data set")
-                return ResumePoint(
-                    checkpoint, Progress.from_plain(manifest["progress"]), manifest["identity"], changes, tuple(damaged)
-                )
+                unpickles = self._unpickles(checkpoint, manifest, request.trusted)
+                progress = Progress.from_plain(manifest["progress"])
+                return ResumePoint(checkpoint, progress, manifest["identity"], changes, tuple(damaged), unpickles)
             if request.step is not None:
                 raise MoseError(fault)
             damaged.append(name)
@@ -275,6 +285,27 @@ class CheckpointStore:
             raise MoseError(refusals[0])
         return manifest, next((one for one, _ in found if one), None)
 
+    def _unpickles(self, checkpoint: Path, manifest: dict[str, Any], trusted: bool) -> bool:
+        """Whether the states name classes that weights-only loading refuses; only of a checkpoint that the user trusts.
+
+        Raises:
+            MoseError: they do, this user's key did not sign the manifest, and `--trust-checkpoint` was not given.
+        """
+        from pretrain.parallel.weights_only import foreign_classes
+
+        fault, signed = None, self._context.is_main and is_signed_by_user(manifest)
+        for name in self._mine([name for name in sorted(manifest["files"]) if name.endswith(".pt")]):
+            if found := foreign_classes(checkpoint / name):
+                fault = f"{checkpoint / name}: names {found[0]}, and a pickle that makes more than tensors can run code"
+                break
+        faults, signed = [found for found in self._gather(fault) if found], self._gather(signed)[0]
+        if faults and not (trusted or signed):
+            raise MoseError(f"{faults[0]}; expected tensors only, a checkpoint that you saved, or --trust-checkpoint")
+        if faults:
+            reason = "you saved it" if signed else "of --trust-checkpoint"
+            self._tell(f"warning: {faults[0]}; it is unpickled because {reason}")
+        return bool(faults)
+
     def load(self, engine: "Engine", selection: ResumePoint) -> Progress:
         """Load a selected checkpoint into an engine; every rank calls it. Newer checkpoints are renamed out of the way.
 
@@ -286,14 +317,14 @@ class CheckpointStore:
             MoseError: DeepSpeed failed to convert it.
         """
         if not selection.converts:
-            engine.load(selection.checkpoint)
+            engine.load(selection.checkpoint, selection.unpickles)
         else:
             merged = self._folder / f".merged-{selection.checkpoint.name}"
             began = time.perf_counter()
             layouts = f"{describe_layout(selection.identity)} -> {describe_layout(self._identity)}"
             self._tell(f"resume: {selection.checkpoint.name}: layout changed, {layouts}: its parts are merged")
-            self.from_main(lambda: _merge(selection.checkpoint, merged))
-            engine.load(merged)
+            self.from_main(lambda: _merge(selection, merged))
+            engine.load(merged, selection.unpickles)
             self._barrier()
             self.from_main(lambda: shutil.rmtree(merged))
             self._tell(f"resume: merged and read in {time.perf_counter() - began:.1f} s")
@@ -365,11 +396,14 @@ def _first_reason(error: BaseException) -> str:
     return f"disk full, or a limit on the size of files? torch says: {text}" if written else f"torch says: {text}"
 
 
-def _merge(checkpoint: Path, target: Path) -> None:
+def _merge(selection: ResumePoint, target: Path) -> None:
     from pretrain.parallel.engine import merge_parts
 
     shutil.rmtree(target, ignore_errors=True)
-    merge_parts(checkpoint, target / STATE_TAG)
+    if not selection.unpickles:
+        # DeepSpeed makes a folder per parameter: indexing refuses names that would lead out of `target`.
+        MergedWeights(selection.checkpoint / STATE_TAG)
+    merge_parts(selection.checkpoint, target / STATE_TAG, selection.unpickles)
 
 
 def record_changes(path: Path, selection: ResumePoint) -> None:

@@ -57,7 +57,7 @@ def fill_from_converted(model: nn.Module, folder: Path, config: PretrainConfig, 
             if entries[name].shape != shape:
                 found = list(entries[name].shape)
                 raise MoseError(f"start_from: {weights.file_of(name)}: {name} is {found}, the run's model has {list(shape)}")
-            full = weights.read(name)
+            full = weights.read_finite(name)
             parameter.copy_(cut(full, kind, config.model.padded_vocabulary_size, context))
 
 

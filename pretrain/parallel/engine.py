@@ -7,13 +7,17 @@ import io
 import logging
 import math
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch._C._distributed_c10d import Store
@@ -21,6 +25,7 @@ from torch._C._distributed_c10d import Store
 from mose.errors import MoseError
 from pretrain.config.run import OptimizerConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
+from pretrain.parallel.weights_only import weights_only
 from pretrain.parallel.zero import STATE_TAG, deepspeed_config
 
 
@@ -141,30 +146,52 @@ class Engine:
             self.deepspeed.skipped_steps += skipped_steps
             self.deepspeed.global_samples += samples
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, unpickle: bool = False) -> None:
         """Read this rank's part of a state that `save` wrote in the same layout; the caller has verified its checksums.
 
+        With `unpickle`, objects of any class are made, which can run code: for checkpoints that the user trusts.
         DeepSpeed also restores the decay, betas and clipping of the run that saved, which would silently undo a change of the
         config; they are set back to this run's own.
+
+        Raises:
+            MoseError: the state holds something else than tensors and plain values.
         """
         optimizer = self.deepspeed.optimizer
         wanted = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         clipping = optimizer.clip_grad
         # Without tensor parallelism there is no `mpu`, of which DeepSpeed would warn on every rank.
         deepspeed_logger.setLevel(logging.ERROR)
-        self.deepspeed.load_checkpoint(str(folder), tag=STATE_TAG)
+        with _loading(folder, unpickle):
+            self.deepspeed.load_checkpoint(str(folder), tag=STATE_TAG)
         deepspeed_logger.setLevel(logging.WARNING)
         for group, values in zip(optimizer.param_groups, wanted, strict=True):
             group.update(values)
         optimizer.clip_grad = clipping
 
 
-def merge_parts(checkpoint: Path, target: Path) -> None:
+def _stage_named(kind: Any, name: str) -> ZeroStageEnum:
+    """Stands in for `getattr` in a checkpoint: returns members of one enumeration only."""
+    if kind is not ZeroStageEnum or name not in ZeroStageEnum.__members__:
+        raise pickle.UnpicklingError(f"getattr of {name!r}, expected a ZeRO stage")
+    return ZeroStageEnum[name]
+
+
+@contextlib.contextmanager
+def _loading(folder: Path, unpickle: bool) -> Iterator[None]:
+    with contextlib.nullcontext() if unpickle else weights_only((fragment_address, LossScaler, ZeroStageEnum, _stage_named)):
+        try:
+            yield
+        except pickle.UnpicklingError as error:
+            reason = " ".join(str(error).rpartition("WeightsUnpickler error: ")[2].split("\n\n")[0].split())
+            raise MoseError(f"{folder}: {reason}; expected tensors and plain values as DeepSpeed saves them") from error
+
+
+def merge_parts(checkpoint: Path, target: Path, unpickle: bool = False) -> None:
     """Merge the ranks' parts of a checkpoint into whole tensors by DeepSpeed's universal conversion, in this process.
 
     A ZeRO checkpoint holds each rank's slice of flattened parameters, which only a run of the same layout can load. The universal
     format holds whole parameters and optimiser states, from which each rank of any layout cuts its own slice when it loads.
-    `target` then holds `zero/PARAMETER/fp32.pt`, `exp_avg.pt`, `exp_avg_sq.pt` and `step.pt`.
+    `target` then holds `zero/PARAMETER/fp32.pt`, `exp_avg.pt`, `exp_avg_sq.pt` and `step.pt`. `unpickle` is as in `Engine.load`.
 
     Raises:
         MoseError: DeepSpeed failed; the message is the first line of its own.
@@ -174,9 +201,13 @@ def merge_parts(checkpoint: Path, target: Path) -> None:
     workers = {"num_extract_workers": 1, "num_merge_workers": 1}
     flags = {"keep_temp_folder": False, "strict": True, "inject_missing_state": False}
     source = {"input_folder": str(checkpoint / STATE_TAG), "output_folder": str(target)}
+    silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        # One worker each keeps the conversion in this process, where weights-only loading is forced.
+        with silent[0], silent[1], _loading(checkpoint, unpickle):
             ds_to_universal.main(argparse.Namespace(**source, **workers, **flags))
+    except MoseError:
+        raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MoseError(f"{checkpoint}: DeepSpeed could not merge its parts: {reason}") from error

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from data_prep.sources.blobs.store import parse_id
 from data_prep.sources.stack_v2.grouped import is_grouped, parts_of
 from data_prep.sources.stack_v2.parquet_file import LENGTH, Columns, columns_of, corrupt, expand, open_parquet
+from mose.files.parquet_errors import PARQUET_ERRORS
 
 _BLOB_ID = "blob_id"
 
@@ -69,7 +68,7 @@ def _row_group(path: str, group: int, columns: Columns) -> list[Wanted]:
     leaves = [leaf for name in names for leaf in columns.file[name]]
     try:
         table = open_parquet(path).read_row_group(group, columns=leaves, use_threads=False)
-    except (OSError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise corrupt(path, error) from None
     files: Any = table.column("files").combine_chunks().flatten() if columns.is_nested else table
     ids_F, lengths_F = (

@@ -6,7 +6,6 @@ gives random access to the batches of one bucket.
 F: files (rows) of a table.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 from data_prep.ingest.grouping.columns import KEY
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
+from mose.files.json_file import parse_json
+from mose.files.parquet_errors import PARQUET_ERRORS
 from mose.files.safe_path import path_inside
 
 Assign = Callable[[pa.Table], NDArray[np.int64]]
@@ -118,7 +119,7 @@ def read_batches(batches: Sequence[Batch], columns: Sequence[str] = ()) -> Itera
                 for batch in batches:
                     if batch.path == path:
                         yield pa.Table.from_batches([reader.get_batch(batch.index)])
-        except (OSError, pa.ArrowException) as error:
+        except PARQUET_ERRORS as error:
             raise MoseError(f"{path}: temporary rows cannot be read: {error}; remove its folder and group again") from None
 
 
@@ -134,11 +135,11 @@ def load_batches(path: Path) -> tuple[list[Batch], dict[str, Any]] | None:
         MoseError: the file is damaged.
     """
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = parse_json(path.read_bytes())
         batches = [Batch(**{**entry, "path": _path_of(path, entry)}) for entry in values.pop("batches")]
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise MoseError(f"{path}: cannot be read: {error}; remove its folder and group again") from None
     return batches, values
 

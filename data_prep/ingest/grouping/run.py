@@ -6,7 +6,6 @@ random samples of the repositories. Each step ends with a marker file, so that a
 """
 
 import dataclasses
-import json
 import multiprocessing
 import shutil
 from collections import Counter
@@ -41,7 +40,9 @@ from data_prep.sources.stack_v2.parquet_file import expand, footer_fingerprint
 from mose.config import fingerprint
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json, write_text
+from mose.files.json_file import parse_json
 from mose.files.lock import WRITER_LOCK, lock_file
+from mose.files.records import from_plain
 from mose.files.storage import storage_path
 
 # Python, numpy and pyarrow before any row is read (measured: 110 MB), and a row group of 32 MiB while it is encoded.
@@ -244,5 +245,7 @@ def _partitioned(grouping: Grouping, number: int) -> tuple[list[Batch], dict[str
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
-    return entries
+    try:
+        return from_plain(list[dict[str, Any]], parse_json(path.read_bytes()))
+    except ValueError as error:
+        raise MoseError(f"{path}: cannot be read: {error}; remove its folder and group again") from None

@@ -6,20 +6,19 @@ a search touches 8 bytes per record instead of the whole record. Packs exist bec
 system; each record carries its own checksum, so that the pack alone is enough to recover the index after a kill.
 """
 
-import io
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_write
-from mose.files.storage import is_local
+from mose.files.npy_file import read_npy
 
 MAGIC = b"MSB1"
 HEADER = struct.Struct("<4s20sBBHQQI")
@@ -131,8 +130,8 @@ def write_index(pack: Path, index: PackIndex) -> None:
 def read_index(pack: Path) -> PackIndex | None:
     """The stored index of a pack; None if it is absent or damaged, or if the pack has another length than the index says."""
     try:
-        keys_R, records_R = (_load(path) for path in index_paths(pack))
-    except (OSError, ValueError, EOFError):
+        keys_R, records_R = (read_npy(path, mapped=True) for path in index_paths(pack))
+    except (OSError, ValueError):
         return None
     if records_R.dtype != RECORD or keys_R.dtype != np.uint64 or len(keys_R) != len(records_R):
         return None
@@ -159,9 +158,3 @@ def read_stored(pack: Path, file: IO[bytes], record: Record) -> bytes:
             f"{pack}: damaged at byte {record.offset}; expected blob {record.blob.hex()}: remove the pack, fetch again"
         )
     return stored
-
-
-def _load(path: Path) -> NDArray[Any]:
-    if is_local(path):
-        return cast(NDArray[Any], np.load(path, mmap_mode="r", allow_pickle=False))
-    return cast(NDArray[Any], np.load(io.BytesIO(path.read_bytes()), allow_pickle=False))

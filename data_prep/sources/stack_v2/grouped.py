@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import operator
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +23,8 @@ from data_prep.sources.stack_v2.rows import (
     source_files,
 )
 from mose.errors import MoseError
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 from mose.files.safe_path import path_inside
 from mose.files.storage import storage_path
 
@@ -94,11 +95,10 @@ def read_description(text: str) -> GroupedFolder:
     """
     path = storage_path(text) / DESCRIPTION
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = parse_json(path.read_bytes())
         if values["version"] != VERSION:
             raise MoseError(f"{path}: version: is {values['version']}, expected {VERSION}; group again")
-        values["parts"] = tuple(PartEntry(**entry) for entry in values["parts"])
-        return GroupedFolder(**values)
+        return from_plain(GroupedFolder, values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise MoseError(f"{path}: cannot be read: {error}; expected what `mose-data group` writes") from None
 

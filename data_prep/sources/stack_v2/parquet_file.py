@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from mose.errors import MoseError
+from mose.files.parquet_errors import PARQUET_ERRORS
 from mose.files.storage import is_local, storage_path
 
 FILE_COLUMNS = ("blob_id", "path", "language", "detected_licenses", "license_type", "src_encoding", "is_vendor", "is_generated")
@@ -59,7 +60,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
     """
     try:
         return _opened(path, stamp(path))
-    except (OSError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise corrupt(path, error) from None
 
 

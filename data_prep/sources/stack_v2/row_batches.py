@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from data_prep.sources.stack_v2.parquet_file import CONTENT, FILE_COLUMNS, LENGTH, Columns, columns_of, corrupt, open_parquet
 from mose.errors import MoseError
+from mose.files.parquet_errors import PARQUET_ERRORS
 
 LIMIT_BYTES = 1 << 28
 """Upper bound of the decoded size of one row (256 MiB), contents included."""
@@ -143,7 +144,7 @@ def _decode(path: str, group: int, leaves: list[str], batch_rows: int) -> Iterat
         # One thread, because each thread holds pages of its own and memory is bounded.
         batches = open_parquet(path).iter_batches(batch_rows, row_groups=[group], columns=leaves, use_threads=False)
         yield from batches
-    except (OSError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise corrupt(path, error) from None
 
 
@@ -152,7 +153,7 @@ def _lengths(path: str, group: int, columns: Columns) -> tuple[NDArray[np.int64]
     name = LENGTH if LENGTH in columns.file else FILE_COLUMNS[0]
     try:
         table = open_parquet(path).read_row_group(group, columns=list(columns.file[name]), use_threads=False)
-    except (OSError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise corrupt(path, error) from None
     column = table.column(0).combine_chunks()
     files_R = np.ones(len(column), np.int64)

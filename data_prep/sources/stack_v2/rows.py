@@ -22,6 +22,7 @@ from data_prep.sources.stack_v2.parquet_file import (
 from data_prep.sources.stack_v2.row_batches import LIMIT_BYTES, binary_content, leaves_of, plan_row_group, row_batches
 from data_prep.sources.stack_v2.row_cache import CACHE_BYTES, process_cache
 from mose.errors import MoseError
+from mose.files.parquet_errors import PARQUET_ERRORS
 
 KIND = "stack_v2"
 REPOSITORY_TOO_LARGE = "repository_too_large"
@@ -62,7 +63,7 @@ def row_names(path: str, has_store: bool) -> list[str]:
     check_repositories(path, has_store)
     try:
         names: list[str] = open_parquet(path).read(columns=["repo_name"]).column("repo_name").to_pylist()
-    except (OSError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise corrupt(path, error) from None
     for row, name in enumerate(names):
         if not name:
@@ -183,7 +184,7 @@ def _small_row_group(path: str, group: int) -> tuple[pa.ChunkedArray | None, int
     try:
         leaves = leaves_of(columns_of(path), READ_COLUMNS, ())
         files = open_parquet(path).read_row_group(group, columns=leaves, use_threads=False).column("files")
-    except (OSError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise corrupt(path, error) from None
     files = binary_content(files)
     return files, int(files.nbytes)

@@ -12,6 +12,8 @@ from pathlib import Path
 from mose.dataset.manifest import UNFINISHED_NAME
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json, write_text
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 from mose.files.safe_path import relative_path
 
 REMOVED_NAME = "removed.jsonl"
@@ -85,10 +87,9 @@ def unfinished_line(dataset: Path, removal: Removal) -> str:
 
 def _parse(path: Path, text: str) -> Removal:
     try:
-        values = json.loads(text)
-        lists = {name: tuple(values[name]) for name in ("blobs", "repositories", "shards")}
-        for shard in lists["shards"]:
-            relative_path(shard, f"{path}: shards")
-        return Removal(**{**values, **lists})
-    except (ValueError, TypeError, KeyError) as error:
-        raise MoseError(f"{path}: not a record of a removal: {error!r}; expected one written by `mose-data remove`") from None
+        removal = from_plain(Removal, parse_json(text.encode("utf-8")))
+    except ValueError as error:
+        raise MoseError(f"{path}: not a record of a removal: {error}; expected one written by `mose-data remove`") from None
+    for shard in removal.shards:
+        relative_path(shard, f"{path}: shards")
+    return removal

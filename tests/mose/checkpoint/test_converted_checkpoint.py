@@ -1,6 +1,7 @@
 """Covers the converted checkpoint: round trips, truncation at each exit, and every broken folder as one line."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -219,3 +220,43 @@ def test_a_folder_without_the_sep_token_is_refused(tmp_path: Path) -> None:
     make_byte_tokenizer(tmp_path / "tokenizer", specials=("<|endoftext|>", "<cls>", "<mask>"))
     with pytest.raises(MoseError, match=r"tokenizer\.json: has no <sep> token"):
         write_checkpoint(tmp_path / "new", random_like(CONFIG, 1), tmp_path / "tokenizer", {})
+
+
+@pytest.mark.parametrize("kind", [ModularStarEncoder, ModularStarEncoderForRetrieval], ids=lambda kind: kind.__name__)
+def test_every_tensor_that_a_file_lacks_is_initialised(kind: type[ModularStarEncoder], folder: Path, tmp_path: Path) -> None:
+    """New memory is filled with NaN here, so a parameter that nothing sets is seen; the tensors in the file are kept."""
+    if kind is ModularStarEncoderForRetrieval:
+        retrieval = retrieval_from_pretrained(load_pretrained(folder), 3)
+        write_checkpoint(tmp_path / "retrieval", retrieval, folder, {})
+        folder = tmp_path / "retrieval"
+    path = folder / "model.safetensors"
+    stored = load_file(path)
+    # Of each kind of tensor the first stays, so that a module of which one parameter is missing is covered as well.
+    first = re.compile(r"starEncoder2\.layers\.0\..*weight")
+    kept = {name: value for name, value in stored.items() if first.fullmatch(name)}
+    save_file(kept, path, {"format": "pt"})
+    torch.use_deterministic_algorithms(True)
+    try:
+        read = kind.from_pretrained(folder)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, parameter in read.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+        if name in kept:
+            assert torch.equal(parameter, kept[name]), name
+        elif name.lower().endswith("norm.weight"):
+            assert (parameter == 1).all(), name
+        elif name.endswith("bias"):
+            assert (parameter == 0).all(), name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_weights_that_are_not_finite_are_refused(value: float, folder: Path) -> None:
+    path = folder / "model.safetensors"
+    stored = load_file(path)
+    stored["starEncoder2.norm.weight"][7] = value
+    save_file(stored, path, {"format": "pt"})
+    with pytest.raises(MoseError, match="tensor starEncoder2.norm.weight has 1 values that are not finite") as caught:
+        load_pretrained(folder)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).endswith(f"(the first is {value} at 7)")

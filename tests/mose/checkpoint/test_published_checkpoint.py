@@ -290,3 +290,13 @@ def test_the_command(pretrained: Path, tmp_path: Path) -> None:
     with SafetensorsReader(tmp_path / "ours" / "model.safetensors") as reader:
         assert {entry.dtype for entry in reader.entries.values()} == {torch.bfloat16}
     assert "already exists" in refused(line)
+
+
+def test_nan_in_imported_weights_is_refused(pretrained: Path, tmp_path: Path) -> None:
+    path = pretrained / "model.safetensors"
+    stored = load_file(path)
+    stored["pooler.dense.weight"][0, 0] = float("nan")
+    save_file(stored, path)
+    with pytest.raises(MoseError, match=r"tensor pooler\.dense\.weight has 1 values that are not finite"):
+        import_published(pretrained, tmp_path / "output")
+    assert not (tmp_path / "output").exists()

@@ -155,3 +155,15 @@ def test_copies_that_differ_between_tensor_ranks_are_refused(cut_state: Path, tm
     with pytest.raises(MoseError, match=r"pooler\.dense\.weight: copies of tensor ranks 0 and 1 differ"):
         merged.read("pooler.dense.weight")
     merged.read("starEncoder2.embed_tokens.weight")
+
+
+def test_a_parameters_name_cannot_lead_out_of_the_folder(cut_state: Path, tmp_path: Path) -> None:
+    """DeepSpeed's conversion makes a folder of this name."""
+    shutil.copytree(cut_state, tmp_path / "state")
+    path = next((tmp_path / "state").glob("*_optim_states.pt"))
+    values = torch.load(path, weights_only=False)
+    fragments = values["optimizer_state_dict"]["param_slice_mappings"][0]
+    fragments["../../outside"] = fragments.pop(next(iter(fragments)))
+    torch.save(values, path)
+    with pytest.raises(MoseError, match=r"parameter '\.\./\.\./outside': expected a dotted name"):
+        MergedWeights(tmp_path / "state")
