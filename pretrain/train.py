@@ -38,10 +38,9 @@ from pretrain.monitoring.throughput import Stopwatch, say_unknown_peak
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.launch import initialize_parallel, leave_parallel
-from pretrain.parallel.launcher import LauncherWatch, Process
 from pretrain.parallel.machine import attention_backend, dtype_of, machine_line
 from pretrain.parallel.stage import CHECKPOINT, COUNT, DIVERGED, FINISHED, LOAD_ROWS, LOG, STOPPED, VALIDATE, Mark
-from pretrain.parallel.stop_signal import StopSignal
+from pretrain.parallel.stop_signal import LauncherWatch, Process, StopSignal
 from pretrain.parallel.watchdog import Watchdog, is_collective_failure
 from pretrain.step import Guard, StepResult, count_globally, train_step
 from pretrain.storage.run_data import RunData, open_run_data

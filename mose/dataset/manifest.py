@@ -50,10 +50,10 @@ class ShardEntry:
         for name in ("path", "index_path", "lineage_path"):
             # Training reads no lineage: a data set without it has empty ones, which `lineage_in` refuses.
             if name != "lineage_path" or self.lineage_path:
-                relative_path(getattr(self, name), f"{where}: {name}")
+                relative_path(getattr(self, name), f"{where}.{name}")
         for name in ("rows", "tokens", "num_bytes"):
             if (value := getattr(self, name)) < 0:
-                raise MoseError(f"{where}: {name}: {value}, expected a whole number from 0")
+                raise MoseError(f"{where}.{name}: {value}, expected a whole number from 0")
 
     def shard_in(self, dataset: Path) -> Path:
         """The tar of this entry; like the two below, refused (MoseError) where a link leads out of the data set."""

@@ -79,7 +79,7 @@ def test_a_path_out_of_the_data_set_is_refused(tmp_path: Path, name: str, value:
     values = json.loads((tmp_path / MANIFEST_NAME).read_text("utf-8"))
     values["splits"]["train"][1][name] = value
     (tmp_path / MANIFEST_NAME).write_text(json.dumps(values), "utf-8")
-    with pytest.raises(MoseError, match=rf"json: splits\.train: {name} of a shard: .*expected a relative path") as raised:
+    with pytest.raises(MoseError, match=rf"json: .*splits\.train\[1\]\.{name}: .*expected (a relative path|text)") as raised:
         read_manifest(tmp_path)
     assert str(raised.value).isprintable()
 
@@ -90,7 +90,7 @@ def test_a_count_of_another_type_is_refused(tmp_path: Path, name: str, value: ob
     values = json.loads((tmp_path / MANIFEST_NAME).read_text("utf-8"))
     values["splits"]["train"][0][name] = value
     (tmp_path / MANIFEST_NAME).write_text(json.dumps(values), "utf-8")
-    with pytest.raises(MoseError, match=rf"splits\.train: {name} of train/shard-000000\.tar: is {value!r}, expected"):
+    with pytest.raises(MoseError, match=rf"splits\.train\[0\]\.{name}: {value!r}, expected"):
         read_manifest(tmp_path)
 
 

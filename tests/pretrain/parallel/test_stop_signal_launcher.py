@@ -7,9 +7,8 @@ import sys
 import pytest
 
 from mose.files.lock import process_start
-from pretrain.parallel import launcher as launcher_module
-from pretrain.parallel.launcher import LAUNCHER_ENDED, LauncherWatch, Process, launcher_processes
-from pretrain.parallel.stop_signal import BY_SIGNAL, StopSignal
+from pretrain.parallel import stop_signal
+from pretrain.parallel.stop_signal import BY_SIGNAL, LAUNCHER_ENDED, LauncherWatch, Process, StopSignal, launcher_processes
 
 
 def test_without_a_launcher_nobody_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,19 +20,19 @@ def test_without_a_launcher_nobody_is_watched(monkeypatch: pytest.MonkeyPatch) -
 def test_the_parent_of_a_rank_and_the_launcher_above_it_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     parents = {os.getppid(): 71, 71: 72, 72: 73}
-    monkeypatch.setattr(launcher_module, "_parent_of", lambda pid: parents.get(pid, 0))
-    monkeypatch.setattr(launcher_module, "_is_launcher", lambda pid: pid == 71)
+    monkeypatch.setattr(stop_signal, "_parent_of", lambda pid: parents.get(pid, 0))
+    monkeypatch.setattr(stop_signal, "_is_launcher", lambda pid: pid == 71)
     assert [process.pid for process in launcher_processes()] == [os.getppid(), 71]
 
 
 def test_a_launcher_is_known_by_its_command() -> None:
     code = ["-c", "input()"]
     with subprocess.Popen([sys.executable, *code, "deepspeed"], stdin=subprocess.PIPE) as child:
-        assert launcher_module._is_launcher(child.pid)
-        assert launcher_module._parent_of(child.pid) == os.getpid()
+        assert stop_signal._is_launcher(child.pid)
+        assert stop_signal._parent_of(child.pid) == os.getpid()
         child.kill()
     with subprocess.Popen([sys.executable, *code], stdin=subprocess.PIPE) as child:
-        assert not launcher_module._is_launcher(child.pid)
+        assert not stop_signal._is_launcher(child.pid)
         child.kill()
 
 
