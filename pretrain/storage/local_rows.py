@@ -210,8 +210,9 @@ class LocalRows:
             shard = self._current_shard(number)
             tokens_RT[places] = shard.reader.tokens(inside)
             members_R[places], index_R[places] = shard.reader.members(inside), shard.index.entries(inside)
+        self.table.check_tokens(tokens_RT, rows_R)
         self.table.check_rows(rows_R, tokens_RT, members_R, index_R)
-        return self.table.check_tokens(tokens_RT, rows_R)
+        return tokens_RT
 
     def labels(self, rows_R: INT64_ARRAY) -> RowLabels:
         """Labels [R] of these rows, from the indexes beside their shards.
