@@ -93,6 +93,8 @@ class SplitTable:
         """
         wrong = first_wrong_row(tokens_RT, members_R, index_R)
         if wrong is not None:
+            # A label out of range says more than that it differs.
+            self.labels_of(index_R)
             place, reason = wrong
             shard = int(np.searchsorted(self.first_rows, rows_R[place], side="right")) - 1
             path = self.dataset / self.shards[shard].path
