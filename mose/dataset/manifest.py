@@ -140,7 +140,12 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `folder/manifest.json` atomically; it is the last file of a data set to appear."""
+    """Write `folder/manifest.json` atomically; it is the last file of a data set to appear.
+
+    If it has generations, the last one becomes the content root of the shards that it lists.
+    """
+    if manifest.generations:
+        manifest = dataclasses.replace(manifest, generations=(*manifest.generations[:-1], manifest.content_root))
     write_json(folder / MANIFEST_NAME, dataclasses.asdict(manifest))
 
 

@@ -93,6 +93,8 @@ class SplitTable:
         """
         wrong = first_wrong_row(tokens_RT, members_R, index_R)
         if wrong is not None:
+            # A label out of range says more than that it differs.
+            self.labels_of(index_R)
             place, reason = wrong
             shard = int(np.searchsorted(self.first_rows, rows_R[place], side="right")) - 1
             path = self.dataset / self.shards[shard].path
@@ -210,8 +212,9 @@ class LocalRows:
             shard = self._current_shard(number)
             tokens_RT[places] = shard.reader.tokens(inside)
             members_R[places], index_R[places] = shard.reader.members(inside), shard.index.entries(inside)
+        self.table.check_tokens(tokens_RT, rows_R)
         self.table.check_rows(rows_R, tokens_RT, members_R, index_R)
-        return self.table.check_tokens(tokens_RT, rows_R)
+        return tokens_RT
 
     def labels(self, rows_R: INT64_ARRAY) -> RowLabels:
         """Labels [R] of these rows, from the indexes beside their shards.

@@ -96,13 +96,6 @@ def remove(dataset: Path, removal: RemovalList) -> Removal | None:
         MoseError: another removal is unfinished, a completion marker is missing, or the data set is not on a local file system
             (in these cases nothing was changed); a row does not match its lineage.
     """
-    # Once more inside the lock: another removal may have ended in between.
-    _opened(dataset, removal)
-    with lock_dataset(dataset):
-        return _removed(dataset, removal)
-
-
-def _removed(dataset: Path, removal: RemovalList) -> Removal | None:
     manifest, begun = _opened(dataset, removal)
     hits = find_hits(dataset, manifest, removal)
     if begun is None:
@@ -223,7 +216,10 @@ def _run(parsed: Namespace) -> None:
             print_plan(hits)
         print("\n".join(summary_lines(removal, begun or _record(removal, hits))))
         return
-    done = remove(dataset, removal)
+    # Checked before the lock, so that no lock file is put into a folder that is no data set; `remove` checks again inside it.
+    _opened(dataset, removal)
+    with lock_dataset(dataset):
+        done = remove(dataset, removal)
     lines = summary_lines(removal, done or _record(removal, []))
     print("\n".join([f"removed: {lines[0]}" if done else "nothing removed", *lines[1:]]))
     if done:

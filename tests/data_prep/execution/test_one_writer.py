@@ -13,8 +13,7 @@ from data_prep.ingest.blob_writer import BlobWriter
 from data_prep.pairs import PairsConfig, build_pairs
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
-from data_prep.tools.removal.command import remove
-from data_prep.tools.removal.removal_list import RemovalList
+from data_prep.tools.removal import command
 from mose.command import run_command
 from mose.errors import MoseError
 from mose.files.lock import WRITER_LOCK, lock_file
@@ -31,10 +30,11 @@ def test_pack_finish_and_remove_of_one_data_set_refuse_each_other(tmp_path: Path
     with lock_dataset(dataset):
         with pytest.raises(MoseError, match=rf"dataset: {HOLDER}"):
             pack_dataset(config)
-        with pytest.raises(MoseError, match=rf"dataset: {HOLDER}"):
-            remove(dataset, RemovalList((), ("repository-00",)))
-        assert run_command("mose-data", "", {"finish": finish.COMMAND}, ["finish", str(dataset)]) == 2
-        assert f"process {os.getpid()} of" in capsys.readouterr().err
+        commands = {"finish": finish.COMMAND, "remove": command.COMMAND}
+        (tmp_path / "list").write_text("repository-00\n", "utf-8")
+        for words in (["finish", str(dataset)], ["remove", str(dataset), "--repositories", str(tmp_path / "list")]):
+            assert run_command("mose-data", "", commands, words) == 2
+            assert f"process {os.getpid()} of" in capsys.readouterr().err
         # Tasks of an array have their leases.
         pack_dataset(config, task=0)
     assert checksums(dataset) == before

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from mose.config import load_config
+from mose.dataset.manifest import read_manifest, write_manifest
 from mose.errors import MoseError
 from pretrain.checkpoints.files import (
     checkpoint_folders,
@@ -242,6 +243,25 @@ def test_another_micro_batch_goes_on_and_says_so(run: Path) -> None:
     (line,) = [json.loads(text) for text in (run / "changes.jsonl").read_text().splitlines()]
     assert (line["field"], line["kind"]) == ("batch.micro_batch_rows", "layout")
     assert logged_steps(run) == list(range(1, 9))
+
+
+def test_a_run_goes_on_after_a_removal_and_says_so(run: Path, dataset: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(dataset, tmp_path / "removed"))
+    manifest = read_manifest(moved)
+    first, *others = manifest.splits["train"]
+    # What a removal leaves in the manifest; here no row of the shard loses anything.
+    changed = dataclasses.replace(
+        manifest, splits={**manifest.splits, "train": (dataclasses.replace(first, lineage_sha256="f" * 64), *others)}
+    )
+    write_manifest(moved, dataclasses.replace(changed, generations=(manifest.content_root, changed.content_root)))
+    output = succeeds(*train(run, "--data.dataset", moved))
+    assert "made with data.generations = generation 1" in output
+    assert "this run has generation 2" in output
+    (line,) = [json.loads(text) for text in (run / "changes.jsonl").read_text().splitlines()]
+    assert (line["field"], line["kind"]) == ("data.generations", "generation")
+    assert line["now"] == [[manifest.content_root, changed.content_root]]
+    # Another content that is no successor: the first generation again, after a step on the second.
+    assert "or with --allow-change data.generations" in refuses(*train(run, "--data.dataset", dataset, "--max_steps", 9))
 
 
 def test_identity_leaves_out_what_changes_no_number() -> None:
