@@ -4,6 +4,7 @@ A file of a few hundred bytes may stand for billions of values (each alias repea
 libraries expand it without a limit.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from mose.errors import MoseError
 LARGEST_BYTES = 1_000_000
 MOST_VALUES = 50_000
 DEEPEST = 50
+MOST_DIGITS = 1000
+_DIGITS = re.compile(r"[-+0-9_:.]+")
 _BEGIN = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
 _END = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
 # The parser of libyaml is 10 times as fast; it is missing where PyYAML was built without it.
@@ -71,6 +74,8 @@ def _check_size(path: Path, text: str) -> None:
                 sizes[anchor] = total - before
         elif isinstance(event, yaml.ScalarEvent):
             total += 1
+            if len(event.value) > MOST_DIGITS and _DIGITS.fullmatch(event.value):
+                raise MoseError(f"{path}: a number of {len(event.value):,} digits, expected at most {MOST_DIGITS:,}")
         if total > MOST_VALUES or len(opened) > DEEPEST:
             limit = f"{MOST_VALUES:,} values" if total > MOST_VALUES else f"{DEEPEST} levels"
             raise MoseError(f"{path}: more than {limit}, aliases expanded; expected a config of at most that")

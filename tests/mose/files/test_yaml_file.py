@@ -17,6 +17,7 @@ BAD = {
     "deep mappings": ("\n".join(" " * depth + "a:" for depth in range(600)), "more than 50 levels"),
     "300,000 entries": ("a: [" + "1," * 300_000 + "]", "more than 50,000 values"),
     "a megabyte": ("a: " + "x" * 1_000_000, "more than 1,000,000 bytes"),
+    "5,000 digits": ("a: " + "9" * 5000, "a number of 5,000 digits, expected at most 1,000"),
     "not YAML": ("a: [", "not readable YAML"),
     "an object of Python": ("a: !!python/object/apply:os.getpid []", "not readable YAML: could not determine a constructor"),
     "a thirteenth month": ("a: 2020-13-45", "not readable YAML: month must be in 1..12"),
