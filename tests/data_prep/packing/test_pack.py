@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.packing.config import PackingConfig, largest_chunk
+from data_prep.packing.next_sentence import _across
 from data_prep.packing.pack import chunk_limits, pack, packer_of
 from data_prep.packing.rows import ChunkTable, LabelBalance, Packer, Packing, RowCounts
 from mose.config import load_config, save_config
@@ -306,3 +307,11 @@ def test_a_config_of_each_mode_reads_back(mode: PackingMode, tmp_path: Path) -> 
 @pytest.mark.parametrize("mode", PackingMode)
 def test_each_mode_has_a_packer(mode: PackingMode) -> None:
     assert isinstance(packer_of(mode), Packer)
+
+
+def test_chunks_of_repositories_that_alternate_all_find_a_partner() -> None:
+    """Paired by repository, not by position: two chunks half the list apart are here of one repository."""
+    pairs, alone = _across(list(range(8)), [0, 1] * 4, np.random.default_rng(0))
+    assert alone == []
+    assert sorted(chunk for pair in pairs for chunk in pair) == list(range(8))
+    assert all(first % 2 != second % 2 for first, second in pairs)

@@ -11,6 +11,7 @@ from mose.array_types import INT64_ARRAY
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.model_config import ModelConfig
 from mose.model.size import flops_per_row, head_flops
+from pretrain.data import balancing
 from pretrain.data.balancing import balance_ranks, fill_micro_batches, micro_batches_of_rank
 from pretrain.data.row_cost import RowCost
 
@@ -109,3 +110,12 @@ def test_cost_is_the_operations_of_the_forward_pass() -> None:
     lengths = np.array([20, 2000])
     expected = [flops_per_row(SHAPE, 36, n) + head_flops(SHAPE, round(0.15 * n), 0) for n in lengths.tolist()]
     assert np.allclose(COST.of(lengths), expected, rtol=1e-9)
+
+
+def test_many_rows_are_balanced_without_swaps() -> None:
+    """Above the limit of swaps: every row once, in ascending order, two ranks a row's cost apart at most."""
+    costs_G = np.random.default_rng(3).integers(1, 100, size=2 * balancing._MOST_ROWS_SWAPPED + 10)
+    by_rank = balance_ranks(costs_G, 2)
+    assert sorted(np.concatenate(by_rank).tolist()) == list(range(len(costs_G)))
+    assert all((np.diff(rows) > 0).all() for rows in by_rank)
+    assert abs(int(costs_G[by_rank[0]].sum()) - int(costs_G[by_rank[1]].sum())) <= costs_G.max()

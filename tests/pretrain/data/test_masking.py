@@ -1,5 +1,6 @@
 """Masking: rates, what is never masked, and that only (seed, epoch, row) decides it."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mose.dataset.packed_sequence import TOKENS, SpecialTokens
-from pretrain.data.masking import mask_rows, row_keys
+from pretrain.data.masking import _draws, mask_rows, row_keys
 
 SPECIAL = SpecialTokens(pad=0, unk=1, sep=2, cls=3, mask=4)
 VOCABULARY = 512
@@ -194,3 +195,11 @@ def test_half_of_a_rows_key_is_not_enough_to_give_its_masks() -> None:
     tokens = np.full((2, 1024), 100, dtype=np.uint16)
     one, other = mask(tokens, np.full(2, 1024), pair).selected_RT
     assert (one & other).sum() < 60
+
+
+def test_the_draws_never_change() -> None:
+    """A run that resumes with newer code must mask its rows as before, so the hash is fixed to the last bit of its last round."""
+    keys_R = row_keys(7, np.array([0, 3]), np.array([0, 499_999_999]))
+    draws_RT = _draws(keys_R, 2048)
+    assert draws_RT[:, -3:].tolist() == [[568515380, 1055848032, 2394710267], [2318038050, 1716772131, 3994804379]]
+    assert hashlib.sha256(draws_RT.astype("<u4").tobytes()).hexdigest()[:16] == "e3ef4ff6c688ff3f"

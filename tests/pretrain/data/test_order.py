@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.order import rows_at, rows_of_run
+from pretrain.data.order import rows_at, rows_of_run, rows_of_run_at
 
 
 @settings(max_examples=200)
@@ -93,3 +93,10 @@ def test_a_run_over_epochs_is_each_epoch_in_turn(num_rows: int, start: int, coun
         epoch, position = divmod(start + offset, num_rows)
         (expected,) = rows_at(4, epoch, np.array([position]), num_rows, 4, 16)
         assert (rows[offset], epochs[offset]) == (expected, epoch)
+
+
+def test_the_order_never_changes() -> None:
+    """A run that resumes with newer code must go on in the same order; the size is that of a real data set."""
+    rows_P, epochs_P = rows_of_run_at(7, np.array([0, 1, 123_456_789, 500_000_000, 999_999_999]), 500_000_000)
+    assert epochs_P.tolist() == [0, 0, 0, 1, 1]
+    assert rows_P.tolist() == [35374494, 266307998, 167288981, 351575571, 422044998]

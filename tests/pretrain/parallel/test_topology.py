@@ -24,4 +24,4 @@ def test_places_are_rows_and_columns_of_the_rank_grid(degrees: tuple[int, int]) 
     grid = np.arange(data_ranks * tensor_ranks).reshape(data_ranks, tensor_ranks)
     for rank in range(grid.size):
         place = place_of(rank, tensor_ranks)
-        assert grid[place.data_rank, place.tensor_rank] == rank
+        assert grid[place.data_rank, place.tensor_rank] == rank == place.rank
