@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from benchmarks.science.study import ABLATIONS, ICC_NSP, PRETRAINED, SELF_DISTILLED, SINGLE_EXIT, StudyConfig, file_stem
+from mose.config import require
 from mose.dataset.manifest import Manifest, read_manifest
 from mose.errors import MoseError
 
@@ -40,7 +41,7 @@ def jobs_of(study: StudyConfig) -> list[Job]:
     """All commands of a study, seed by seed, so that a study that is cut short has whole seeds.
 
     Raises:
-        MoseError: a config of the recipe is missing or is not YAML.
+        MoseError: a config of the recipe is missing or is not YAML, or the study is shorter than the recipe's warm-up.
     """
     plan = Plan(study)
     jobs = plan.data()
@@ -102,6 +103,13 @@ class Plan:
         self.study, self.folder = study, study.folder
         self.exits = recipe_exits(study)
         self.pretrain = read_recipe(study, "pretrain")
+        warmups = {
+            "pretrain_steps": self.pretrain.get("schedule", {}).get("warmup_steps", 0),
+            "retrieval_steps": read_recipe(study, "retrieval").get("warmup_steps", 0),
+        }
+        for name, warmup in warmups.items():
+            steps = getattr(study, name)
+            require(not steps or steps > warmup, f"{name}: {steps}, expected more than the recipe's warm-up of {warmup} steps")
 
     def data(self) -> list[Job]:
         """Tokenizer, packed rows and pairs; rows of two segments where NSP is compared."""

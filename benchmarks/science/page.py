@@ -139,8 +139,8 @@ def _pretraining(results: Results) -> str:
     lines = ["## Pre-training, and the gate of the in-context task", ""]
     lines += ["| seed | exit | MLM loss | unigram | ICC accuracy | more frequent label |", "|---|---|---|---|---|---|"]
     for seed in results.study.seeds:
-        report = results.held_out(seed, ICC)
-        for name, row in (report or {"exits": {}})["exits"].items():
+        report = results.held_out(seed, ICC) or {"exits": {}}
+        for name, row in report["exits"].items():
             task, majority = _accuracy(row, "icc"), report.get("icc_majority_rate", 0.0)
             level = report["unigram_cross_entropy"]
             lines.append(f"| {seed} | {name} | {row['mlm']:.3f} | {level:.3f} | {task} | {majority:.3f} |")

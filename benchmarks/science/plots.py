@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -65,7 +66,7 @@ def _offset(number: int, count: int) -> float:
     return (number - (count - 1) / 2) * min(_STEP, 0.8 / max(1, count))
 
 
-def _finish(axes: Axes, exits: Sequence[str], legend: str) -> None:
+def _finish(axes: Axes, exits: Sequence[str], legend: Literal["lower left", "best"]) -> None:
     axes.set_xticks(range(len(exits)), exits)
     axes.margins(x=0.15)
     axes.grid(alpha=0.25)

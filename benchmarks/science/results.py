@@ -101,7 +101,7 @@ class Results:
     def _row(self, name: str, arms: tuple[str, str], pairs: Mapping[int, tuple[Evaluation, Evaluation]]) -> Row:
         sides = [[pair[side] for pair in pairs.values()] for side in (0, 1)]
         values = [{measure: _values(side, name, measure) for measure in MEASURES} for side in sides]
-        differences = {measure: difference_over_seeds(*sides, name, measure) for measure in MEASURES}
+        differences = {measure: difference_over_seeds(sides[0], sides[1], name, measure) for measure in MEASURES}
         losses = [tuple(self._masked_tokens(seed, arm, name) for seed in pairs) for arm in arms]
         known = all(loss is not None for side in losses for loss in side)
         tokens = tuple(tuple(float(loss or 0.0) for loss in side) for side in losses) if known else ((), ())

@@ -30,6 +30,8 @@ from pretrain.monitoring.metrics import GRADIENT_NORM
 
 # Rows of the split that the unigram entropy and the share of labels are taken from, and lines of metrics that are averaged.
 LEVEL_ROWS, LAST_LINES = 512, 20
+# Rows below which an accuracy is shown and not judged: its interval is then wider than +-7 points.
+FEWEST_ROWS = 200
 MASKED_TOKENS = "mlm"
 
 
@@ -81,10 +83,11 @@ def learning_findings(config: PretrainConfig, lines: Sequence[dict[str, Any]], l
         clipped, last = sum(line[GRADIENT_NORM] > clipping for line in training), len(training)
         warning = clipping_warning(clipped, last, clipping)
         findings.append(Finding("clipped steps", f"{clipped} of {last} logged", f"norm above {clipping:g}", warning))
-    ratios = {name: value for name, value in training[-1].items() if name.startswith(UPDATE_RATIO)}
-    for name, ratio in ratios.items():
+    for name in sorted(name for name in training[-1] if name.startswith(UPDATE_RATIO)):
+        # The largest of all: at the end of a line to zero every step is small.
+        ratio = max(line.get(name, 0.0) for line in training)
         warning = large_steps_warning({name: ratio})
-        findings.append(Finding(name, f"{ratio:.2%} per step", f"{LARGEST_RATIO:.0%} at most", warning))
+        findings.append(Finding(name, f"{ratio:.2%} at the largest step", f"{LARGEST_RATIO:.0%}", warning))
     return findings
 
 
@@ -117,6 +120,8 @@ def _losses(config: PretrainConfig, source: _Source, levels: Levels) -> list[Fin
         accuracy = source.mean("accuracy", layer, task)
         if accuracy is not None:
             value = f"{accuracy:.3f} +- {half_interval(source.rows):.3f}"
-            warning = task_warning(task, accuracy, source.rows, levels.chance)
-            found.append(Finding(f"exit {layer:02d} {task} accuracy", value, f"chance {levels.chance:.3f}", warning))
+            enough = source.rows >= FEWEST_ROWS
+            warning = task_warning(task, accuracy, source.rows, levels.chance) if enough else ""
+            reference = f"chance {levels.chance:.3f}" + ("" if enough else ", too few rows to judge")
+            found.append(Finding(f"exit {layer:02d} {task} accuracy", value, reference, warning))
     return found

@@ -261,6 +261,12 @@ def test_a_bad_study_is_refused(changes: dict[str, object], message: str) -> Non
         StudyConfig(**changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["pretrain_steps", "retrieval_steps"])
+def test_a_study_within_the_warm_up_is_refused(name: str) -> None:
+    with pytest.raises(MoseError, match=f"{name}: 12, expected more than the recipe's warm-up of"):
+        jobs_of(StudyConfig(recipe=str(ROOT / "configs" / "quickstart"), **{name: 12}))  # type: ignore[arg-type]
+
+
 def test_a_recipe_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MoseError, match=r"recipe: .*pretrain.yaml: .*expected a config"):
         jobs_of(StudyConfig(recipe=str(tmp_path)))
