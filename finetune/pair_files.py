@@ -1,7 +1,6 @@
 """Reads the pairs of a split from one or more files: our parquet, or CodeSearchNet's JSON lines as they are on disk."""
 
 import gzip
-import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from mose.dataset.pairs import Pair, read_pairs
 from mose.errors import MoseError
+from mose.files.json_file import parse_json
 
 JSON_LINES = (".jsonl", ".jsonl.gz")
 # CodeSearchNet's names for the splits; its test and validation parts are what no stage may train on.
@@ -52,7 +52,7 @@ def read_code_search_net(path: Path, split: str) -> list[Pair]:
 
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line.encode("utf-8"))
     except ValueError as error:
         raise MoseError(f"{where}: not JSON: {error}") from None
     if not isinstance(row, dict):

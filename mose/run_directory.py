@@ -118,7 +118,7 @@ class RunDirectory:
     def read_saved(self) -> tuple[bool, str | None]:
         """Whether saved.json says anything, and the checkpoint that it names; runs of early versions have no such file."""
         try:
-            values = json.loads(self.saved.read_text("utf-8"))
+            values = parse_json(self.saved.read_bytes())
         except (FileNotFoundError, ValueError):
             return False, None
         if not isinstance(values, dict) or "checkpoint" not in values:

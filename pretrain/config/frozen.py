@@ -1,10 +1,9 @@
 """The config of a run as the run wrote it: what reads a finished run must not compute with a file that was edited since."""
 
-import json
-
 from mose.config import load_config
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256
+from mose.files.json_file import parse_json
 from mose.run_directory import RunDirectory
 from pretrain.config.run import PretrainConfig
 
@@ -20,7 +19,7 @@ def load_frozen_config(run: RunDirectory) -> PretrainConfig:
     if not run.config.is_file():
         raise MoseError(f"{run.config}: no such file; expected a run directory written by `mose-pretrain train`")
     try:
-        recorded = json.loads(run.versions.read_text("utf-8")).get(DIGEST)
+        recorded = parse_json(run.versions.read_bytes()).get(DIGEST)
     except (FileNotFoundError, ValueError, AttributeError):
         recorded = None
     if recorded is not None and recorded != file_sha256(run.config):

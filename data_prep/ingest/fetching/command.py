@@ -1,11 +1,11 @@
 """`mose-data fetch`: downloads the file contents that packing needs into a blob store, resuming a stopped run."""
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -18,7 +18,10 @@ from data_prep.ingest.fetching.wanted import count_files, input_files, wanted_bl
 from data_prep.sources.blobs.store import BODY, INVALID_ID
 from mose.command import Command, add_config, read_config
 from mose.config import to_plain
+from mose.errors import MoseError
 from mose.files.atomic_file import write_json
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 
 INCOMPLETE = 1
 INTERRUPTED = 130
@@ -50,7 +53,10 @@ def statistics_path(config: FetchConfig) -> Path:
 def _write_statistics(config: FetchConfig, counts: FetchCounts) -> None:
     """Append the counts of this run to those of the task's earlier runs."""
     path = statistics_path(config)
-    runs = json.loads(path.read_text("utf-8"))["runs"] if path.is_file() else []
+    try:
+        runs = from_plain(dict[str, list[Any]], parse_json(path.read_bytes()))["runs"] if path.is_file() else []
+    except (ValueError, KeyError) as error:
+        raise MoseError(f"{path}: not counts of earlier runs: {error}; move it away") from None
     ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_json(path, {"runs": [*runs, {"ended": ended, "config": to_plain(config), **counts.to_plain()}]})
 
