@@ -110,7 +110,7 @@ def test_rows_without_content_need_a_store_and_a_store_needs_packs(tmp_path: Pat
 
 def test_rows_of_single_files_are_refused_with_advice(tmp_path: Path) -> None:
     source = write_files(tmp_path / "a.parquet", [("o/r", [stack_file("/a", "x")])], with_content=True)
-    with pytest.raises(MoseError, match="expected one row per repository: `mose-data group` makes them"):
+    with pytest.raises(MoseError, match="expected one row per repository: run `mose-data group`"):
         list_repositories(SourcesConfig(stack_v2=(str(source),)))
 
 
