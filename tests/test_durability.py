@@ -210,9 +210,11 @@ WRITES = {
     "data_prep/ingest/folder_lock.py": "an empty file to lock",
     "data_prep/ingest/blob_writer.py": "flushed every few seconds and before the index (tested here)",
     "data_prep/ingest/grouping/bucket_file.py": "flushed before the list of its batches (tested here)",
+    "data_prep/sources/git_objects.py": "an empty repository in a temporary folder, for one run of git",
     "data_prep/tools/stats/drawing.py": INTO_A_FILE,
     "pretrain/analysis/plot.py": INTO_A_FILE,
     "finetune/evaluation/picture.py": INTO_A_FILE,
+    "pretrain/checkpoints/signature.py": "a key that is flushed before it gets its name",
     "pretrain/checkpoints/store.py": "flushes every part (tested here)",
     "pretrain/monitoring/profiler.py": "a trace that a rerun records again",
 }
