@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # The whole pipeline on this machine: the packages installed here -> shards -> pre-training -> fine-tuning -> a table of scores.
 # Prints each command before it runs it. Everything it makes lies in ./quickstart, which must not exist yet.
+# SEED=1 make quickstart: another split of the packages, other weights, orders and masks.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
+
+seed=(${SEED:+--seed "$SEED"})
 
 run() {
     printf '\n\033[1m$ %s\033[0m\n' "$*"
@@ -17,28 +20,28 @@ if [ -e quickstart ]; then
     exit 2
 fi
 
-run mose-data train-tokenizer --config configs/quickstart/tokenizer.yaml
-run mose-data pack --config configs/quickstart/pack.yaml
+run mose-data train-tokenizer --config configs/quickstart/tokenizer.yaml "${seed[@]}"
+run mose-data pack --config configs/quickstart/pack.yaml "${seed[@]}"
 run mose-data verify quickstart/data
 run mose-data inspect quickstart/data --row 0
-run mose-data pairs --config configs/quickstart/pairs.yaml
+run mose-data pairs --config configs/quickstart/pairs.yaml "${seed[@]}"
 
 # Two data ranks; then 20 steps of the same rows with ZeRO 2, and with layers that two ranks share (tensor parallelism).
 run mose-pretrain train --config configs/quickstart/pretrain.yaml --dry-run --ranks 2
-run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/pretrain.yaml
-run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml
-run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml --parallel.tensor_parallel_size 2 --parallel.zero_stage 1 --output quickstart/run_tensor_parallel
+run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/pretrain.yaml "${seed[@]}"
+run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml "${seed[@]}"
+run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml --parallel.tensor_parallel_size 2 --parallel.zero_stage 1 --output quickstart/run_tensor_parallel "${seed[@]}"
 run mose-pretrain plot quickstart/run --output quickstart/run.png
 
 run mose-pretrain export quickstart/run --output quickstart/pretrained
-run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quickstart/data --max-rows 1024 --output quickstart/run/held_out.json
+run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quickstart/data --max-rows 2048 --output quickstart/run/held_out.json
 
 # The same fine-tuning twice: from the pre-trained weights, and from random ones as the control. One process each, two threads.
 export OMP_NUM_THREADS=2
-run mose-finetune retrieval --config configs/quickstart/retrieval.yaml
-run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --from_random true --output quickstart/retrieval_from_random
-run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_random/checkpoint --output quickstart/scores_from_random --bag_steps 0
-run mose-finetune evaluate --config configs/quickstart/evaluate.yaml
+run mose-finetune retrieval --config configs/quickstart/retrieval.yaml "${seed[@]}"
+run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --from_random true --output quickstart/retrieval_from_random "${seed[@]}"
+run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_random/checkpoint --output quickstart/scores_from_random --bag_steps 0 "${seed[@]}"
+run mose-finetune evaluate --config configs/quickstart/evaluate.yaml "${seed[@]}"
 
 run mose-finetune report --pretrain quickstart/run --evaluation quickstart/scores --control quickstart/scores_from_random --output quickstart/report
 

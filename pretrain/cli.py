@@ -220,6 +220,7 @@ def _evaluate(parsed: Namespace) -> None:
         table.add_row(layer, *cells)
     majority = f"{report[f'{task}_majority_rate']:.3f} (majority)" if known else ""
     table.add_row("unigram", f"{report['unigram_cross_entropy']:.3f}", "", *((majority, "") if known else ()))
+    table.add_row("left bigram", f"{report['left_bigram_cross_entropy']:.3f}", "", *(("", "") if known else ()))
     make_console().print(table)
 
 

@@ -137,13 +137,13 @@ def _summary(results: Results, comparisons: Sequence[Comparison]) -> str:
 def _pretraining(results: Results) -> str:
     """Held-out losses of the pre-trained models, and the gate of the in-context task."""
     lines = ["## Pre-training, and the gate of the in-context task", ""]
-    lines += ["| seed | exit | MLM loss | unigram | ICC accuracy | more frequent label |", "|---|---|---|---|---|---|"]
+    lines += ["| seed | exit | MLM loss | unigram | left bigram | ICC accuracy | more frequent label |", "|---" * 7 + "|"]
     for seed in results.study.seeds:
         report = results.held_out(seed, ICC) or {"exits": {}}
         for name, row in report["exits"].items():
             task, majority = _accuracy(row, "icc"), report.get("icc_majority_rate", 0.0)
-            level = report["unigram_cross_entropy"]
-            lines.append(f"| {seed} | {name} | {row['mlm']:.3f} | {level:.3f} | {task} | {majority:.3f} |")
+            unigram, bigram = report["unigram_cross_entropy"], report["left_bigram_cross_entropy"]
+            lines.append(f"| {seed} | {name} | {row['mlm']:.3f} | {unigram:.3f} | {bigram:.3f} | {task} | {majority:.3f} |")
     lines.append("")
     for seed, reason in results.gates().items():
         lines.append(

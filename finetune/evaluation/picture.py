@@ -19,15 +19,15 @@ _BASELINE_COLORS = ("tab:orange", "tab:red", "tab:green")
 
 def draw_report(
     metrics: list[dict[str, Any]],
-    unigram: float | None,
+    levels: dict[str, float],
     evaluation: Evaluation,
     control: Evaluation | None,
     path: Path,
 ) -> None:
-    """Write the PNG atomically; `metrics` are the lines of the pre-training run's metrics.jsonl."""
+    """Write the PNG atomically from the lines of the pre-training run's metrics.jsonl and `levels`, losses without an encoder."""
     figure = Figure(figsize=(13, 5), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
-    draw_losses(left, metrics, unigram)
+    draw_losses(left, metrics, levels)
     draw_quality(right, evaluation, control)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
@@ -45,7 +45,7 @@ def exit_series(metrics: list[dict[str, Any]], prefix: str, suffix: str) -> dict
     return dict(sorted(series.items()))
 
 
-def draw_losses(axes: Axes, metrics: list[dict[str, Any]], unigram: float | None) -> None:
+def draw_losses(axes: Axes, metrics: list[dict[str, Any]], levels: dict[str, float]) -> None:
     """MLM loss of each exit over the steps: training as lines, validation as dots."""
     training = exit_series(metrics, "loss/exit_", "/mlm")
     validation = exit_series(metrics, "validation/loss/exit_", "/mlm")
@@ -56,8 +56,8 @@ def draw_losses(axes: Axes, metrics: list[dict[str, Any]], unigram: float | None
             axes.plot(*training[name], color=color, linewidth=1.3, label=f"exit {name}")
         if name in validation:
             axes.plot(*validation[name], "o", color=color, markersize=4, markeredgecolor="white", label=f"exit {name}, held out")
-    if unigram is not None:
-        axes.axhline(unigram, color="0.4", linestyle="--", linewidth=1, label="unigram cross-entropy, held out")
+    for style, (name, level) in zip(("--", ":"), levels.items(), strict=False):
+        axes.axhline(level, color="0.4", linestyle=style, linewidth=1, label=f"{name}, held out")
     axes.set(
         title="Pre-training: masked-token loss of each exit", xlabel="optimiser step", ylabel="cross-entropy (nats per token)"
     )

@@ -27,6 +27,7 @@ class HeldOut:
 
     exits: dict[str, dict[str, Any]]
     unigram_cross_entropy: float | None = None
+    left_bigram_cross_entropy: float | None = None
     icc_majority_rate: float | None = None
     rows: int | None = None
 
@@ -45,7 +46,8 @@ def report(config: ReportConfig) -> None:
     lines = "\n".join(notes(held_out, evaluation, control)) + "\n"
     output = Path(config.output)
     write_text(output / REPORT_TEXT, table + lines)
-    draw_report(metrics, held_out.unigram_cross_entropy, evaluation, control, output / REPORT_PICTURE)
+    levels = {name: value for name, (value, _) in _levels(held_out).items() if value is not None}
+    draw_report(metrics, levels, evaluation, control, output / REPORT_PICTURE)
     print(table + lines, end="")
     print(f"picture: {output / REPORT_PICTURE}")
     print(f"plots: tensorboard --logdir {config.pretrain}")
@@ -76,7 +78,8 @@ def read_held_out(folder: Path, metrics: list[dict[str, Any]]) -> HeldOut:
         return HeldOut(_last_validation(metrics))
     try:
         values = parse_json(path.read_bytes())
-        known = {name: values.get(name) for name in ("unigram_cross_entropy", "icc_majority_rate", "rows")}
+        names = ("unigram_cross_entropy", "left_bigram_cross_entropy", "icc_majority_rate", "rows")
+        known = {name: values.get(name) for name in names}
         return HeldOut({name: dict(row) for name, row in values["exits"].items()}, **known)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MoseError(f"{path}: not a held-out result: {error!r}; expected one written by `mose-pretrain evaluate`") from None
@@ -95,7 +98,7 @@ def report_table(held_out: HeldOut, evaluation: Evaluation, control: Evaluation 
     """Exit x parameters, GFLOPs per row, held-out MLM loss and ICC accuracy, MRR, recall@1, the control's MRR, the difference."""
     table = Table(title="Every exit, on held-out repositories (95 % intervals)", title_justify="left")
     table.add_column("exit")
-    names = ["parameters (M)", "GFLOPs per row", "MLM loss", "unigram", "ICC accuracy", "ICC majority", "MRR", "recall@1"]
+    names = ["parameters (M)", "GFLOPs per row", "MLM loss", "ICC accuracy", "MRR", "recall@1"]
     for name in names + (["MRR, random weights", "difference"] if control else []):
         table.add_column(name, justify="right")
     for name, scores in evaluation.exits.items():
@@ -103,13 +106,25 @@ def report_table(held_out: HeldOut, evaluation: Evaluation, control: Evaluation 
         cells += [score_cell(scores.mrr), score_cell(scores.recall_at_1)]
         table.add_row(name, *cells, *_control_cells(evaluation, control, name))
     table.add_section()
-    blanks = [MISSING] * 6
     ends = [MISSING, MISSING] if control else []
+    for name, (loss, accuracy) in _levels(held_out).items():
+        if loss is not None or accuracy is not None:
+            table.add_row(name, MISSING, MISSING, _number(loss), _number(accuracy), MISSING, MISSING, *ends)
+    blanks = [MISSING] * 4
     for name, row in evaluation.baselines.items():
         table.add_row(name, *blanks, score_cell(row.mrr), score_cell(row.recall_at_1), *ends)
     chance = [f"{evaluation.chance_mrr:.4f}", f"{1 / evaluation.candidates:.4f}"]
     table.add_row("chance", *blanks, *chance, *ends)
     return table
+
+
+def _levels(held_out: HeldOut) -> dict[str, tuple[float | None, float | None]]:
+    """MLM loss and ICC accuracy without an encoder, by what is counted instead."""
+    return {
+        "unigram": (held_out.unigram_cross_entropy, None),
+        "left bigram": (held_out.left_bigram_cross_entropy, None),
+        "more frequent label": (None, held_out.icc_majority_rate),
+    }
 
 
 def _pretraining_cells(held_out: HeldOut, name: str) -> list[str]:
@@ -119,12 +134,7 @@ def _pretraining_cells(held_out: HeldOut, name: str) -> list[str]:
         accuracy = f"{row['icc_accuracy']:.3f}"
         if row.get("icc_interval"):
             accuracy += " [{:.3f}, {:.3f}]".format(*row["icc_interval"])
-    return [
-        _number(row.get("mlm")),
-        _number(held_out.unigram_cross_entropy),
-        accuracy,
-        _number(held_out.icc_majority_rate),
-    ]
+    return [_number(row.get("mlm")), accuracy]
 
 
 def _number(value: float | None) -> str:
@@ -154,12 +164,15 @@ def notes(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None)
 
 
 def shortfalls(name: str, held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None) -> list[str]:
-    """What one exit should beat and does not: unigram, majority rate, chance, random weights."""
+    """What one exit should beat and does not: unigram, the deepest also left bigram, majority rate, chance, random weights."""
     row, mrr = held_out.exits.get(name, {}), evaluation.exits[name].mrr
     unigram, majority = held_out.unigram_cross_entropy, held_out.icc_majority_rate
     found = []
     if unigram is not None and row.get("mlm") is not None and row["mlm"] >= unigram:
         found.append(f"MLM loss {row['mlm']:.3f} is not below the unigram cross-entropy {unigram:.3f}")
+    bigram = held_out.left_bigram_cross_entropy
+    if name == max(evaluation.exits) and bigram is not None and row.get("mlm") is not None and row["mlm"] >= bigram:
+        found.append(f"MLM loss {row['mlm']:.3f} is not below the left bigram's cross-entropy {bigram:.3f}")
     if majority is not None and row.get("icc_interval") and row["icc_interval"][0] <= majority:
         found.append(f"the ICC accuracy's interval does not lie above the majority rate {majority:.3f}")
     if mrr.interval[0] <= evaluation.chance_mrr:

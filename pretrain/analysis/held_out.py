@@ -9,16 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mose.checkpoint.converted_checkpoint import load_pretrained
 from mose.dataset.manifest import read_manifest
 from mose.files.atomic_file import write_json
 from mose.run_directory import exit_scalar
 from mose.tokenizer import load_tokenizer
+from pretrain.analysis.count_baselines import (
+    cross_entropy_of_frequencies,
+    entropy,
+    left_bigram_cross_entropy,
+    neighbour_pairs,
+    token_counts,
+)
 from pretrain.config.objective import NONE, ObjectiveConfig, SequenceTask, sequence_task
 from pretrain.data.loader import BatchPlan, validation_batches
-from pretrain.data.rows import Rows
 from pretrain.model.terms.registry import COLUMNS, terms_of
 from pretrain.model.terms.term import Denominators, RowTerm
 from pretrain.model.terms.vocabulary import whole_vocabulary
@@ -26,8 +31,8 @@ from pretrain.model.training_model import TrainingModel
 from pretrain.step import exit_metrics
 from pretrain.storage.run_data import open_split
 
-# Enough rows for token frequencies: 4,096 rows of 2,048 tokens are 8M tokens.
-FREQUENCY_ROWS = 4096
+# Enough tokens for the counts of neighbours: 2^25 pairs take 256 MiB while they are sorted.
+COUNTED_TOKENS = 2**25
 # 97.5 % quantile of the normal distribution, for 95 % intervals.
 NORMAL_QUANTILE = 1.959964
 
@@ -40,18 +45,6 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def cross_entropy_of_frequencies(counts_V: NDArray[np.int64], frequencies_V: NDArray[np.int64]) -> float:
-    """Nats per token when tokens that occur `counts_V` times are predicted by `frequencies_V` (one added to each)."""
-    chances_V = (frequencies_V + 1) / (frequencies_V + 1).sum()
-    return float(-(counts_V * np.log(chances_V)).sum() / max(counts_V.sum(), 1))
-
-
-def entropy(counts_V: NDArray[np.int64]) -> float:
-    """Nats per token when tokens are predicted by their own frequencies: no unigram model can do better on them."""
-    present = counts_V[counts_V > 0]
-    return float(-(present * np.log(present / present.sum())).sum() / max(present.sum(), 1))
 
 
 @torch.inference_mode()
@@ -78,14 +71,20 @@ def evaluate_held_out(checkpoint: Path, dataset: Path, split: str, max_rows: int
         num_rows, mixed = num_rows + batch.num_rows, mixed + int(batch.mixed_B.clamp(min=0).sum())
     objective = ObjectiveConfig(sequence_task=task_of_rows(encoder.config.sequence_task, dataset))
     report = _exits(totals, Denominators(int(counts_V.sum()), num_rows), layers, objective)
-    frequencies_V = token_counts(open_split(dataset, "train", tokenizer.fingerprint()), tokenizer.vocabulary_size)
+    train, size = open_split(dataset, "train", tokenizer.fingerprint()), tokenizer.vocabulary_size
+    train_rows = max(1, COUNTED_TOKENS // train.sequence_length)
+    ordinary_V = np.isin(np.arange(size), tokenizer.ordinary_ids())
+    train_P, held_out_P = neighbour_pairs(train, size, train_rows, ordinary_V), neighbour_pairs(rows, size, num_rows, ordinary_V)
     task = objective.sequence_task
     majority = {} if task == NONE else {f"{task}_majority_rate": max(mixed, num_rows - mixed) / max(num_rows, 1)}
     return report | {
         "rows": num_rows,
         "masked_tokens": int(counts_V.sum()),
         "unigram_cross_entropy": entropy(counts_V),
-        "unigram_cross_entropy_by_training_frequencies": cross_entropy_of_frequencies(counts_V, frequencies_V),
+        "unigram_cross_entropy_by_training_frequencies": cross_entropy_of_frequencies(
+            counts_V, token_counts(train, size, train_rows)
+        ),
+        "left_bigram_cross_entropy": left_bigram_cross_entropy(train_P, held_out_P, size),
         "sequence_task": task,
         **majority,
     }
@@ -112,17 +111,6 @@ def _exits(totals: torch.Tensor, denominators: Denominators, layers: list[int], 
                 found[f"{name}_interval"] = wilson_interval(right, term.denominator(denominators))
         exits[f"{layer:02d}"] = found
     return {"exits": exits}
-
-
-def token_counts(rows: Rows, vocabulary_size: int) -> NDArray[np.int64]:
-    """How often each token stands in the first rows of a split, padding left out."""
-    counts_V = np.zeros(vocabulary_size, dtype=np.int64)
-    for start in range(0, min(len(rows), FREQUENCY_ROWS), 256):
-        rows_R = np.arange(start, min(start + 256, len(rows), FREQUENCY_ROWS), dtype=np.int64)
-        tokens_RT, labels = rows.tokens(rows_R), rows.labels(rows_R)
-        real_RT = np.arange(rows.sequence_length) >= rows.sequence_length - labels.num_tokens[:, None]
-        counts_V += np.bincount(tokens_RT[real_RT], minlength=vocabulary_size)
-    return counts_V
 
 
 def write_held_out(report: dict[str, Any], path: Path) -> None:

@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 def test_report_prints_every_column_and_writes_its_files(tmp_path: Path, run: RunDirectory, capsys: pytest.CaptureFixture[str]):
     held_out = {"mlm": 5.25, "icc_accuracy": 0.625, "icc_interval": [0.55, 0.7]}
-    figures = {"unigram_cross_entropy": 6.5, "icc_majority_rate": 0.51, "rows": 200}
+    figures = {"unigram_cross_entropy": 6.5, "left_bigram_cross_entropy": 6.25, "icc_majority_rate": 0.51, "rows": 200}
     write_json(run.path / "held_out.json", {"exits": {"04": held_out, "12": {**held_out, "mlm": 7.75}}, **figures})
     write_evaluation(tmp_path / "scores", evaluation_of(0.3))
     write_evaluation(tmp_path / "control", evaluation_of(0.1))
@@ -48,12 +48,16 @@ def test_report_prints_every_column_and_writes_its_files(tmp_path: Path, run: Ru
     report(ReportConfig(**{name: str(path) for name, path in names.items()}))
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if line.startswith("│ 04"))
-    for cell in ("4 ", "6 ", "5.250", "6.500", ".625 [0.550, 0.700]", ".510", ".300 [.280, .320]", ".150", ".100 [.080, .120]"):
+    for cell in ("4 ", "6 ", "5.250", ".625 [0.550, 0.700]", ".300 [.280, .320]", ".150", ".100 [.080, .120]"):
         assert cell in row
     # Ranks 3 and 4 against 10 and 11, as often the one as the other in each repository.
     assert "+.196 [+.196, +.196]" in row
+    lines = printed.splitlines()
+    for name, level in (("unigram", "6.500"), ("left bigram", "6.250"), ("more frequent label", "0.510")):
+        assert level in next(line for line in lines if line.startswith(f"│ {name}"))
     assert ".500 [.400, .600]" in next(line for line in printed.splitlines() if "TF-IDF" in line)
     assert "falls short: exit 12: MLM loss 7.750 is not below the unigram cross-entropy 6.500" in printed
+    assert "falls short: exit 12: MLM loss 7.750 is not below the left bigram's cross-entropy 6.250" in printed
     assert printed.strip().splitlines()[-1] == f"plots: tensorboard --logdir {run.path}"
     assert (tmp_path / "out" / "report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert (tmp_path / "out" / "report.txt").read_text() in printed
@@ -66,7 +70,7 @@ def test_without_held_out_file_the_last_validation_stands_in(run: RunDirectory):
 
 def test_shortfalls_name_what_is_not_beaten():
     low = evaluation_of(0.09)
-    held_out = HeldOut({"04": {"mlm": 5.0, "icc_accuracy": 0.5, "icc_interval": [0.4, 0.6]}}, 6.0, 0.5)
+    held_out = HeldOut({"04": {"mlm": 5.0, "icc_accuracy": 0.5, "icc_interval": [0.4, 0.6]}}, 6.0, 4.0, 0.5)
     assert shortfalls("04", held_out, low, evaluation_of(0.2)) == [
         "the ICC accuracy's interval does not lie above the majority rate 0.500",
         "the MRR interval does not lie above chance (0.0780)",
@@ -84,7 +88,7 @@ def test_only_the_same_queries_are_paired():
 
 def test_panels_show_every_exit_and_both_baselines(run: RunDirectory):
     left, right = Figure().subplots(1, 2)
-    draw_losses(left, run.read_metrics(), unigram=6.0)
+    draw_losses(left, run.read_metrics(), {"unigram": 6.0, "left bigram": 5.0})
     draw_quality(right, evaluation_of(0.3), evaluation_of(0.1))
     assert [line.get_label() for line in left.get_lines()][:3] == ["exit 04", "exit 04, held out", "exit 12"]
     labels = {text.get_text() for text in right.get_legend().get_texts()}

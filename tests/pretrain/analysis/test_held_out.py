@@ -1,28 +1,17 @@
-"""Covers the held-out report: losses equal transformers-style cross-entropy, unigram bounds against scipy, Wilson's interval."""
+"""Covers the held-out report: losses of a random model, levels of counts, Wilson's interval against scipy's."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import binomtest
-from scipy.stats import entropy as scipy_entropy
 
 from mose.checkpoint.converted_checkpoint import random_like, write_checkpoint
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from pretrain.analysis.held_out import cross_entropy_of_frequencies, entropy, evaluate_held_out, token_counts, wilson_interval
-from pretrain.storage.local_rows import LocalRows
+from pretrain.analysis.held_out import evaluate_held_out, wilson_interval
 from tests.datasets import make_dataset
 from tests.pretrain.cells import tiny_config
-
-
-@given(st.lists(st.integers(0, 50), min_size=2, max_size=40).filter(lambda counts: sum(counts) > 0))
-def test_entropy_equals_scipys_and_bounds_every_other_unigram(counts: list[int]) -> None:
-    counts_V = np.array(counts)
-    assert entropy(counts_V) == pytest.approx(float(scipy_entropy(counts_V)), abs=1e-12)
-    assert cross_entropy_of_frequencies(counts_V, counts_V[::-1].copy()) >= entropy(counts_V) - 1e-12
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 5), (3, 10), (57, 100), (100, 100)])
@@ -42,11 +31,7 @@ def test_report_of_a_random_model_is_near_uniform(dataset: Path, tmp_path: Path)
         assert values["icc_interval"][0] <= values["icc_accuracy"] <= values["icc_interval"][1]
     assert 0.5 <= report["icc_majority_rate"] <= 1
     assert report["unigram_cross_entropy"] <= report["unigram_cross_entropy_by_training_frequencies"]
-
-
-def test_counts_are_those_of_real_tokens(dataset: Path) -> None:
-    rows = LocalRows(dataset, "held_out")
-    assert token_counts(rows, rows.table.manifest.vocabulary_size).sum() == rows.table.manifest.tokens("held_out")
+    assert 0 < report["left_bigram_cross_entropy"] < 1.5 * np.log(shape["vocab_size"])
 
 
 def test_other_tokenizer_is_refused(dataset: Path, tmp_path: Path) -> None:
