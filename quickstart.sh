@@ -36,14 +36,17 @@ run mose-pretrain plot quickstart/run --output quickstart/run.png
 run mose-pretrain export quickstart/run --output quickstart/pretrained
 run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quickstart/data --max-rows 2048 --output quickstart/run/held_out.json
 
-# The same fine-tuning twice: from the pre-trained weights, and from random ones as the control. One process each, two threads.
+# The same fine-tuning from three trunks: pre-trained, random (the control), and as pre-training began. One process, two threads.
 export OMP_NUM_THREADS=2
+run mose-pretrain init --config configs/quickstart/pretrain.yaml --model.initialization normal --output quickstart/random "${seed[@]}"
 run mose-finetune retrieval --config configs/quickstart/retrieval.yaml "${seed[@]}"
-run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --from_random true --output quickstart/retrieval_from_random "${seed[@]}"
+run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --checkpoint quickstart/random --output quickstart/retrieval_from_random "${seed[@]}"
+run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --from_random true --output quickstart/retrieval_from_start "${seed[@]}"
 run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_random/checkpoint --output quickstart/scores_from_random --bag_steps 0 "${seed[@]}"
+run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_start/checkpoint --output quickstart/scores_from_start --bag_steps 0 "${seed[@]}"
 run mose-finetune evaluate --config configs/quickstart/evaluate.yaml "${seed[@]}"
 
-run mose-finetune report --pretrain quickstart/run --evaluation quickstart/scores --control quickstart/scores_from_random --output quickstart/report
+run mose-finetune report --pretrain quickstart/run --evaluation quickstart/scores --control quickstart/scores_from_random --start quickstart/scores_from_start --output quickstart/report
 
 # Something to try: ten questions of packages that no stage has seen, answered by the shallowest and the deepest exit.
 run mose-finetune search --checkpoint quickstart/retrieval/checkpoint --pairs quickstart/pairs.parquet --questions 10 --max_length 128

@@ -28,6 +28,7 @@ def results(quickstart: Path) -> str:
     run = quickstart / "run"
     metrics = read_run_metrics(run)
     evaluation, control = read_evaluation(quickstart / "scores"), read_evaluation(quickstart / "scores_from_random")
+    start = read_evaluation(quickstart / "scores_from_start")
     held_out = read_held_out(run, metrics)
     config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
     duration = quickstart / "duration_seconds"
@@ -38,8 +39,8 @@ def results(quickstart: Path) -> str:
         f"On {date}, 2 CPU cores, seed {config['seed']}: {minutes:.0f} minutes without the installation "
         f"({model['num_layers']} layers of width {model['width']}, {tokens:.1f}M tokens).\n\n"
     )
-    lines = "".join(f"- {line}\n" for line in notes(held_out, evaluation, control))
-    return f"{heading}{markdown(report_table(held_out, evaluation, control))}\n{lines}"
+    lines = "".join(f"- {line}\n" for line in notes(held_out, evaluation, control, start))
+    return f"{heading}{markdown(report_table(held_out, evaluation, control, start))}\n{lines}"
 
 
 def main() -> None:

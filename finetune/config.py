@@ -193,6 +193,8 @@ class ReportConfig:
     """Folder to write report.txt and report.png into."""
     control: str | None = None
     """Folder that `mose-finetune evaluate` wrote for the same fine-tuning from random weights."""
+    start: str | None = None
+    """The same from the weights that pre-training began with, where those are not plain random ones."""
 
 
 def _require_pairs(pairs: tuple[str, ...] | str) -> None:

@@ -22,13 +22,14 @@ def draw_report(
     levels: dict[str, float],
     evaluation: Evaluation,
     control: Evaluation | None,
+    start: Evaluation | None,
     path: Path,
 ) -> None:
     """Write the PNG atomically from the lines of the pre-training run's metrics.jsonl and `levels`, losses without an encoder."""
     figure = Figure(figsize=(13, 5), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_losses(left, metrics, levels)
-    draw_quality(right, evaluation, control)
+    draw_quality(right, evaluation, control, start)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
@@ -65,11 +66,13 @@ def draw_losses(axes: Axes, metrics: list[dict[str, Any]], levels: dict[str, flo
     axes.legend(fontsize=7, ncols=2)
 
 
-def draw_quality(axes: Axes, evaluation: Evaluation, control: Evaluation | None) -> None:
+def draw_quality(axes: Axes, evaluation: Evaluation, control: Evaluation | None, start: Evaluation | None = None) -> None:
     """MRR of each exit with its interval against GFLOPs per row; baselines and chance as lines."""
     _draw_exits(axes, evaluation, "pre-trained, then fine-tuned", "tab:blue", "o-")
     if control is not None:
         _draw_exits(axes, control, "random weights, then fine-tuned", "tab:gray", "s--")
+    if start is not None:
+        _draw_exits(axes, start, "untrained start, then fine-tuned", "tab:olive", "^:")
     for (name, baseline), color in zip(evaluation.baselines.items(), itertools.cycle(_BASELINE_COLORS)):
         axes.axhline(baseline.mrr.value, color=color, linewidth=1.2, label=name)
         axes.axhspan(*baseline.mrr.interval, color=color, alpha=0.08, linewidth=0)

@@ -41,13 +41,14 @@ def report(config: ReportConfig) -> None:
     metrics = read_run_metrics(Path(config.pretrain))
     evaluation = read_evaluation(Path(config.evaluation))
     control = read_evaluation(Path(config.control)) if config.control else None
+    start = read_evaluation(Path(config.start)) if config.start else None
     held_out = read_held_out(Path(config.pretrain), metrics)
-    table = as_text(report_table(held_out, evaluation, control))
-    lines = "\n".join(notes(held_out, evaluation, control)) + "\n"
+    table = as_text(report_table(held_out, evaluation, control, start))
+    lines = "\n".join(notes(held_out, evaluation, control, start)) + "\n"
     output = Path(config.output)
     write_text(output / REPORT_TEXT, table + lines)
     levels = {name: value for name, (value, _) in _levels(held_out).items() if value is not None}
-    draw_report(metrics, levels, evaluation, control, output / REPORT_PICTURE)
+    draw_report(metrics, levels, evaluation, control, start, output / REPORT_PICTURE)
     print(table + lines, end="")
     print(f"picture: {output / REPORT_PICTURE}")
     print(f"plots: tensorboard --logdir {config.pretrain}")
@@ -94,8 +95,11 @@ def _last_validation(metrics: list[dict[str, Any]]) -> dict[str, dict[str, Any]]
     return exits
 
 
-def report_table(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None) -> Table:
-    """Exit x parameters, GFLOPs per row, held-out MLM loss and ICC accuracy, MRR, recall@1, the control's MRR, the difference."""
+def report_table(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None, start: Evaluation | None = None) -> Table:
+    """Exit x parameters, GFLOPs per row, held-out MLM loss and ICC accuracy, MRR, recall@1, the control's MRR, the difference.
+
+    Below them stand the levels without an encoder, and the exits of `start`, which no pre-training has changed.
+    """
     table = Table(title="Every exit, on held-out repositories (95 % intervals)", title_justify="left")
     table.add_column("exit")
     names = ["parameters (M)", "GFLOPs per row", "MLM loss", "ICC accuracy", "MRR", "recall@1"]
@@ -111,6 +115,8 @@ def report_table(held_out: HeldOut, evaluation: Evaluation, control: Evaluation 
         if loss is not None or accuracy is not None:
             table.add_row(name, MISSING, MISSING, _number(loss), _number(accuracy), MISSING, MISSING, *ends)
     blanks = [MISSING] * 4
+    for name, scores in start.exits.items() if start else ():
+        table.add_row(f"untrained start, exit {name}", *blanks, score_cell(scores.mrr), score_cell(scores.recall_at_1), *ends)
     for name, row in evaluation.baselines.items():
         table.add_row(name, *blanks, score_cell(row.mrr), score_cell(row.recall_at_1), *ends)
     chance = [f"{evaluation.chance_mrr:.4f}", f"{1 / evaluation.candidates:.4f}"]
@@ -149,7 +155,7 @@ def _control_cells(evaluation: Evaluation, control: Evaluation | None, name: str
     return [own, MISSING if difference is None else signed_score_cell(difference)]
 
 
-def notes(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None) -> list[str]:
+def notes(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None, start: Evaluation | None = None) -> list[str]:
     """What the numbers were measured on, and which exits do not beat a reference that they should beat."""
     lines = [
         f"retrieval: {evaluation.queries:,} queries of {evaluation.repositories:,} repositories, "
@@ -160,6 +166,10 @@ def notes(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None)
         lines.append(f"MLM and ICC: {held_out.rows:,} held-out rows")
     for name in evaluation.exits:
         lines += [f"falls short: exit {name}: {text}" for text in shortfalls(name, held_out, evaluation, control)]
+    for name in start.exits if start else ():
+        difference = mrr_difference(evaluation, start, name)
+        if difference is not None:
+            lines.append(f"exit {name}: MRR above the untrained start's by {signed_score_cell(difference)}")
     return lines
 
 

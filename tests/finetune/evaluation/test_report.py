@@ -44,8 +44,9 @@ def test_report_prints_every_column_and_writes_its_files(tmp_path: Path, run: Ru
     write_json(run.path / "held_out.json", {"exits": {"04": held_out, "12": {**held_out, "mlm": 7.75}}, **figures})
     write_evaluation(tmp_path / "scores", evaluation_of(0.3))
     write_evaluation(tmp_path / "control", evaluation_of(0.1))
-    names = {"pretrain": run.path, "evaluation": tmp_path / "scores", "control": tmp_path / "control", "output": tmp_path / "out"}
-    report(ReportConfig(**{name: str(path) for name, path in names.items()}))
+    write_evaluation(tmp_path / "start", evaluation_of(0.25))
+    folders = {name: str(tmp_path / name) for name in ("control", "start", "output")}
+    report(ReportConfig(pretrain=str(run.path), evaluation=str(tmp_path / "scores"), **folders))
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if line.startswith("│ 04"))
     for cell in ("4 ", "6 ", "5.250", ".625 [0.550, 0.700]", ".300 [.280, .320]", ".150", ".100 [.080, .120]"):
@@ -56,11 +57,13 @@ def test_report_prints_every_column_and_writes_its_files(tmp_path: Path, run: Ru
     for name, level in (("unigram", "6.500"), ("left bigram", "6.250"), ("more frequent label", "0.510")):
         assert level in next(line for line in lines if line.startswith(f"│ {name}"))
     assert ".500 [.400, .600]" in next(line for line in printed.splitlines() if "TF-IDF" in line)
+    assert ".250 [.230, .270]" in next(line for line in lines if line.startswith("│ untrained start, exit 04"))
+    assert "exit 12: MRR above the untrained start's by +" in printed
     assert "falls short: exit 12: MLM loss 7.750 is not below the unigram cross-entropy 6.500" in printed
     assert "falls short: exit 12: MLM loss 7.750 is not below the left bigram's cross-entropy 6.250" in printed
     assert printed.strip().splitlines()[-1] == f"plots: tensorboard --logdir {run.path}"
-    assert (tmp_path / "out" / "report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert (tmp_path / "out" / "report.txt").read_text() in printed
+    assert (tmp_path / "output" / "report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (tmp_path / "output" / "report.txt").read_text() in printed
 
 
 def test_without_held_out_file_the_last_validation_stands_in(run: RunDirectory):
