@@ -14,8 +14,9 @@ from mose.config import require
 from mose.dataset.manifest import Manifest, read_manifest
 from mose.errors import MoseError, first_line
 from mose.files.yaml_file import read_yaml
+from mose.model.initialization import NORMAL
 
-ICC, NSP, RANDOM = "icc", "nsp", "random"
+ICC, NSP, RANDOM, START = "icc", "nsp", "random", "start"
 TOKENIZER, PACK, PACK_NSP, PAIRS = "tokenizer", "data", "data_nsp", "pairs"
 HELD_OUT, SCORES = "held_out.json", "scores"
 ABLATION_FOLDER = Path("configs/ablations")
@@ -136,7 +137,9 @@ class Plan:
         parts = self.study.parts
         jobs = [*arms.pretrained(ICC), *arms.tuned(ICC, arms.checkpoint(ICC))]
         if PRETRAINED in parts:
-            jobs += arms.tuned(RANDOM, arms.checkpoint(ICC), ["--from_random", "true"])
+            jobs += [arms.random(), *arms.tuned(RANDOM, arms.checkpoint(RANDOM))]
+            if self.pretrain.get("model", {}).get("initialization", NORMAL) != NORMAL:
+                jobs += arms.tuned(START, arms.checkpoint(ICC), ["--from_random", "true"])
         if SELF_DISTILLED in parts:
             jobs += [job for layer in self.exits for job in arms.single_exit(layer)]
         if ICC_NSP in parts:
@@ -199,6 +202,13 @@ class Arms:
             needs = (self.name(arm, "export"),)
             jobs.append(Job(self.name(arm, "held_out_nsp"), folder / "held_out_nsp.json", needs, lambda: own))
         return jobs
+
+    def random(self) -> Job:
+        """Plain random weights as a converted checkpoint."""
+        words = ["mose-pretrain", "init", "--config", str(self.study.recipe_file("pretrain")), "--model.initialization", NORMAL]
+        words += ["--data.dataset", str(self.plan.folder / PACK), "--seed", str(self.seed)]
+        words += ["--output", str(self.checkpoint(RANDOM))]
+        return Job(self.name(RANDOM, "export"), self.checkpoint(RANDOM), (PACK,), lambda: words)
 
     def _train(self, arm: str, run: Path) -> list[str]:
         words = ["mose-pretrain", "train", "--config", str(self.study.recipe_file("pretrain"))]

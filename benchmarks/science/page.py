@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.science.jobs import HELD_OUT, ICC, NSP, RANDOM, read_recipe
+from benchmarks.science.jobs import HELD_OUT, ICC, NSP, RANDOM, START, read_recipe
 from benchmarks.science.plots import draw_part
 from benchmarks.science.results import Comparison, Results, Row, seconds_by_job
 from benchmarks.science.study import ABLATIONS, ICC_NSP, PRETRAINED, SELF_DISTILLED, StudyConfig, file_stem
@@ -33,6 +33,7 @@ PAPER = {
 ARMS = {
     ICC: "pre-trained with ICC",
     RANDOM: "random weights",
+    START: "the untrained start of pre-training",
     NSP: "pre-trained with NSP",
     "cut": "the same exit fine-tuned alone",
     "alone": "each exit pre-trained alone",

@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.science.jobs import HELD_OUT, ICC, NSP, RANDOM, ablation_arms, at_chance, cut_arm, recipe_exits, scores_name
+from benchmarks.science.jobs import (
+    HELD_OUT,
+    ICC,
+    NSP,
+    RANDOM,
+    START,
+    ablation_arms,
+    at_chance,
+    cut_arm,
+    recipe_exits,
+    scores_name,
+)
 from benchmarks.science.study import ABLATIONS, ICC_NSP, PRETRAINED, SELF_DISTILLED, SINGLE_EXIT, StudyConfig
 from finetune.evaluation.metrics import Score
 from finetune.evaluation.paired import difference_over_seeds
@@ -79,7 +90,7 @@ class Results:
     def _arms(self) -> list[tuple[str, str, str]]:
         """(part, first arm, second arm); an arm of single exits is named by its first part, `cut` or `alone`."""
         pairs = {
-            PRETRAINED: [(ICC, RANDOM)],
+            PRETRAINED: [(ICC, RANDOM), (ICC, START)],
             SELF_DISTILLED: [(ICC, "cut")],
             ICC_NSP: [(ICC, NSP)],
             ABLATIONS: [("alone" if name == SINGLE_EXIT else name, ICC) for name in self.study.ablations],

@@ -61,7 +61,13 @@ class MadeUp:
     def _held_out(self, path: Path, task: str) -> None:
         low, high = self.icc_accuracy - 0.02, self.icc_accuracy + 0.02
         row = {"mlm": 4.0, f"{task}_accuracy": self.icc_accuracy, f"{task}_interval": [low, high]}
-        report = {"exits": {"01": row, "02": row}, "unigram_cross_entropy": 5.0, f"{task}_majority_rate": 0.5, "rows": 8}
+        report = {
+            "exits": {"01": row, "02": row},
+            "unigram_cross_entropy": 5.0,
+            "left_bigram_cross_entropy": 4.0,
+            f"{task}_majority_rate": 0.5,
+            "rows": 8,
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report))
 
@@ -150,7 +156,11 @@ def test_every_job_comes_after_what_it_needs_and_has_a_name_of_its_own(recipe: P
     assert {"seed_0/icc/train", "seed_1/nsp/scores", "seed_0/cut_02/retrieval", "seed_1/alone_01/held_out"} <= seen
     small = {job.name for job in jobs_of(study_of(recipe, parts=(SELF_DISTILLED,), seeds=(7,)))}
     assert "data_nsp" not in small
-    assert not any("random" in name or "nsp" in name or "alone" in name for name in small)
+    # An averaging start is a bag of tokens before any training, so it is a second control.
+    assert "seed_0/start/retrieval" in seen
+    pretrain = recipe / "pretrain.yaml"
+    pretrain.write_text(pretrain.read_text("utf-8").replace("averaging", "normal"), "utf-8")
+    assert not any("/start/" in job.name for job in jobs_of(study_of(recipe)))
 
 
 def test_a_finished_study_runs_nothing_again_and_a_cut_one_continues(recipe: Path) -> None:
@@ -320,4 +330,5 @@ def test_all_commands_run_for_real_at_a_tiny_size(recipe: Path, tmp_path: Path, 
     )
     write_page(study, tmp_path / "page.md", tmp_path / "images")
     text = (tmp_path / "page.md").read_text()
-    assert len(re.findall(r"^\| 0[12] \| 1 \|", text, re.M)) == 2 * len(study.parts)
+    # One table per part, and one more for the second control.
+    assert len(re.findall(r"^\| 0[12] \| 1 \|", text, re.M)) == 2 * (len(study.parts) + 1)
