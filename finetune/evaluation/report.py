@@ -166,10 +166,13 @@ def notes(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None,
         lines.append(f"MLM and ICC: {held_out.rows:,} held-out rows")
     for name in evaluation.exits:
         lines += [f"falls short: exit {name}: {text}" for text in shortfalls(name, held_out, evaluation, control)]
-    for name in start.exits if start else ():
-        difference = mrr_difference(evaluation, start, name)
-        if difference is not None:
-            lines.append(f"exit {name}: MRR above the untrained start's by {signed_score_cell(difference)}")
+    if start is not None:
+        differences = {name: mrr_difference(evaluation, start, name) for name in start.exits}
+        lines += [
+            f"exit {name}: MRR minus the untrained start's {signed_score_cell(found)}"
+            for name, found in differences.items()
+            if found
+        ]
     return lines
 
 

@@ -58,7 +58,7 @@ def test_report_prints_every_column_and_writes_its_files(tmp_path: Path, run: Ru
         assert level in next(line for line in lines if line.startswith(f"│ {name}"))
     assert ".500 [.400, .600]" in next(line for line in printed.splitlines() if "TF-IDF" in line)
     assert ".250 [.230, .270]" in next(line for line in lines if line.startswith("│ untrained start, exit 04"))
-    assert "exit 12: MRR above the untrained start's by +" in printed
+    assert "exit 12: MRR minus the untrained start's +" in printed
     assert "falls short: exit 12: MLM loss 7.750 is not below the unigram cross-entropy 6.500" in printed
     assert "falls short: exit 12: MLM loss 7.750 is not below the left bigram's cross-entropy 6.250" in printed
     assert printed.strip().splitlines()[-1] == f"plots: tensorboard --logdir {run.path}"
