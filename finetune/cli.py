@@ -1,11 +1,11 @@
-"""The command `mose-finetune`: train a retrieval model, score every exit, report, and search."""
+"""The command `mose-finetune`: train a retrieval model or a classifier, score every exit, report, and search."""
 
 import sys
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from finetune.config import EvaluationConfig, ReportConfig, RetrievalConfig, SearchConfig
+from finetune.config import ClassificationConfig, EvaluationConfig, ReportConfig, RetrievalConfig, SearchConfig
 from mose.command import Command, add_config, read_config, run_command
 from mose.config import document_fields
 
@@ -21,6 +21,11 @@ def commands() -> dict[str, Command]:
     return {
         "retrieval": Command(
             "Fine-tune a converted checkpoint for text-to-code and code-to-code search.", _takes(RetrievalConfig), _retrieval
+        ),
+        "classification": Command(
+            "Fine-tune a converted checkpoint to classify texts or pairs, and score every exit.",
+            _takes(ClassificationConfig),
+            _classification,
         ),
         "evaluate": Command(
             "Score every exit against distractors, with baselines on the same candidates.", _takes(EvaluationConfig), _evaluate
@@ -54,6 +59,12 @@ def _retrieval(parsed: Namespace) -> None:
     from finetune.retrieval.train import train
 
     train(read_config(parsed, RetrievalConfig))
+
+
+def _classification(parsed: Namespace) -> None:
+    from finetune.classification.train import train
+
+    train(read_config(parsed, ClassificationConfig))
 
 
 def _evaluate(parsed: Namespace) -> None:

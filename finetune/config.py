@@ -195,6 +195,99 @@ class ReportConfig:
     """Folder that `mose-finetune evaluate` wrote for the same fine-tuning from random weights."""
 
 
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """A classifier of single texts or pairs at every exit of a converted checkpoint; defaults are the paper's (section 4.2)."""
+
+    checkpoint: str
+    """Folder of a converted checkpoint (`mose-pretrain export`)."""
+    train: tuple[str, ...] | str
+    """File of examples, or several as [a.parquet,b.jsonl]: parquet, JSON lines (.jsonl, .jsonl.gz), or BigCloneBench's pairs
+    (.txt, one `idx1 idx2 label` per line)."""
+    validation: tuple[str, ...] | str
+    """Files of examples that the threshold is chosen on; in the same formats."""
+    output: str
+    """Run directory to create; the fine-tuned checkpoint appears in its folder `checkpoint`, the scores in evaluation.json."""
+    test: tuple[str, ...] | str = ()
+    """Files of examples to score at the end, with the thresholds of the validation files; empty: only those are scored."""
+    functions: str | None = None
+    """JSON lines with the `idx` and the text (`func`) of each function that BigCloneBench's pairs name."""
+    text_columns: tuple[str, ...] | str = ("func1", "func2")
+    """Columns of the texts of an example, one or several as [a,b]: `<sep>a<sep>b<cls>`."""
+    label_column: str = "label"
+    """Column of the class: whole numbers from 0, or booleans."""
+    num_classes: int = 0
+    """Number of classes; 0 takes it from the labels of the training files."""
+    steps: int = 14_000
+    """Optimiser steps (paper section 4.2)."""
+    batch_rows: int = 64
+    """Examples of a batch, over all ranks (paper section 4.2)."""
+    chunk_tokens: int = 16_384
+    """Tokens run through the model at once; it bounds memory and does not change the gradient."""
+    learning_rate: float = 1e-5
+    """Learning rate after the warm-up (paper section 4.2)."""
+    warmup_steps: int = 2000
+    """Steps of the linear warm-up (paper section 4.2)."""
+    decay: str = CONSTANT
+    """What follows the warm-up: constant (paper section 4.2), or linear down to 0 after the last step."""
+    gradient_clipping: float = 1.0
+    """Largest norm of the gradient of a step; 0 does not clip. The paper names none for fine-tuning."""
+    weight_decay: float = 0.01
+    """AdamW's, on matrices only; the paper gives none for fine-tuning, this is torch's default."""
+    max_length: int = 0
+    """Longest row in tokens, `<sep>` and `<cls>` included; 0 takes the model's longest row. Longer texts are truncated to
+    equal shares of it."""
+    from_random: bool = False
+    """Start from random weights of the same shape instead of the checkpoint's: the control."""
+    seed: int = 0
+    """Decides heads, order and dropout."""
+    log_every_steps: int = 50
+    """Steps of one line in metrics.jsonl, TensorBoard and on the console; values are means over them."""
+    validate_every_steps: int = 2000
+    """Steps between two scorings of the validation files; 0 scores them at the end only."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    bf16: bool = True
+    """On a GPU, run the model in bfloat16 autocast; weights and optimiser stay float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "text_columns"):
+            words = _words(getattr(self, name))
+            require(bool(words) and all(words), f"{name}: none given, expected one or more")
+        columns = (*self.columns, self.label_column)
+        require(len(set(columns)) == len(columns), f"text_columns: {', '.join(columns)}, expected each column once")
+        for name in ("steps", "batch_rows", "chunk_tokens", "log_every_steps"):
+            require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")
+        for name in ("gradient_clipping", "weight_decay", "max_length", "validate_every_steps"):
+            require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}, expected 0 or more")
+        require(self.learning_rate > 0, f"learning_rate: {self.learning_rate}, expected a number above 0")
+        require(self.num_classes != 1 and self.num_classes >= 0, f"num_classes: {self.num_classes}, expected 0, or 2 or more")
+        choices = (CONSTANT, LINEAR)
+        require(self.decay in choices, f"decay: {self.decay!r}, expected one of {', '.join(choices)}")
+        most = self.steps if self.decay == CONSTANT else self.steps - 1
+        require(0 <= self.warmup_steps <= most, f"warmup_steps: {self.warmup_steps}, expected 0 to {most} of {self.steps} steps")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of `text_columns`."""
+        return _words(self.text_columns)
+
+    @property
+    def train_files(self) -> tuple[Path, ...]:
+        """The files of `train`."""
+        return _paths(self.train)
+
+    @property
+    def validation_files(self) -> tuple[Path, ...]:
+        """The files of `validation`."""
+        return _paths(self.validation)
+
+    @property
+    def test_files(self) -> tuple[Path, ...]:
+        """The files of `test`."""
+        return _paths(self.test)
+
+
 def _require_pairs(pairs: tuple[str, ...] | str) -> None:
     require(bool(pairs) and all(_words(pairs)), "pairs: no file given, expected one parquet file or more")
 

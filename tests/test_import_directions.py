@@ -81,7 +81,8 @@ ORDER = {
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",
     "pretrain.monitoring": "metrics step_times throughput profiler step_log learning",
-    "finetune": "config device distributed pair_files batches retrieval evaluation search cli",
+    "finetune": "config device distributed pair_files batches retrieval evaluation classification search cli",
+    "finetune.classification": "examples rows scores evaluate log train",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log train",
     "finetune.evaluation": "metrics ranking lexical embedding results bag baselines paired table picture tasks report",
     "finetune.search": "functions index command",

@@ -25,8 +25,12 @@ from mose.files.atomic_file import atomic_folder, write_json
 from mose.files.json_file import parse_json
 from mose.files.records import from_plain
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.initialization import initialize
-from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
+from mose.model.initialization import draw_parameter, initialize
+from mose.model.modeling_mose import (
+    ModularStarEncoder,
+    ModularStarEncoderForRetrieval,
+    ModularStarEncoderForSequenceClassification,
+)
 from mose.model.projection_heads import draw_heads
 from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME, HuggingFaceTokenizer, load_tokenizer
 
@@ -54,7 +58,7 @@ OTHER_FIELDS: dict[str, Any] = {
     "exit_layer": int | None,
     "architectures": list[str] | None,
 }
-Model = TypeVar("Model", ModularStarEncoder, ModularStarEncoderForRetrieval)
+Model = TypeVar("Model", ModularStarEncoder, ModularStarEncoderForRetrieval, ModularStarEncoderForSequenceClassification)
 
 
 def load_pretrained(folder: Path) -> ModularStarEncoder:
@@ -69,6 +73,11 @@ def load_pretrained(folder: Path) -> ModularStarEncoder:
 def load_retrieval(folder: Path) -> ModularStarEncoderForRetrieval:
     """Open a converted retrieval checkpoint; errors as in `load_pretrained`."""
     return _load(folder, ModularStarEncoderForRetrieval)
+
+
+def load_classification(folder: Path) -> ModularStarEncoderForSequenceClassification:
+    """Open a converted classification checkpoint; errors as in `load_pretrained`."""
+    return _load(folder, ModularStarEncoderForSequenceClassification)
 
 
 def read_model_config(folder: Path) -> ModularStarEncoderConfig:
@@ -188,6 +197,28 @@ def retrieval_from_pretrained(model: ModularStarEncoder, seed: int) -> ModularSt
     return retrieval
 
 
+@torch.no_grad()
+def classification_from_pretrained(
+    model: ModularStarEncoder, classes: int, seed: int
+) -> ModularStarEncoderForSequenceClassification:
+    """Put a classification head at each exit of a pre-trained model; the trunk is shared, not copied.
+
+    The dense layer of every head starts as the pre-trained pooler, which has learnt to relate the snippets of a row; the layer
+    after it is drawn from the seed.
+    """
+    changes = {"architectures": [ModularStarEncoderForSequenceClassification.__name__], "num_labels": classes}
+    values = {name: value for name, value in model.config.to_dict().items() if name not in ("id2label", "label2id")}
+    classifier = ModularStarEncoderForSequenceClassification(ModularStarEncoderConfig(**{**values, **changes}))
+    classifier.starEncoder2 = model.starEncoder2
+    for name, parameter in classifier.classifiers.named_parameters(prefix="classifiers"):
+        _, _, layer, kind = name.split(".")
+        if layer == "dense":
+            parameter.copy_(getattr(model.pooler.dense, kind))
+        else:
+            parameter.copy_(draw_parameter(name, tuple(parameter.shape), model.config.initializer_range, seed))
+    return classifier
+
+
 def truncate_at(model: Model, exit_layer: int) -> Model:
     """A model of layers 1..exit_layer with that exit's heads alone; its weights are copies.
 
@@ -233,15 +264,18 @@ def describe(folder: Path, model_class: ModelClass, config: ModularStarEncoderCo
     described.auto_map = auto_map(model_class)
     described.save_pretrained(folder)
     copy_sources(folder)
-    write_sentence_transformer(folder, config.hidden_size, with_prompts=model_class is ModularStarEncoderForRetrieval)
+    # A classifier gives logits and no embedding.
+    if model_class is not ModularStarEncoderForSequenceClassification:
+        write_sentence_transformer(folder, config.hidden_size, with_prompts=model_class is ModularStarEncoderForRetrieval)
 
 
 def auto_map(model_class: ModelClass) -> dict[str, str]:
     """Where `AutoConfig` and `AutoModel` find the classes, in the source files of the folder."""
-    return {
-        "AutoConfig": f"configuration_mose.{ModularStarEncoderConfig.__name__}",
-        "AutoModel": f"modeling_mose.{model_class.__name__}",
-    }
+    found = f"modeling_mose.{model_class.__name__}"
+    places = {"AutoConfig": f"configuration_mose.{ModularStarEncoderConfig.__name__}", "AutoModel": found}
+    if model_class is ModularStarEncoderForSequenceClassification:
+        places["AutoModelForSequenceClassification"] = found
+    return places
 
 
 def copy_sources(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
 from .attention_mose import attention, rotary_angles, rotate
@@ -224,7 +225,7 @@ def unpad(attention_mask_BT: Tensor) -> UnpaddedRows:
 
 
 class ModularStarEncoderPreTrainedModel(PreTrainedModel):
-    """What the two models share with transformers: the configuration, weight initialisation, the trunk's name."""
+    """What the models share with transformers: the configuration, weight initialisation, the trunk's name."""
 
     config_class = ModularStarEncoderConfig
     base_model_prefix = ""
@@ -241,7 +242,7 @@ class ModularStarEncoderPreTrainedModel(PreTrainedModel):
             # What the file holds for deeper exits is left unread on purpose, and needs no warning.
             self._keys_to_ignore_on_load_unexpected = {
                 rf"^starEncoder2\.(norm|layers\.({deeper}))\.",
-                rf"^projection_heads\.({heads})\.",
+                rf"^(projection_heads|classifiers)\.({heads})\.",
             }
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -330,3 +331,57 @@ class ModularStarEncoderForRetrieval(ModularStarEncoderPreTrainedModel):
             last_hidden_state=rows.pad(projected[chosen]),
             projected_pooled_normalized=tuple(F.normalize(state[rows.last_B], dim=-1) for state in projected),
         )
+
+
+class StarEncoder2ClassificationHead(nn.Module):
+    """Logits [B, C] of the state of `<cls>`: the dense layer and tanh of the pooler, then one linear layer, as in RoBERTa."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.dropout = config.residual_dropout
+
+    def forward(self, cls_states_BD: Tensor) -> Tensor:
+        pooled_BD = F.dropout(torch.tanh(self.dense(cls_states_BD)), self.dropout, self.training)
+        return self.out_proj(pooled_BD)  # type: ignore[no-any-return]
+
+
+@dataclass
+class MultiExitClassifierOutput(SequenceClassifierOutput):
+    """transformers' output, with the logits [B, C] of every exit beside those of the chosen one."""
+
+    exit_logits: tuple[Tensor, ...] | None = None
+
+
+class ModularStarEncoderForSequenceClassification(ModularStarEncoderPreTrainedModel):
+    """The fine-tuned classifier: trunk and one head per exit; the number of classes C is `config.num_labels`."""
+
+    def __init__(self, config: Config, exit_layer: int | None = None):
+        super().__init__(config, exit_layer)
+        self.starEncoder2 = StarEncoder2(config)
+        self.classifiers = nn.ModuleList(StarEncoder2ClassificationHead(config) for _ in config.computed_exit_layers)
+        self.post_init()
+
+    def classify(self, input_ids_N: Tensor, positions_N: Tensor, cu_seqlens: Tensor, max_length: int) -> list[Tensor]:
+        """Logits [B, C] of unpadded rows at each exit, from the state of `<cls>`, the last token of a row."""
+        states = self.starEncoder2(input_ids_N, positions_N, cu_seqlens, max_length)
+        last_B = cu_seqlens[1:].long() - 1
+        return [head(state_ND[last_B]) for head, state_ND in zip(self.classifiers, states, strict=True)]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        exit_layer: int | None = None,
+        **_: Any,
+    ) -> MultiExitClassifierOutput:
+        """Run rows [B, T], padded on either side; `logits` and the loss of `labels` [B] are those of `exit_layer` (default: the
+        deepest exit).
+        """
+        states, rows = self.run_trunk(input_ids, attention_mask)
+        logits = tuple(head(state_ND[rows.last_B]) for head, state_ND in zip(self.classifiers, states, strict=True))
+        chosen = logits[self.config.computed_exit_layers.index(exit_layer) if exit_layer is not None else -1]
+        loss = F.cross_entropy(chosen.float(), labels) if labels is not None else None
+        return MultiExitClassifierOutput(loss=loss, logits=chosen, exit_logits=logits)
