@@ -65,7 +65,7 @@ def json_lines(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict[st
 
 def _object(line: str, where: str, fields: Sequence[str]) -> dict[str, Any]:
     try:
-        row = parse_json(line.encode("utf-8"))
+        row = parse_json(line.encode("utf-8"), half_pairs=True)
     except ValueError as error:
         raise MoseError(f"{where}: not JSON: {error}") from None
     if not isinstance(row, dict):
