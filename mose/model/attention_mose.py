@@ -158,7 +158,7 @@ def padded_attention(
     if q_NHK.shape[0] == 0:
         return q_NHK
     batch, slots = mask_BT.shape
-    q, k, v = (part.view(batch, slots, -1, part.shape[-1]).transpose(1, 2) for part in (q_NHK, k_NGK, v_NGK))
+    q, k, v = (part.view(batch, slots, *part.shape[1:]).transpose(1, 2) for part in (q_NHK, k_NGK, v_NGK))
     # A softmax over no key at all is NaN in some runtimes: a row without tokens sees its padding, and nobody reads its states.
     seen_B11T = (mask_BT | ~mask_BT.any(dim=1, keepdim=True))[:, None, None]
     seen_B1TT = seen_B11T.expand(-1, -1, slots, -1)

@@ -32,7 +32,7 @@ class UnpaddedRows:
     def pad(self, states_ND: Tensor) -> Tensor:
         """Put states back into [B, T, D]; padding slots are zero."""
         padded = states_ND.new_zeros(self.shape[0] * self.shape[1], states_ND.shape[-1])
-        return padded.index_copy(0, self.indices_N, states_ND).view(*self.shape, -1)
+        return padded.index_copy(0, self.indices_N, states_ND).view(*self.shape, states_ND.shape[-1])
 
     def last(self, states_ND: Tensor) -> Tensor:
         """The state [B, D] of each row's last real token; zero for a row without tokens."""
@@ -78,7 +78,7 @@ class DenseRows:
 
     def pad(self, states_ND: Tensor) -> Tensor:
         """States [B, T, D]; padding slots are zero."""
-        return states_ND.view(*self.mask_BT.shape, -1).where(self.mask_BT[:, :, None], 0.0)
+        return states_ND.view(*self.mask_BT.shape, states_ND.shape[-1]).where(self.mask_BT[:, :, None], 0.0)
 
     def last(self, states_ND: Tensor) -> Tensor:
         """The state [B, D] of each row's last real token; zero for a row without tokens."""
