@@ -41,6 +41,7 @@ NEVER_LOADED = {
 
 # The model file is copied into every exported folder with its siblings, so these are all that it may need there.
 MODEL_FILE = "mose.model.modeling_mose"
+TASKS_FILE = "mose.model.tasks_mose"
 MODEL_NEEDS = {"torch", "transformers", "flash_attn"}
 
 MOST_ENTRIES = 12
@@ -50,8 +51,8 @@ ORDER = {
     "mose": "errors array_types seeding files command config schedule dataset tokenizer model run_directory checkpoint",
     "mose.files": "storage safe_path mapped_file atomic_file json_file records yaml_file npy_file parquet_errors lock streams",
     "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs",
-    "mose.model": "configuration_mose initialization projection_heads attention_mose modeling_mose sharding size model_config "
-    "exits",
+    "mose.model": "configuration_mose initialization projection_heads attention_mose rows_mose modeling_mose tasks_mose "
+    "sharding size model_config exits",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
     "published_checkpoint",
     "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
@@ -295,7 +296,7 @@ def runs_at_import(statement: ast.stmt) -> bool:
 
 def shipped_with_model(modules: Modules) -> set[str]:
     """The model file and the siblings it reaches by relative imports: what an exported folder carries."""
-    shipped, waiting = set[str](), {MODEL_FILE} & set(modules)
+    shipped, waiting = set[str](), {MODEL_FILE, TASKS_FILE} & set(modules)
     while waiting:
         module = waiting.pop()
         shipped.add(module)

@@ -37,7 +37,8 @@ from mose.errors import MoseError
 from mose.files.atomic_file import named_errors, write_json, write_text
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.exits import exit_weights
-from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForSequenceClassification
+from mose.model.modeling_mose import ModularStarEncoder
+from mose.model.tasks_mose import ModularStarEncoderForSequenceClassification
 from mose.run_directory import RunDirectory
 from mose.schedule import ScheduleConfig, learning_rate
 from mose.seeding import derive_key

@@ -5,6 +5,7 @@ exporter adds `parity.json`, the largest difference to the training model at eac
 """
 
 import copy
+import hashlib
 import shutil
 import sys
 from collections.abc import Mapping
@@ -26,17 +27,23 @@ from mose.files.json_file import parse_json
 from mose.files.records import from_plain
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.initialization import draw_parameter, initialize
-from mose.model.modeling_mose import (
-    ModularStarEncoder,
-    ModularStarEncoderForRetrieval,
+from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
+from mose.model.projection_heads import draw_heads
+from mose.model.tasks_mose import (
+    ModularStarEncoderForMaskedLM,
+    ModularStarEncoderForPreTraining,
     ModularStarEncoderForSequenceClassification,
 )
-from mose.model.projection_heads import draw_heads
 from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME, HuggingFaceTokenizer, load_tokenizer
 
 FACTS_NAME = "facts.json"
 # What `AutoModel` needs beside the weights; they import only torch, transformers and each other.
-MODEL_SOURCES = ("modeling_mose.py", "attention_mose.py", "configuration_mose.py")
+MODEL_SOURCES = ("modeling_mose.py", "tasks_mose.py", "attention_mose.py", "rows_mose.py", "configuration_mose.py")
+PRETRAINED_TASKS: dict[str, type[PreTrainedModel]] = {
+    "AutoModelForMaskedLM": ModularStarEncoderForMaskedLM,
+    "AutoModelForPreTraining": ModularStarEncoderForPreTraining,
+}
+"""Classes that also open a pre-trained folder."""
 LARGEST_SIZES = {
     "vocab_size": 1 << 27,
     "hidden_size": 1 << 17,
@@ -263,7 +270,7 @@ def describe(folder: Path, model_class: ModelClass, config: ModularStarEncoderCo
     described.dtype = torch.float32
     described.auto_map = auto_map(model_class)
     described.save_pretrained(folder)
-    copy_sources(folder)
+    copy_sources(folder, model_class)
     # A classifier gives logits and no embedding.
     if model_class is not ModularStarEncoderForSequenceClassification:
         write_sentence_transformer(folder, config.hidden_size, with_prompts=model_class is ModularStarEncoderForRetrieval)
@@ -271,18 +278,32 @@ def describe(folder: Path, model_class: ModelClass, config: ModularStarEncoderCo
 
 def auto_map(model_class: ModelClass) -> dict[str, str]:
     """Where `AutoConfig` and `AutoModel` find the classes, in the source files of the folder."""
-    found = f"modeling_mose.{model_class.__name__}"
-    places = {"AutoConfig": f"configuration_mose.{ModularStarEncoderConfig.__name__}", "AutoModel": found}
+    module = model_class.__module__.rpartition(".")[2]
+    places = {
+        "AutoConfig": f"configuration_mose.{ModularStarEncoderConfig.__name__}",
+        "AutoModel": f"{module}.{model_class.__name__}",
+    }
+    if model_class is ModularStarEncoder:
+        places |= {auto: f"tasks_mose.{task.__name__}" for auto, task in PRETRAINED_TASKS.items()}
     if model_class is ModularStarEncoderForSequenceClassification:
-        places["AutoModelForSequenceClassification"] = found
+        places["AutoModelForSequenceClassification"] = places["AutoModel"]
     return places
 
 
-def copy_sources(folder: Path) -> None:
-    """Copy the model's source files, with which the folder opens where this project is not installed."""
+def copy_sources(folder: Path, model_class: ModelClass) -> None:
+    """Copy the model's source files, with which the folder opens where this project is not installed.
+
+    transformers remembers per configuration class which model class it opened first, and opens every later folder of that
+    configuration as that one; a folder's configuration is a class of its own where its file has other bytes. So the file ends
+    with a line that differs between kinds of model and between versions of the code.
+    """
     (source,) = mose.model.__path__
+    digest = hashlib.sha256(model_class.__name__.encode())
     for name in MODEL_SOURCES:
         shutil.copyfile(Path(source) / name, folder / name)
+        digest.update((folder / name).read_bytes())
+    with (folder / f"{ModularStarEncoderConfig.__module__.rpartition('.')[2]}.py").open("a", encoding="utf-8") as file:
+        file.write(f"# {model_class.__name__}, source files {digest.hexdigest()}\n")
 
 
 def copy_tokenizer(source: Path, folder: Path, max_length: int, framed: bool = True) -> None:

@@ -12,11 +12,8 @@ from torch import Tensor
 from mose.checkpoint.safetensors_file import Entry, SafetensorsWriter
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.modeling_mose import (
-    ModularStarEncoder,
-    ModularStarEncoderForRetrieval,
-    ModularStarEncoderForSequenceClassification,
-)
+from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
+from mose.model.tasks_mose import ModularStarEncoderForSequenceClassification
 
 ModelClass = type[ModularStarEncoder] | type[ModularStarEncoderForRetrieval] | type[ModularStarEncoderForSequenceClassification]
 HEADS_OF_EXITS = re.compile(r"^(projection_heads|classifiers)\.0\.")

@@ -211,4 +211,4 @@ def describe_published(folder: Path, selection: ExitSlice) -> None:
     values |= {name: getattr(config, name) for name in OWN_FIELDS} | {"auto_map": auto_map(selection.model_class)}
     values["torch_dtype"] = str(PUBLISHED_DTYPE).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
-    copy_sources(folder)
+    copy_sources(folder, selection.model_class)

@@ -20,12 +20,9 @@ from mose.errors import MoseError
 from mose.files.atomic_file import atomic_folder, named_errors, write_json
 from mose.files.lock import Holder, Lock, lock_file
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.modeling_mose import (
-    ModularStarEncoder,
-    ModularStarEncoderForRetrieval,
-    ModularStarEncoderForSequenceClassification,
-)
+from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
 from mose.model.sharding import Sharding, sharding_of
+from mose.model.tasks_mose import ModularStarEncoderForSequenceClassification
 from mose.run_directory import RunDirectory, checkpoint_name
 from pretrain.checkpoints.files import (
     LATEST_NAME,
