@@ -193,8 +193,8 @@ class Trainer:
 
 
 def _false_negatives(examples: Sequence[Example]) -> Tensor:
-    query_keys_P = torch.tensor([example.query_key for example in examples])
-    return false_negatives(query_keys_P, torch.tensor([example.target_key for example in examples]))
+    keys = [(example.query_key, example.target_key, example.description_key) for example in examples]
+    return false_negatives(*torch.tensor(keys).unbind(dim=1))
 
 
 def _check_attention_dropout(model: ModularStarEncoderForRetrieval, device: torch.device, bf16: bool) -> None:
