@@ -48,7 +48,8 @@ MOST_ENTRIES = 12
 # imports that only a type checker reads do not count.
 ORDER = {
     "mose": "errors array_types seeding files command config schedule dataset tokenizer model run_directory checkpoint",
-    "mose.files": "storage safe_path mapped_file atomic_file json_file records yaml_file npy_file parquet_errors lock streams",
+    "mose.files": "storage safe_path mapped_file atomic_file json_file records yaml_file npy_file parquet_errors lock "
+    "stop_signal streams",
     "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs",
     "mose.model": "configuration_mose initialization projection_heads attention_mose modeling_mose sharding size model_config "
     "exits",
@@ -75,7 +76,7 @@ ORDER = {
     "pretrain.data": "rows row_cost order mixture masking balancing micro_batch loader prefetch",
     "pretrain.config": "objective deepspeed_options run identity frozen",
     "pretrain.storage": "local_rows joined_rows range_rows window_file staged_rows run_data",
-    "pretrain.parallel": "stage stop_signal topology zero tensor sequence context machine watchdog weights_only engine launch",
+    "pretrain.parallel": "stage topology zero tensor sequence context machine watchdog weights_only engine launch",
     "pretrain.model": "terms loss activation_checkpointing compilation dropout training_model warm_start",
     "pretrain.model.terms": "vocabulary term masked_tokens row_task distillation registry",
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
