@@ -6,7 +6,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from finetune.config import EvaluationConfig, ReportConfig, RetrievalConfig, SearchConfig
-from mose.command import Command, add_config, read_config, run_command
+from mose.command import STOPPED, Command, add_config, read_config, run_command
 from mose.config import document_fields
 
 
@@ -20,7 +20,7 @@ def commands() -> dict[str, Command]:
     """The subcommands by name."""
     return {
         "retrieval": Command(
-            "Fine-tune a converted checkpoint for text-to-code and code-to-code search.", _takes(RetrievalConfig), _retrieval
+            "Fine-tune a converted checkpoint for text-to-code and code-to-code search.", _add_retrieval, _retrieval
         ),
         "evaluate": Command(
             "Score every exit against distractors, with baselines on the same candidates.", _takes(EvaluationConfig), _evaluate
@@ -43,6 +43,12 @@ def _takes(config_class: type[Any]) -> Any:
     return add_arguments
 
 
+def _add_retrieval(parser: ArgumentParser) -> None:
+    add_config(parser, RetrievalConfig)
+    resume = "auto: continue the run in `output` from its newest whole checkpoint; never: refuse a directory that holds a run."
+    parser.add_argument("--resume", type=str, choices=["auto", "never"], default="auto", help=resume)
+
+
 def _add_search(parser: ArgumentParser) -> None:
     add_config(parser, SearchConfig)
     parser.add_argument("folder", type=str, nargs="?", help="Folder whose Python functions are searched.")
@@ -50,10 +56,14 @@ def _add_search(parser: ArgumentParser) -> None:
 
 
 # Each stage is imported when it runs, so that `--help` does not wait for torch, scikit-learn and matplotlib.
-def _retrieval(parsed: Namespace) -> None:
+def _retrieval(parsed: Namespace) -> int | None:
+    from mose.files.stop_signal import launcher_processes
+
+    # Before the imports below, which take seconds: a launcher that ends meanwhile is noticed, too.
+    launcher = launcher_processes()
     from finetune.retrieval.train import train
 
-    train(read_config(parsed, RetrievalConfig))
+    return None if train(read_config(parsed, RetrievalConfig), parsed.resume, launcher) else STOPPED
 
 
 def _evaluate(parsed: Namespace) -> None:

@@ -82,8 +82,9 @@ ORDER = {
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",
     "pretrain.monitoring": "metrics step_times throughput profiler step_log learning",
-    "finetune": "config device distributed pair_files batches retrieval evaluation search cli",
-    "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log train",
+    "finetune": "config device distributed checkpoints pair_files batches retrieval evaluation search cli",
+    "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation "
+    "train",
     "finetune.evaluation": "metrics ranking lexical embedding results bag baselines paired table picture tasks report",
     "finetune.search": "functions index command",
     "finetune.evaluation.tasks": "task docstring_search registry command",

@@ -38,11 +38,14 @@ def text_key(text: str) -> int:
 class Examples:
     """The examples of each step: a pure function of the pairs, the seed and the step."""
 
-    def __init__(self, pairs: Sequence[Pair], batch_pairs: int, augment_share: float, seed: int):
-        """Plan batches of `batch_pairs` over `pairs`; errors as in `BatchOrder`."""
+    def __init__(self, pairs: Sequence[Pair], batch_pairs: int, augment_share: float, seed: int, generic_share: float = 0.0):
+        """Plan batches of `batch_pairs` over `pairs`; `generic_share` of the codes get the instruction without a language.
+
+        Errors as in `BatchOrder`.
+        """
         self._pairs = pairs
         self._order = BatchOrder([bool(pair.code_b) for pair in pairs], batch_pairs, seed)
-        self._augment_share, self._seed = augment_share, seed
+        self._augment_share, self._seed, self._generic_share = augment_share, seed, generic_share
 
     def at(self, step: int) -> list[Example]:
         """The P examples of batch `step`, counted from 0: text-code, then code-code."""
@@ -62,4 +65,5 @@ class Examples:
 
     def _code(self, snippet: tuple[str, str], draw: np.random.Generator) -> Prompt:
         code, language = snippet
-        return code_prompt(augment(code, self._augment_share, draw), language)
+        augmented = augment(code, self._augment_share, draw)
+        return code_prompt(augmented, "" if draw.random() < self._generic_share else language)

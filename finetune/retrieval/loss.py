@@ -21,6 +21,26 @@ class RetrievalLoss:
     accuracies_E: Tensor
     cosines_E: Tensor
 
+    def record(self) -> "LossRecord":
+        """Its values for a checkpoint; float32 survives the way through JSON bit for bit."""
+        lists = (values_E.tolist() for values_E in (self.losses_E, self.accuracies_E, self.cosines_E))
+        return LossRecord(self.total.item(), *lists)
+
+
+@dataclass(frozen=True)
+class LossRecord:
+    """The values of a `RetrievalLoss` as plain numbers."""
+
+    total: float
+    losses: list[float]
+    accuracies: list[float]
+    cosines: list[float]
+
+    def restored(self, device: torch.device) -> RetrievalLoss:
+        """The loss again, without gradient."""
+        values = (torch.tensor(value, device=device) for value in (self.total, self.losses, self.accuracies, self.cosines))
+        return RetrievalLoss(*values)
+
 
 def false_negatives(query_keys_P: Tensor, target_keys_P: Tensor, description_keys_P: Tensor) -> Tensor:
     """Cells [P, P] off the diagonal that must not count as negatives, from keys (hashes) of the texts as they were mined.
