@@ -83,8 +83,7 @@ ORDER = {
     "export_command",
     "pretrain.monitoring": "metrics step_times throughput profiler step_log learning",
     "finetune": "config device distributed checkpoints pair_files batches retrieval evaluation search cli",
-    "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation "
-    "train",
+    "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
     "finetune.evaluation": "metrics ranking lexical embedding results bag baselines paired table picture tasks report",
     "finetune.search": "functions index command",
     "finetune.evaluation.tasks": "task docstring_search registry command",
