@@ -48,6 +48,8 @@ class RetrievalConfig:
     """Similarities are multiplied by it before the softmax (the paper's temperature, section 4.1)."""
     augment_share: float = 0.3
     """Share of code snippets whose frequent words become random strings (paper section 4.1)."""
+    generic_instruction_share: float = 0.1
+    """Share of code snippets whose instruction names no language: the one that sentence-transformers uses by default."""
     max_length: int = 0
     """Longest prompt in tokens, `<cls>` included; 0 takes the model's longest row."""
     from_random: bool = False
@@ -56,6 +58,14 @@ class RetrievalConfig:
     """Decides heads, order, augmentation and dropout."""
     log_every_steps: int = 50
     """Steps of one line in metrics.jsonl, TensorBoard and on the console; values are means over them."""
+    checkpoint_every_steps: int = 500
+    """Steps between two training checkpoints, from which the same command resumes; 0 saves after the last step only."""
+    keep_last_checkpoints: int = 2
+    """Training checkpoints to keep; that of the best validation is kept beside them."""
+    validate_every_steps: int = 500
+    """Steps between two validations on the pairs' held_out split, if there is one; the best is exported as `best`. 0: none."""
+    validation_queries: int = 1000
+    """Most held-out texts of a validation; each is ranked against the codes of all of them."""
     device: str = "auto"
     """auto, cpu or cuda."""
     bf16: bool = True
@@ -63,7 +73,7 @@ class RetrievalConfig:
 
     def __post_init__(self) -> None:
         _require_pairs(self.pairs)
-        for name in ("steps", "chunk_pairs", "log_every_steps"):
+        for name in ("steps", "chunk_pairs", "log_every_steps", "keep_last_checkpoints"):
             require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")
         require(self.batch_pairs >= 2, f"batch_pairs: {self.batch_pairs}, expected 2 or more (the others are the negatives)")
         for name in ("learning_rate", "logit_scale"):
@@ -74,8 +84,11 @@ class RetrievalConfig:
         require(0 <= self.warmup_steps <= most, f"warmup_steps: {self.warmup_steps}, expected 0 to {most} of {self.steps} steps")
         for name, choices in (("decay", DECAYS), ("head_start", HEAD_STARTS)):
             require(getattr(self, name) in choices, f"{name}: {getattr(self, name)!r}, expected one of {', '.join(choices)}")
-        require(0 <= self.augment_share <= 1, f"augment_share: {self.augment_share}, expected a share in [0, 1]")
-        require(self.max_length >= 0, f"max_length: {self.max_length}, expected 0 or more")
+        for name in ("augment_share", "generic_instruction_share"):
+            require(0 <= getattr(self, name) <= 1, f"{name}: {getattr(self, name)}, expected a share in [0, 1]")
+        for name in ("max_length", "checkpoint_every_steps", "validate_every_steps"):
+            require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}, expected 0 or more")
+        require(self.validation_queries >= 2, f"validation_queries: {self.validation_queries}, expected 2 or more")
 
     @property
     def pair_files(self) -> tuple[Path, ...]:
@@ -207,7 +220,8 @@ class ClassificationConfig:
     validation: tuple[str, ...] | str
     """Files of examples that the threshold is chosen on; in the same formats."""
     output: str
-    """Run directory to create; the fine-tuned checkpoint appears in its folder `checkpoint`, the scores in evaluation.json."""
+    """Run directory to create or continue; the fine-tuned model appears in its folder `checkpoint`, that of the best validation
+    in `best`, the scores in evaluation.json."""
     test: tuple[str, ...] | str = ()
     """Files of examples to score at the end, with the thresholds of the validation files; empty: only those are scored."""
     functions: str | None = None
@@ -243,8 +257,13 @@ class ClassificationConfig:
     """Decides heads, order and dropout."""
     log_every_steps: int = 50
     """Steps of one line in metrics.jsonl, TensorBoard and on the console; values are means over them."""
+    checkpoint_every_steps: int = 500
+    """Steps between two training checkpoints, from which the same command resumes; 0 saves after the last step only."""
+    keep_last_checkpoints: int = 2
+    """Training checkpoints to keep; that of the best validation is kept beside them."""
     validate_every_steps: int = 2000
-    """Steps between two scorings of the validation files; 0 scores them at the end only."""
+    """Steps between two scorings of the validation files; the step of the best mean F1 over exits is exported as `best`.
+    0 scores them at the end only."""
     device: str = "auto"
     """auto, cpu or cuda."""
     bf16: bool = True
@@ -256,9 +275,9 @@ class ClassificationConfig:
             require(bool(words) and all(words), f"{name}: none given, expected one or more")
         columns = (*self.columns, self.label_column)
         require(len(set(columns)) == len(columns), f"text_columns: {', '.join(columns)}, expected each column once")
-        for name in ("steps", "batch_rows", "chunk_tokens", "log_every_steps"):
+        for name in ("steps", "batch_rows", "chunk_tokens", "log_every_steps", "keep_last_checkpoints"):
             require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")
-        for name in ("gradient_clipping", "weight_decay", "max_length", "validate_every_steps"):
+        for name in ("gradient_clipping", "weight_decay", "max_length", "checkpoint_every_steps", "validate_every_steps"):
             require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}, expected 0 or more")
         require(self.learning_rate > 0, f"learning_rate: {self.learning_rate}, expected a number above 0")
         require(self.num_classes != 1 and self.num_classes >= 0, f"num_classes: {self.num_classes}, expected 0, or 2 or more")

@@ -4,6 +4,7 @@ Letters: E exits, R rows, C classes.
 """
 
 import dataclasses
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,11 @@ class SplitScores:
     exits: dict[str, ExitClassScores]
     constant: ClassScores
     """Always class 1 where there are two classes: it finds every clone. With more classes, always the most frequent one."""
+
+    @property
+    def mean_f1(self) -> float:
+        """F1 of the largest logit, mean over the exits: by it the best step is chosen."""
+        return statistics.fmean(scores.argmax.f1 for scores in self.exits.values())
 
 
 @dataclass(frozen=True)

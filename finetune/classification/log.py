@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune.classification.evaluate import SplitScores
@@ -21,11 +20,11 @@ from mose.run_directory import LOSS_TOTAL, VALIDATION, RunDirectory, exit_scalar
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimiser step measured over the whole batch: mean loss and accuracy [E] of each exit."""
+    """What one optimiser step measured over the whole batch: mean loss and accuracy [E] of each exit; a checkpoint holds it."""
 
     total: float
-    losses_E: Tensor
-    accuracies_E: Tensor
+    losses_E: list[float]
+    accuracies_E: list[float]
     gradient_norm: float
     learning_rate: float
     rows: int
@@ -44,17 +43,19 @@ class TrainingLog:
     reports: list[StepReport] = field(default_factory=list)
 
     @classmethod
-    def open(cls, config: ClassificationConfig, exit_layers: Sequence[int]) -> "TrainingLog":
-        """Create the run directory with its config.yaml and versions.json.
+    def open(cls, config: ClassificationConfig, exit_layers: Sequence[int], step: int = 0) -> "TrainingLog":
+        """Write config.yaml and versions.json into the run directory, and drop metrics of steps after `step`.
 
-        Raises:
-            MoseError: the folder already holds a run.
+        Those are of a run that was killed after its last checkpoint; the resumed run writes them again.
         """
         run = RunDirectory(Path(config.output))
-        run.create()
+        run.create(resume=True)
         save_config(config, run.config)
         run.write_versions()
-        return cls(config, exit_layers, run, SummaryWriter(str(run.tensorboard)))
+        run.trim(step)
+        writer = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
+        lines = [line for line in run.read_metrics() if LOSS_TOTAL in line]
+        return cls(config, exit_layers, run, writer, lines[-1] if lines else {})
 
     def add(self, step: int, report: StepReport) -> None:
         """Take in the step that made the model's step count `step`."""
@@ -84,7 +85,7 @@ class TrainingLog:
         """Means over the steps since the last line, by scalar name."""
         scalars = {LOSS_TOTAL: statistics.fmean(report.total for report in self.reports)}
         for index, layer in enumerate(self.exit_layers):
-            losses, accuracies = ([float(getattr(r, name)[index]) for r in self.reports] for name in ("losses_E", "accuracies_E"))
+            losses, accuracies = ([getattr(r, name)[index] for r in self.reports] for name in ("losses_E", "accuracies_E"))
             scalars[exit_scalar("loss", layer, "classes")] = statistics.fmean(losses)
             scalars[exit_scalar("accuracy", layer, "classes")] = statistics.fmean(accuracies)
         scalars["optimizer/learning_rate"] = self.reports[-1].learning_rate

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune.classification.examples import Example
-from finetune.classification.train import Trainer, read_data, train
+from finetune.classification.train import read_data, train
+from finetune.classification.trainer import Trainer
 from finetune.config import ClassificationConfig
 from finetune.distributed import World
 from mose.checkpoint.converted_checkpoint import load_classification, random_like, truncate_at, write_checkpoint
