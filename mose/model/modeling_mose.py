@@ -43,7 +43,7 @@ class StarEncoder2AttentionCore(nn.Module):
         implementation = self.config._attn_implementation
         if implementation in OWN_ATTENTION:
             return attention(q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, dropout)
-        function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        function = eager_attention if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
         if cu_seqlens.ndim == 1:
             return varlen_attention(partial(function, self), q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, dropout)
         return padded_attention(partial(function, self), q_NHK, k_NGK, v_NGK, cu_seqlens, dropout)
