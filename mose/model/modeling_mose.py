@@ -270,10 +270,10 @@ class ModularStarEncoderPreTrainedModel(PreTrainedModel):
             deeper = "|".join(str(layer) for layer in range(config.depth, config.num_hidden_layers))
             heads = "|".join(str(index) for index in range(len(config.computed_exit_layers), len(config.exit_layers)))
             # What the file holds for deeper exits is left unread on purpose, and needs no warning.
-            self._keys_to_ignore_on_load_unexpected = {
+            self._keys_to_ignore_on_load_unexpected = [
                 rf"^starEncoder2\.(norm|layers\.({deeper}))\.",
                 rf"^(projection_heads|classifiers)\.({heads})\.",
-            }
+            ]
 
     def _init_weights(self, module: nn.Module) -> None:
         # transformers builds the model on the meta device: a tensor that a file lacks and that is not set here would hold

@@ -14,14 +14,17 @@ from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutp
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+# transformers 4 copies the files that the opened file imports itself, and not what those import in turn.
+from .attention_mose import attention  # noqa: F401
+from .configuration_mose import ModularStarEncoderConfig as Config
 from .modeling_mose import (
-    Config,
     ModularStarEncoder,
     ModularStarEncoderPreTrainedModel,
     StarEncoder2,
     StarEncoder2PreTrainingHeads,
     TrunkStates,
 )
+from .rows_mose import Rows
 
 IGNORED = -100
 """Label of a token, or of a row, that no loss counts."""
@@ -40,7 +43,7 @@ class ModularStarEncoderForMaskedLM(ModularStarEncoderPreTrainedModel):
         super().__init__(config, exit_layer)
         # The folder's other heads are left unread on purpose, as are layers above `exit_layer`.
         deeper = self._keys_to_ignore_on_load_unexpected or ()
-        self._keys_to_ignore_on_load_unexpected = {r"^pooler\.", r"^cls\.seq_relationship\.", *deeper}
+        self._keys_to_ignore_on_load_unexpected = [r"^pooler\.", r"^cls\.seq_relationship\.", *deeper]
         self.starEncoder2 = StarEncoder2(config)
         self.cls = StarEncoder2PreTrainingHeads(config)
         # Without the second task's head, no parameter is left without a gradient (distributed training refuses those).
@@ -111,12 +114,12 @@ class ModularStarEncoderForPreTraining(ModularStarEncoder):
         return PreTrainingOutput(
             loss=self._loss(found, labels, next_sentence_label),
             prediction_logits=self.cls.predict_tokens(found.rows.pad(found.exits[last]), last),
-            seq_relationship_logits=self._classify(found, last),
+            seq_relationship_logits=self._classify(found.rows, found.exits[last], last),
             hidden_states=found.hidden_states,
         )
 
-    def _classify(self, found: TrunkStates, index: int) -> Tensor:
-        return self.cls.classify(self.pooler(found.rows.last(found.exits[index])), index)  # type: ignore[no-any-return]
+    def _classify(self, rows: Rows, state_ND: Tensor, index: int) -> Tensor:
+        return self.cls.classify(self.pooler(rows.last(state_ND)), index)  # type: ignore[no-any-return]
 
     def _loss(self, found: TrunkStates, labels: Tensor | None, next_sentence_label: Tensor | None) -> Tensor | None:
         terms = []
@@ -129,7 +132,8 @@ class ModularStarEncoderForPreTraining(ModularStarEncoder):
                 logits_MV = self.cls.predict_tokens(state_ND[chosen_N], index)
                 terms.append(weight * mean_cross_entropy(logits_MV, labels_N[chosen_N]))
             if next_sentence_label is not None:
-                terms.append(weight * mean_cross_entropy(self._classify(found, index), next_sentence_label))
+                logits_B2 = self._classify(found.rows, state_ND, index)
+                terms.append(weight * mean_cross_entropy(logits_B2, next_sentence_label))
         return sum(terms) if terms else None  # type: ignore[return-value]
 
 
