@@ -7,13 +7,15 @@ CONFIG = ["jsonargparse[signatures]", "pyyaml"]
 DATA = [*STORAGE, *CONFIG, "numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "isal", "rich", "matplotlib"]
 MODEL = ["numpy", "torch", "transformers>=5,<6", "safetensors", "sentencepiece", "tokenizers", "rich"]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"]
+# What users do with an exported folder, tried by tests; sentence-transformers' trainer takes `datasets`.
+FOLDER_TOOLS = ["sentence-transformers>=6,<7", "datasets", "peft", "onnx", "onnxscript", "onnxruntime"]
 EXTRAS = {
     "data": DATA,
     "train": [*MODEL, *CONFIG, *STORAGE, "deepspeed", "megatron-core", "isal", "tensorboard", "matplotlib"],
     "finetune": [*MODEL, *CONFIG, "pyarrow", "scikit-learn", "matplotlib"],
     "cluster": [*CONFIG, "rich"],
     "gpu": ["flash-attn"],
-    "dev": [*TOOLS, "accelerate", "webdataset", "ir-measures", "sentence-transformers>=6,<7", "moto[s3]", "flask", "flask-cors"],
+    "dev": [*TOOLS, *FOLDER_TOOLS, "accelerate", "webdataset", "ir-measures", "moto[s3]", "flask", "flask-cors"],
 }
 
 setup(

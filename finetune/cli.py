@@ -1,12 +1,12 @@
-"""The command `mose-finetune`: train a retrieval model, score every exit, report, and search."""
+"""The command `mose-finetune`: train a retrieval model or a classifier, score every exit, report, and search."""
 
 import sys
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from finetune.config import EvaluationConfig, ReportConfig, RetrievalConfig, SearchConfig
-from mose.command import Command, add_config, read_config, run_command
+from finetune.config import ClassificationConfig, EvaluationConfig, ReportConfig, RetrievalConfig, SearchConfig
+from mose.command import STOPPED, Command, add_config, read_config, run_command
 from mose.config import document_fields
 
 
@@ -20,7 +20,12 @@ def commands() -> dict[str, Command]:
     """The subcommands by name."""
     return {
         "retrieval": Command(
-            "Fine-tune a converted checkpoint for text-to-code and code-to-code search.", _takes(RetrievalConfig), _retrieval
+            "Fine-tune a converted checkpoint for text-to-code and code-to-code search.", _resumable(RetrievalConfig), _retrieval
+        ),
+        "classification": Command(
+            "Fine-tune a converted checkpoint to classify texts or pairs, and score every exit.",
+            _resumable(ClassificationConfig),
+            _classification,
         ),
         "evaluate": Command(
             "Score every exit against distractors, with baselines on the same candidates.", _takes(EvaluationConfig), _evaluate
@@ -43,6 +48,17 @@ def _takes(config_class: type[Any]) -> Any:
     return add_arguments
 
 
+def _resumable(config_class: type[Any]) -> Any:
+    def add_arguments(parser: ArgumentParser) -> None:
+        add_config(parser, config_class)
+        resume = (
+            "auto: continue the run in `output` from its newest whole checkpoint; never: refuse a directory that holds a run."
+        )
+        parser.add_argument("--resume", type=str, choices=["auto", "never"], default="auto", help=resume)
+
+    return add_arguments
+
+
 def _add_search(parser: ArgumentParser) -> None:
     add_config(parser, SearchConfig)
     parser.add_argument("folder", type=str, nargs="?", help="Folder whose Python functions are searched.")
@@ -50,10 +66,23 @@ def _add_search(parser: ArgumentParser) -> None:
 
 
 # Each stage is imported when it runs, so that `--help` does not wait for torch, scikit-learn and matplotlib.
-def _retrieval(parsed: Namespace) -> None:
+def _retrieval(parsed: Namespace) -> int | None:
+    from mose.files.stop_signal import launcher_processes
+
+    # Before the imports below, which take seconds: a launcher that ends meanwhile is noticed, too.
+    launcher = launcher_processes()
     from finetune.retrieval.train import train
 
-    train(read_config(parsed, RetrievalConfig))
+    return None if train(read_config(parsed, RetrievalConfig), parsed.resume, launcher) else STOPPED
+
+
+def _classification(parsed: Namespace) -> int | None:
+    from mose.files.stop_signal import launcher_processes
+
+    launcher = launcher_processes()
+    from finetune.classification.train import train
+
+    return None if train(read_config(parsed, ClassificationConfig), parsed.resume, launcher) else STOPPED
 
 
 def _evaluate(parsed: Namespace) -> None:

@@ -48,6 +48,8 @@ class RetrievalConfig:
     """Similarities are multiplied by it before the softmax (the paper's temperature, section 4.1)."""
     augment_share: float = 0.3
     """Share of code snippets whose frequent words become random strings (paper section 4.1)."""
+    generic_instruction_share: float = 0.1
+    """Share of code snippets whose instruction names no language: the one that sentence-transformers uses by default."""
     max_length: int = 0
     """Longest prompt in tokens, `<cls>` included; 0 takes the model's longest row."""
     from_random: bool = False
@@ -56,6 +58,14 @@ class RetrievalConfig:
     """Decides heads, order, augmentation and dropout."""
     log_every_steps: int = 50
     """Steps of one line in metrics.jsonl, TensorBoard and on the console; values are means over them."""
+    checkpoint_every_steps: int = 500
+    """Steps between two training checkpoints, from which the same command resumes; 0 saves after the last step only."""
+    keep_last_checkpoints: int = 2
+    """Training checkpoints to keep; that of the best validation is kept beside them."""
+    validate_every_steps: int = 500
+    """Steps between two validations on the pairs' held_out split, if there is one; the best is exported as `best`. 0: none."""
+    validation_queries: int = 1000
+    """Most held-out texts of a validation; each is ranked against the codes of all of them."""
     device: str = "auto"
     """auto, cpu or cuda."""
     bf16: bool = True
@@ -63,7 +73,7 @@ class RetrievalConfig:
 
     def __post_init__(self) -> None:
         _require_pairs(self.pairs)
-        for name in ("steps", "chunk_pairs", "log_every_steps"):
+        for name in ("steps", "chunk_pairs", "log_every_steps", "keep_last_checkpoints"):
             require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")
         require(self.batch_pairs >= 2, f"batch_pairs: {self.batch_pairs}, expected 2 or more (the others are the negatives)")
         for name in ("learning_rate", "logit_scale"):
@@ -74,8 +84,11 @@ class RetrievalConfig:
         require(0 <= self.warmup_steps <= most, f"warmup_steps: {self.warmup_steps}, expected 0 to {most} of {self.steps} steps")
         for name, choices in (("decay", DECAYS), ("head_start", HEAD_STARTS)):
             require(getattr(self, name) in choices, f"{name}: {getattr(self, name)!r}, expected one of {', '.join(choices)}")
-        require(0 <= self.augment_share <= 1, f"augment_share: {self.augment_share}, expected a share in [0, 1]")
-        require(self.max_length >= 0, f"max_length: {self.max_length}, expected 0 or more")
+        for name in ("augment_share", "generic_instruction_share"):
+            require(0 <= getattr(self, name) <= 1, f"{name}: {getattr(self, name)}, expected a share in [0, 1]")
+        for name in ("max_length", "checkpoint_every_steps", "validate_every_steps"):
+            require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}, expected 0 or more")
+        require(self.validation_queries >= 2, f"validation_queries: {self.validation_queries}, expected 2 or more")
 
     @property
     def pair_files(self) -> tuple[Path, ...]:
@@ -195,6 +208,105 @@ class ReportConfig:
     """Folder that `mose-finetune evaluate` wrote for the same fine-tuning from random weights."""
     start: str | None = None
     """The same from the weights that pre-training began with, where those are not plain random ones."""
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """A classifier of single texts or pairs at every exit of a converted checkpoint; defaults are the paper's (section 4.2)."""
+
+    checkpoint: str
+    """Folder of a converted checkpoint (`mose-pretrain export`)."""
+    train: tuple[str, ...] | str
+    """File of examples, or several as [a.parquet,b.jsonl]: parquet, JSON lines (.jsonl, .jsonl.gz), or BigCloneBench's pairs
+    (.txt, one `idx1 idx2 label` per line)."""
+    validation: tuple[str, ...] | str
+    """Files of examples that the threshold is chosen on; in the same formats."""
+    output: str
+    """Run directory to create or continue; the fine-tuned model appears in its folder `checkpoint`, that of the best validation
+    in `best`, the scores in evaluation.json."""
+    test: tuple[str, ...] | str = ()
+    """Files of examples to score at the end, with the thresholds of the validation files; empty: only those are scored."""
+    functions: str | None = None
+    """JSON lines with the `idx` and the text (`func`) of each function that BigCloneBench's pairs name."""
+    text_columns: tuple[str, ...] | str = ("func1", "func2")
+    """Columns of the texts of an example, one or several as [a,b]: `<sep>a<sep>b<cls>`."""
+    label_column: str = "label"
+    """Column of the class: whole numbers from 0, or booleans."""
+    num_classes: int = 0
+    """Number of classes; 0 takes it from the labels of the training files."""
+    steps: int = 14_000
+    """Optimiser steps (paper section 4.2)."""
+    batch_rows: int = 64
+    """Examples of a batch, over all ranks (paper section 4.2)."""
+    chunk_tokens: int = 16_384
+    """Tokens run through the model at once; it bounds memory and does not change the gradient."""
+    learning_rate: float = 1e-5
+    """Learning rate after the warm-up (paper section 4.2)."""
+    warmup_steps: int = 2000
+    """Steps of the linear warm-up (paper section 4.2)."""
+    decay: str = CONSTANT
+    """What follows the warm-up: constant (paper section 4.2), or linear down to 0 after the last step."""
+    gradient_clipping: float = 1.0
+    """Largest norm of the gradient of a step; 0 does not clip. The paper names none for fine-tuning."""
+    weight_decay: float = 0.01
+    """AdamW's, on matrices only; the paper gives none for fine-tuning, this is torch's default."""
+    max_length: int = 0
+    """Longest row in tokens, `<sep>` and `<cls>` included; 0 takes the model's longest row. Longer texts are truncated to
+    equal shares of it."""
+    from_random: bool = False
+    """Start from random weights of the same shape instead of the checkpoint's: the control."""
+    seed: int = 0
+    """Decides heads, order and dropout."""
+    log_every_steps: int = 50
+    """Steps of one line in metrics.jsonl, TensorBoard and on the console; values are means over them."""
+    checkpoint_every_steps: int = 500
+    """Steps between two training checkpoints, from which the same command resumes; 0 saves after the last step only."""
+    keep_last_checkpoints: int = 2
+    """Training checkpoints to keep; that of the best validation is kept beside them."""
+    validate_every_steps: int = 2000
+    """Steps between two scorings of the validation files; the step of the best mean F1 over exits is exported as `best`.
+    0 scores them at the end only."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    bf16: bool = True
+    """On a GPU, run the model in bfloat16 autocast; weights and optimiser stay float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "text_columns"):
+            words = _words(getattr(self, name))
+            require(bool(words) and all(words), f"{name}: none given, expected one or more")
+        columns = (*self.columns, self.label_column)
+        require(len(set(columns)) == len(columns), f"text_columns: {', '.join(columns)}, expected each column once")
+        for name in ("steps", "batch_rows", "chunk_tokens", "log_every_steps", "keep_last_checkpoints"):
+            require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")
+        for name in ("gradient_clipping", "weight_decay", "max_length", "checkpoint_every_steps", "validate_every_steps"):
+            require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}, expected 0 or more")
+        require(self.learning_rate > 0, f"learning_rate: {self.learning_rate}, expected a number above 0")
+        require(self.num_classes != 1 and self.num_classes >= 0, f"num_classes: {self.num_classes}, expected 0, or 2 or more")
+        choices = (CONSTANT, LINEAR)
+        require(self.decay in choices, f"decay: {self.decay!r}, expected one of {', '.join(choices)}")
+        most = self.steps if self.decay == CONSTANT else self.steps - 1
+        require(0 <= self.warmup_steps <= most, f"warmup_steps: {self.warmup_steps}, expected 0 to {most} of {self.steps} steps")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of `text_columns`."""
+        return _words(self.text_columns)
+
+    @property
+    def train_files(self) -> tuple[Path, ...]:
+        """The files of `train`."""
+        return _paths(self.train)
+
+    @property
+    def validation_files(self) -> tuple[Path, ...]:
+        """The files of `validation`."""
+        return _paths(self.validation)
+
+    @property
+    def test_files(self) -> tuple[Path, ...]:
+        """The files of `test`."""
+        return _paths(self.test)
 
 
 def _require_pairs(pairs: tuple[str, ...] | str) -> None:

@@ -6,6 +6,7 @@ import os
 import torch
 
 from mose.errors import MoseError, first_line
+from mose.model.attention_mose import TORCH_VARLEN, choose_backend
 
 
 def pick_device(name: str) -> torch.device:
@@ -29,3 +30,17 @@ def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextMan
     if device.type != "cuda" or not bf16:
         return contextlib.nullcontext()
     return torch.autocast("cuda", dtype=torch.bfloat16)
+
+
+def check_attention_dropout(dropout: float, device: torch.device, bf16: bool) -> None:
+    """Refuse attention dropout where the device's kernels have none.
+
+    Raises:
+        MoseError: `dropout` is above 0 on a GPU without flash-attn, or in float32.
+    """
+    dtype = torch.bfloat16 if bf16 and device.type == "cuda" else torch.float32
+    if dropout and choose_backend(device, dtype) == TORCH_VARLEN:
+        raise MoseError(
+            f"config.json: attention_dropout: {dropout} needs flash-attn in bfloat16 on a GPU; install it, pass --bf16 false, "
+            "or set it to 0"
+        )

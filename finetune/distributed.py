@@ -6,13 +6,17 @@ Letters: W ranks, R rows of one rank, D width.
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from mose.errors import MoseError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -84,3 +88,35 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
+
+
+def on_first(world: World, work: Callable[[], Result]) -> Result:
+    """The result of `work`, called on the first rank while the others wait; every rank calls this.
+
+    Raises:
+        MoseError: `work` raised it or an OSError; all ranks raise, so that none waits for a rank that has ended.
+    """
+    result, fault = None, None
+    if world.is_first:
+        try:
+            result = work()
+        except (MoseError, OSError) as error:
+            if world.size == 1:
+                raise
+            fault = str(error)
+    if world.size > 1:
+        shared = [(result, fault)]
+        dist.broadcast_object_list(shared, src=0)
+        result, fault = shared[0]
+    if fault is not None:
+        raise MoseError(fault)
+    return cast(Result, result)
+
+
+def any_rank(world: World, flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set on any rank: all ranks then act on it at the same step."""
+    if world.size == 1:
+        return flag
+    count = torch.tensor(int(flag), device=device)
+    dist.all_reduce(count)
+    return bool(count)

@@ -2,7 +2,7 @@
 
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +35,41 @@ def read_code_search_net(path: Path, split: str) -> list[Pair]:
     Raises:
         MoseError: the file cannot be read, or a line is not JSON, lacks a field or has an empty one, or no pair is left.
     """
-    opened = gzip.open if path.name.endswith(".gz") else open
     pairs = []
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                row = _row(line, f"{path}: line {number}")
-                if _SPLITS.get(row["partition"], row["partition"]) == split:
-                    pairs.append(_pair(row, split, f"{path}: line {number}"))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise MoseError(f"{path}: not a readable file of JSON lines: {error}") from None
+    for where, row in json_lines(path, _FIELDS):
+        for name in _FIELDS:
+            if not isinstance(row[name], str):
+                raise MoseError(f"{where}: {name}: {row[name]!r}, expected text")
+        if _SPLITS.get(row["partition"], row["partition"]) == split:
+            pairs.append(_pair(row, split, where))
     if not pairs:
         raise MoseError(f"{path}: partition: no line of split {split!r}, expected at least one")
     return pairs
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
+def json_lines(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line of a file of JSON lines (.gz: compressed), with the words that name it in an error; a missing field is None.
+
+    Raises:
+        MoseError: the file cannot be read, or a line is not a JSON object; the message names `fields`.
+    """
+    opened = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}: line {number}"
+                yield where, dict.fromkeys(fields) | _object(line, where, fields)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise MoseError(f"{path}: not a readable file of JSON lines: {error}") from None
+
+
+def _object(line: str, where: str, fields: Sequence[str]) -> dict[str, Any]:
     try:
         row = parse_json(line.encode("utf-8"), half_pairs=True)
     except ValueError as error:
         raise MoseError(f"{where}: not JSON: {error}") from None
     if not isinstance(row, dict):
-        raise MoseError(f"{where}: not a JSON object, expected one with {', '.join(_FIELDS)}")
-    for name in _FIELDS:
-        if not isinstance(row.get(name), str):
-            raise MoseError(f"{where}: {name}: {row.get(name)!r}, expected text")
+        raise MoseError(f"{where}: not a JSON object, expected one with {', '.join(fields)}")
     return row
 
 

@@ -63,8 +63,8 @@ def _add_train(parser: ArgumentParser) -> None:
 
 
 def _train(parsed: Namespace) -> int | None:
+    from mose.files.stop_signal import launcher_processes
     from pretrain.parallel.context import choose_accelerator
-    from pretrain.parallel.stop_signal import launcher_processes
 
     # Before the imports below, which take seconds: a launcher that ends meanwhile is noticed, too.
     launcher = launcher_processes()

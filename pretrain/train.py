@@ -10,6 +10,7 @@ from mose.config import save_config
 from mose.dataset.packed_sequence import TOKENS, SpecialTokens
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256, named_errors
+from mose.files.stop_signal import LauncherWatch, Process, StopSignal
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.run_directory import LOSS_TOTAL, RunDirectory
 from mose.schedule import learning_rate
@@ -40,7 +41,6 @@ from pretrain.parallel.engine import Engine
 from pretrain.parallel.launch import initialize_parallel, leave_parallel
 from pretrain.parallel.machine import attention_backend, dtype_of, machine_line
 from pretrain.parallel.stage import CHECKPOINT, COUNT, DIVERGED, FINISHED, LOAD_ROWS, LOG, STOPPED, VALIDATE, Mark
-from pretrain.parallel.stop_signal import LauncherWatch, Process, StopSignal
 from pretrain.parallel.watchdog import Watchdog, is_collective_failure
 from pretrain.step import Guard, StepResult, count_globally, train_step
 from pretrain.storage.run_data import RunData, open_run_data

@@ -28,6 +28,13 @@ def test_every_file_a_document_names_exists(document: str) -> None:
     assert [name for name in sorted(set(NAMED_FILE.findall(read(document)))) if not (ROOT / name).exists()] == []
 
 
+def test_every_test_of_a_habit_exists() -> None:
+    lines = [line for line in read("docs/exported_folder.md").splitlines() if line.startswith("| ")]
+    cells = [cell for line in lines for cell in re.findall(r"`(tests/[\w/]+\.py)`: `(test_\w+)`", line)]
+    assert len(cells) > 15
+    assert [name for path, name in cells if f"def {name}(" not in read(path)] == []
+
+
 def test_every_command_the_documents_show_exists() -> None:
     shown = {match for document in DOCUMENTS for match in COMMAND.findall(read(document))}
     assert len(shown) > 10

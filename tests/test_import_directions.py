@@ -41,6 +41,7 @@ NEVER_LOADED = {
 
 # The model file is copied into every exported folder with its siblings, so these are all that it may need there.
 MODEL_FILE = "mose.model.modeling_mose"
+TASKS_FILE = "mose.model.tasks_mose"
 MODEL_NEEDS = {"torch", "transformers", "flash_attn"}
 
 MOST_ENTRIES = 12
@@ -48,10 +49,11 @@ MOST_ENTRIES = 12
 # imports that only a type checker reads do not count.
 ORDER = {
     "mose": "errors array_types seeding files command config schedule dataset tokenizer model run_directory checkpoint",
-    "mose.files": "storage safe_path mapped_file atomic_file json_file records yaml_file npy_file parquet_errors lock streams",
+    "mose.files": "storage safe_path mapped_file atomic_file json_file records yaml_file npy_file parquet_errors lock "
+    "stop_signal streams",
     "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs",
-    "mose.model": "configuration_mose initialization projection_heads attention_mose modeling_mose sharding size model_config "
-    "exits",
+    "mose.model": "configuration_mose initialization projection_heads attention_mose rows_mose modeling_mose tasks_mose "
+    "sharding size model_config exits",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
     "published_checkpoint",
     "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
@@ -75,14 +77,15 @@ ORDER = {
     "pretrain.data": "rows row_cost order mixture masking balancing micro_batch loader prefetch",
     "pretrain.config": "objective deepspeed_options run identity frozen",
     "pretrain.storage": "local_rows joined_rows range_rows window_file staged_rows run_data",
-    "pretrain.parallel": "stage stop_signal topology zero tensor sequence context machine watchdog weights_only engine launch",
+    "pretrain.parallel": "stage topology zero tensor sequence context machine watchdog weights_only engine launch",
     "pretrain.model": "terms loss activation_checkpointing compilation dropout training_model warm_start",
     "pretrain.model.terms": "vocabulary term masked_tokens row_task distillation registry",
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",
     "pretrain.monitoring": "metrics step_times throughput profiler step_log learning",
-    "finetune": "config device distributed pair_files batches retrieval evaluation search cli",
-    "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log train",
+    "finetune": "config device distributed checkpoints pair_files batches retrieval evaluation classification search cli",
+    "finetune.classification": "examples rows scores evaluate log trainer train",
+    "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
     "finetune.evaluation": "metrics ranking lexical embedding results bag baselines paired table picture tasks report",
     "finetune.search": "functions index command",
     "finetune.evaluation.tasks": "task docstring_search registry command",
@@ -294,7 +297,7 @@ def runs_at_import(statement: ast.stmt) -> bool:
 
 def shipped_with_model(modules: Modules) -> set[str]:
     """The model file and the siblings it reaches by relative imports: what an exported folder carries."""
-    shipped, waiting = set[str](), {MODEL_FILE} & set(modules)
+    shipped, waiting = set[str](), {MODEL_FILE, TASKS_FILE} & set(modules)
     while waiting:
         module = waiting.pop()
         shipped.add(module)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from rich.progress import Progress, TaskID
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune.config import RetrievalConfig
-from finetune.retrieval.loss import RetrievalLoss
+from finetune.retrieval.loss import LossRecord, RetrievalLoss
 from finetune.retrieval.optimization import learning_rate
 from mose.config import save_config
 from mose.files.atomic_file import named_errors
@@ -27,6 +28,24 @@ class StepReport:
     pairs: int
     seconds: float
 
+    def record(self) -> "StepRecord":
+        """Its values for a checkpoint."""
+        return StepRecord(self.loss.record(), self.gradient_norm, self.pairs, self.seconds)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """The values of a `StepReport` as plain numbers."""
+
+    loss: LossRecord
+    gradient_norm: float
+    pairs: int
+    seconds: float
+
+    def restored(self, device: torch.device) -> StepReport:
+        """The report again."""
+        return StepReport(self.loss.restored(device), self.gradient_norm, self.pairs, self.seconds)
+
 
 @dataclass
 class TrainingLog:
@@ -42,37 +61,45 @@ class TrainingLog:
     reports: list[StepReport] = field(default_factory=list)
 
     @classmethod
-    def open(cls, config: RetrievalConfig, exit_layers: Sequence[int]) -> "TrainingLog":
-        """Create the run directory with its config.yaml and versions.json.
+    def open(cls, config: RetrievalConfig, exit_layers: Sequence[int], step: int = 0) -> "TrainingLog":
+        """Write config.yaml and versions.json into the run directory, and drop metrics of steps after `step`.
 
-        Raises:
-            MoseError: the folder already holds a run.
+        Those are of a run that was killed after its last checkpoint; the resumed run writes them again.
         """
         run = RunDirectory(Path(config.output))
-        run.create()
+        run.create(resume=True)
         save_config(config, run.config)
         run.write_versions()
+        run.trim(step)
         progress = progress_bar(console=make_console(), transient=True, disable=not sys.stderr.isatty())
         progress.start()
-        task = progress.add_task("retrieval", total=config.steps)
-        return cls(config, exit_layers, run, SummaryWriter(str(run.tensorboard)), progress, task)
+        task = progress.add_task("retrieval", total=config.steps, completed=step)
+        lines = run.read_metrics()
+        writer = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
+        return cls(config, exit_layers, run, writer, progress, task, lines[-1] if lines else {})
 
-    def add(self, step: int, report: StepReport) -> None:
-        """Take in the step that made the model's step count `step`."""
+    def add(self, step: int, report: StepReport, validation: dict[str, float]) -> None:
+        """Take in the step that made the model's step count `step`, and the validation scores if it was followed by one."""
         self.reports.append(report)
         self.progress.advance(self.task)
-        if step % self.config.log_every_steps == 0 or step == self.config.steps:
-            self._write(step)
+        due = step % self.config.log_every_steps == 0 or step == self.config.steps
+        scalars = self.means(step) if due else {}
+        if due or validation:
+            self._write(step, scalars | validation)
+        if due:
             self.reports.clear()
+            line = console_line(step, self.config.steps, scalars)
+            self.progress.console.print(line, highlight=False, soft_wrap=True)
+        if validation:
+            shown = " ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in validation.items() if name.count("/") == 2)
+            self.progress.console.print(f"held-out MRR after step {step}: {shown}", highlight=False, soft_wrap=True)
 
-    def _write(self, step: int) -> None:
-        scalars = self.means(step)
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
         self.last = {"step": step, **scalars}
         self.run.append_metrics(self.last)
         with named_errors(self.run.tensorboard):
             for name, value in scalars.items():
                 self.writer.add_scalar(name, value, step)
-        self.progress.console.print(console_line(step, self.config.steps, scalars), highlight=False, soft_wrap=True)
 
     def means(self, step: int) -> dict[str, float]:
         """Means over the steps since the last line up to step count `step`, by scalar name."""

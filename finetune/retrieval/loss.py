@@ -21,16 +21,38 @@ class RetrievalLoss:
     accuracies_E: Tensor
     cosines_E: Tensor
 
+    def record(self) -> "LossRecord":
+        """Its values for a checkpoint; float32 survives the way through JSON bit for bit."""
+        lists = (values_E.tolist() for values_E in (self.losses_E, self.accuracies_E, self.cosines_E))
+        return LossRecord(self.total.item(), *lists)
 
-def false_negatives(query_keys_P: Tensor, target_keys_P: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class LossRecord:
+    """The values of a `RetrievalLoss` as plain numbers."""
+
+    total: float
+    losses: list[float]
+    accuracies: list[float]
+    cosines: list[float]
+
+    def restored(self, device: torch.device) -> RetrievalLoss:
+        """The loss again, without gradient."""
+        values = (torch.tensor(value, device=device) for value in (self.total, self.losses, self.accuracies, self.cosines))
+        return RetrievalLoss(*values)
+
+
+def false_negatives(query_keys_P: Tensor, target_keys_P: Tensor, description_keys_P: Tensor) -> Tensor:
     """Cells [P, P] off the diagonal that must not count as negatives, from keys (hashes) of the texts as they were mined.
 
     Pair j is no negative of pair i when their queries are equal, their targets are equal, or the query of one is the
-    target of the other: the same text would be pulled and pushed at once.
+    target of the other: the same text would be pulled and pushed at once. Nor is it when both have the same description:
+    their codes solve one task (such as the submissions to one programming exercise), so each answers the query of the other.
     """
     crossed = query_keys_P[:, None] == target_keys_P[None, :]
-    equal = (query_keys_P[:, None] == query_keys_P[None, :]) | (target_keys_P[:, None] == target_keys_P[None, :])
-    excluded_PP = equal | crossed | crossed.T
+    excluded_PP = crossed | crossed.T
+    for keys_P in (query_keys_P, target_keys_P, description_keys_P):
+        excluded_PP |= keys_P[:, None] == keys_P[None, :]
     return excluded_PP.fill_diagonal_(False)
 
 

@@ -5,6 +5,7 @@ import math
 import torch
 
 from finetune.config import COSINE, LINEAR, RetrievalConfig
+from mose.errors import MoseError
 
 EMBEDDING, HEADS = "embed_tokens", "projection_heads"
 
@@ -42,9 +43,18 @@ def learning_rate(step: int, config: RetrievalConfig) -> float:
 
 
 def optimizer_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, config: RetrievalConfig) -> float:
-    """Clip, set the rates of step `step`, update and clear the gradients; returns the gradient's norm before clipping."""
+    """Clip, set the rates of step `step`, update and clear the gradients; returns the gradient's norm before clipping.
+
+    Raises:
+        MoseError: the norm is not finite; the weights are left as they were.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if not math.isfinite(norm):
+        raise MoseError(
+            f"step {step + 1}: the gradient's norm is {float(norm)}; look at learning_rate and logit_scale; weights of the last "
+            "checkpoint are kept"
+        )
     if config.gradient_clipping:
         torch.nn.utils.clip_grads_with_norm_(parameters, config.gradient_clipping, norm)
     for group in optimizer.param_groups:

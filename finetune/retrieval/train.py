@@ -1,207 +1,211 @@
-"""The retrieval stage: from a converted pre-training checkpoint to one with a projection head at every exit.
-
-Letters: P pairs of the whole batch, R rows (texts) of this rank, D width, E exits.
-"""
+"""The retrieval stage: from a converted pre-training checkpoint to one with a projection head at every exit."""
 
 import contextlib
-import math
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from finetune.batches import INDICES, PackedBatch, chunks_by_length, pack_rows
-from finetune.config import RANDOM, WHITENING, RetrievalConfig
-from finetune.device import pick_device, precision
-from finetune.distributed import World, gather_rows, process_group, sum_gradients
+from finetune.checkpoints import NEVER, RANKS, Progress, ResumePoint, TrainingCheckpoints
+from finetune.config import CONSTANT, RANDOM, RetrievalConfig
+from finetune.device import pick_device
+from finetune.distributed import World, any_rank, on_first, process_group
 from finetune.pair_files import read_pair_files
 from finetune.retrieval.collapse import CollapseWatch
-from finetune.retrieval.examples import Example, Examples
-from finetune.retrieval.gradient_cache import Chunk, backward, gather_chunks
-from finetune.retrieval.log import StepReport, TrainingLog
-from finetune.retrieval.loss import RetrievalLoss, false_negatives, multi_exit_loss
-from finetune.retrieval.optimization import build_optimizer, optimizer_step
-from finetune.retrieval.prompts import Prompt, encode_prompts
-from mose.checkpoint.converted_checkpoint import load_pretrained, random_like, retrieval_from_pretrained, write_checkpoint
-from mose.dataset.packed_sequence import TOKENS
+from finetune.retrieval.examples import Examples
+from finetune.retrieval.log import StepRecord, TrainingLog
+from finetune.retrieval.loss import LossRecord
+from finetune.retrieval.trainer import Trainer
+from finetune.retrieval.validation import MEAN_MRR, Validation, open_validation
+from mose.checkpoint.converted_checkpoint import write_checkpoint
+from mose.config import to_plain
+from mose.dataset.pairs import Pair
 from mose.errors import MoseError
-from mose.files.atomic_file import named_errors
-from mose.model.attention_mose import TORCH_VARLEN, choose_backend
-from mose.model.exits import exit_weights
-from mose.model.modeling_mose import ModularStarEncoderForRetrieval
-from mose.model.projection_heads import start_from_states
+from mose.files.atomic_file import file_sha256, named_errors
+from mose.files.lock import Holder, Lock
+from mose.files.records import from_plain
+from mose.files.stop_signal import LauncherWatch, Process, StopSignal
 from mose.run_directory import RunDirectory
-from mose.seeding import derive_key
-from mose.tokenizer import Tokenizer, load_tokenizer
 
-CHECKPOINT_NAME = "checkpoint"
-ROWS_PER_DIMENSION = 32
+CHECKPOINT_NAME, BEST_NAME = "checkpoint", "best"
+# What may differ when a run is resumed: it changes no number of a step. Files of pairs are compared by content.
+FREE_FIELDS = (
+    *("output", "checkpoint", "pairs", "device", "log_every_steps", "checkpoint_every_steps", "keep_last_checkpoints"),
+    *("validate_every_steps", "validation_queries"),
+)
 
 
-def train(config: RetrievalConfig) -> None:
-    """Fine-tune, and write the run directory `config.output` with its `checkpoint`.
+@dataclass(frozen=True)
+class Pending:
+    """What a checkpoint between two lines of the log holds beside the tensors: the steps since the last line and the last look
+    for a collapse, and exits that had collapsed then. With it the resumed run writes the same lines."""
 
-    Under torchrun every rank embeds its share of each batch; the loss is that of the whole batch.
+    logged: list[StepRecord]
+    watched: list[LossRecord]
+    collapsed: list[int]
+
+
+@dataclass
+class Run:
+    """The objects that the training loop uses; `log` and `lock` are the first rank's."""
+
+    config: RetrievalConfig
+    world: World
+    trainer: Trainer
+    examples: Examples
+    validation: Validation | None
+    checkpoints: TrainingCheckpoints
+    watch: CollapseWatch
+    log: TrainingLog | None
+    lock: Lock[Holder] | None
+    stop: StopSignal
+    progress: Progress
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step; every rank calls it."""
+        logged = [report.record() for report in self.log.reports] if self.log is not None else []
+        watched = [report.record() for report in self.watch.reports]
+        state = asdict(Pending(logged, watched, sorted(self.watch.collapsed)))
+        self.checkpoints.save(replace(self.progress, state=state), self.trainer.state, self.config.keep_last_checkpoints)
+
+    def restore(self, point: ResumePoint) -> None:
+        """Continue from a checkpoint; every rank calls it.
+
+        Raises:
+            MoseError: it does not fit this model.
+        """
+        self.checkpoints.load(point, self.trainer.state)
+        try:
+            pending = from_plain(Pending, self.progress.state, "progress.state")
+        except ValueError as error:
+            raise MoseError(f"{point.folder}: {error}") from None
+        self.watch.reports = [record.restored(self.trainer.device) for record in pending.watched]
+        self.watch.collapsed = set(pending.collapsed)
+        if self.log is not None:
+            self.log.reports = [record.restored(self.trainer.device) for record in pending.logged]
+
+
+def train(config: RetrievalConfig, resume: str = NEVER, launcher: tuple[Process, ...] = ()) -> bool:
+    """Fine-tune (or resume), and write the run directory `config.output` with its `checkpoint` and, if validated, its `best`.
+
+    Under torchrun every rank embeds its share of each batch; the loss is that of the whole batch. `resume` is `auto` or `never`.
+    Returns False if a signal, or the end of the processes in `launcher`, ended it early; a checkpoint is then saved.
 
     Raises:
-        MoseError: the checkpoint, the pairs or the output cannot be used, another process writes into it, or a value does not fit
-            the others.
+        MoseError: the checkpoint, the pairs or the output cannot be used, another process writes into it, a value does not fit
+            the others, or the run that is there is another one.
         CollapseError: an exit's embeddings have become one point.
     """
     device = pick_device(config.device)
     with process_group(device) as world, contextlib.ExitStack() as held:
-        lock = held.enter_context(RunDirectory(Path(config.output)).hold()) if world.is_first else None
+        directory = RunDirectory(Path(config.output))
+        locks: list[Lock[Holder]] = []
+        on_first(world, lambda: locks.append(held.enter_context(directory.hold())))
         if config.batch_pairs % world.size:
             raise MoseError(f"batch_pairs: {config.batch_pairs}, expected a multiple of the {world.size} ranks")
         pairs = read_pair_files(config.pair_files, "train")
-        examples = Examples(pairs, config.batch_pairs, config.augment_share, config.seed)
+        examples = Examples(pairs, config.batch_pairs, config.augment_share, config.seed, config.generic_instruction_share)
         trainer = Trainer.build(config, device, world)
-        if config.head_start != RANDOM:
+        stop = held.enter_context(StopSignal())
+        held.enter_context(LauncherWatch(launcher, stop))
+        checkpoints = TrainingCheckpoints(directory, world, on_first(world, lambda: identity_of(config, trainer)))
+        point = checkpoints.select(resume)
+        if point is None and config.head_start != RANDOM:
             trainer.start_heads(examples)
+        checkpoints.begin()
+        progress = point.manifest.progress if point is not None else Progress(0)
         watch = CollapseWatch(trainer.exit_layers, config.log_every_steps, config.warmup_steps)
-        log = TrainingLog.open(config, trainer.exit_layers) if world.is_first else None
-        for step in range(config.steps):
-            report = trainer.step(examples.at(step), step)
-            if lock is not None:
-                lock.check()
-            if log is not None:
-                log.add(step + 1, report)
-            watch.add(step + 1, report.loss, report.pairs)
+        log = TrainingLog.open(config, trainer.exit_layers, progress.step) if world.is_first else None
+        lock = locks[0] if locks else None
+        run = Run(config, world, trainer, examples, open_validation(config), checkpoints, watch, log, lock, stop, progress)
+        if point is not None:
+            run.restore(point)
+        finished = loop(run)
         if log is not None:
-            finish(config, trainer, log)
+            log.close()
+        if finished:
+            on_first(world, lambda: finish(run, languages_of(pairs)))
+        return finished
 
 
-def finish(config: RetrievalConfig, trainer: "Trainer", log: TrainingLog) -> None:
-    """Write the converted checkpoint and print its path."""
+def identity_of(config: RetrievalConfig, trainer: Trainer) -> dict[str, Any]:
+    """What must be equal for a run to continue: the config's values, the tokenizer, the pairs, and, for equal bits, the ranks."""
+    # With a constant rate the last step decides nothing before it, and a run may be made longer.
+    free = (*FREE_FIELDS, "steps") if config.decay == CONSTANT else FREE_FIELDS
+    values = {name: value for name, value in to_plain(config).items() if name not in free}
+    digests = [file_sha256(path) for path in config.pair_files]
+    return values | {"tokenizer": trainer.tokenizer.fingerprint(), "pairs": digests, RANKS: trainer.world.size}
+
+
+def loop(run: Run) -> bool:
+    """Run the steps that are left; log, validate and save at their intervals. Returns False if a signal ended the run."""
+    config, begun = run.config, run.progress.step
+    for step in range(begun, config.steps):
+        if any_rank(run.world, run.stop.requested, run.trainer.device):
+            if step > begun and not due(step, config.checkpoint_every_steps, config.steps):
+                run.save()
+            if run.world.is_first:
+                print(f"stopped {run.stop.reason} after step {step}; the same command resumes it", file=sys.stderr, flush=True)
+            return False
+        report = run.trainer.step(run.examples.at(step), step)
+        if run.lock is not None:
+            run.lock.check()
+        run.progress = replace(run.progress, step=step + 1)
+        scores, is_best = validate(run)
+        if run.log is not None:
+            run.log.add(step + 1, report, scores)
+        run.watch.add(step + 1, report.loss, report.pairs)
+        if is_best or due(step + 1, config.checkpoint_every_steps, config.steps):
+            run.save()
+    return True
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether an action with interval `every` (0: only after the last step) is due after `step` steps."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def validate(run: Run) -> tuple[dict[str, float], bool]:
+    """The scores, empty where no validation is due, and whether they are the best so far."""
+    step = run.progress.step
+    if run.validation is None or not due(step, run.config.validate_every_steps, run.config.steps):
+        return {}, False
+    scores = run.validation.scores(run.trainer)
+    is_best = not run.progress.best_step or scores[MEAN_MRR] > run.progress.best_score
+    if is_best:
+        run.progress = replace(run.progress, best_step=step, best_score=scores[MEAN_MRR])
+    return scores, is_best
+
+
+def languages_of(pairs: list[Pair]) -> list[str]:
+    """Every language of the pairs, in lower case, as instructions have it."""
+    return sorted({language.lower() for pair in pairs for language in (pair.lang_a, pair.lang_b) if language})
+
+
+def finish(run: Run, languages: list[str]) -> None:
+    """Write the converted checkpoints of the last step and of the best validation, unless they are there."""
+    config, progress = run.config, run.progress
     facts = {
         "stage": "retrieval",
-        "steps": config.steps,
+        "steps": progress.step,
         "batch_pairs": config.batch_pairs,
         "seed": config.seed,
         "from_random": config.from_random,
         "pairs": [str(path) for path in config.pair_files],
-        "last_metrics": log.last,
+        "languages": languages,
+        "last_metrics": run.log.last if run.log is not None else {},
     }
-    log.close()
-    folder = Path(config.output) / CHECKPOINT_NAME
-    with named_errors(folder):
-        write_checkpoint(folder, trainer.model, Path(config.checkpoint), facts)
-    print(f"checkpoint: {folder}")
+    _export(run, CHECKPOINT_NAME, facts)
+    if progress.best_step:
+        # Last: it replaces the weights of the last step.
+        if progress.best_step != progress.step:
+            run.checkpoints.load(run.checkpoints.run.checkpoint(progress.best_step), run.trainer.state)
+        _export(run, BEST_NAME, facts | {"steps": progress.best_step, MEAN_MRR: progress.best_score})
 
 
-def build_model(config: RetrievalConfig) -> ModularStarEncoderForRetrieval:
-    """The checkpoint's trunk, or a random one of its shape, under new projection heads."""
-    source = load_pretrained(Path(config.checkpoint))
-    if config.from_random:
-        source = random_like(source.config, config.seed)
-    return retrieval_from_pretrained(source, config.seed)
-
-
-@dataclass
-class Trainer:
-    """One rank's model, optimiser and tokenizer, and the optimiser step."""
-
-    config: RetrievalConfig
-    model: ModularStarEncoderForRetrieval
-    optimizer: torch.optim.AdamW
-    tokenizer: Tokenizer
-    device: torch.device
-    world: World
-
-    @classmethod
-    def build(cls, config: RetrievalConfig, device: torch.device, world: World) -> "Trainer":
-        """Load the checkpoint onto `device`.
-
-        Raises:
-            MoseError: the checkpoint cannot be used, or its attention dropout not with this device's kernels.
-        """
-        tokenizer = load_tokenizer(Path(config.checkpoint))
-        model = build_model(config).to(device).train()
-        _check_attention_dropout(model, device, config.bf16)
-        return cls(config, model, build_optimizer(model, config), tokenizer, device, world)
-
-    @property
-    def exit_layers(self) -> list[int]:
-        """Layers of the model's exits."""
-        return list(self.model.config.exit_layers)
-
-    @property
-    def max_length(self) -> int:
-        """Longest prompt in tokens."""
-        return self.config.max_length or int(self.model.config.max_position_embeddings)
-
-    def step(self, examples: Sequence[Example], step: int) -> StepReport:
-        """One optimiser step over the P examples of the whole batch, of which this rank embeds its share."""
-        started = time.perf_counter()
-        chunks = self._chunks(examples, step)
-        excluded_PP = _false_negatives(examples).to(self.device)
-
-        def loss(embeddings: list[Tensor]) -> tuple[Tensor, RetrievalLoss]:
-            report = self._loss(embeddings, excluded_PP)
-            return report.total, report
-
-        report = backward(self._embed, chunks, loss)
-        sum_gradients(self.model.parameters())
-        norm = optimizer_step(self.model, self.optimizer, step, self.config)
-        return StepReport(report, norm, len(examples), time.perf_counter() - started)
-
-    @torch.no_grad()
-    def start_heads(self, examples: Examples) -> None:
-        """Start the projection heads from the trunk's states of the first batches."""
-        self.model.eval()
-        # One batch gives a mean; a covariance of D dimensions needs many rows for each of them.
-        rows = ROWS_PER_DIMENSION * self.model.config.hidden_size if self.config.head_start == WHITENING else 1
-        tables = []
-        for step in range(math.ceil(rows / (2 * self.config.batch_pairs))):
-            chunks = self._chunks(examples.at(step), step)
-            states = gather_chunks([self._states(chunk.batch) for chunk in chunks], chunks)
-            tables.append([gather_rows(states_RD) for states_RD in states])
-        sample = [torch.cat(states) for states in zip(*tables, strict=True)]
-        start_from_states(self.model.projection_heads, sample, self.config.head_start == WHITENING)
-        self.model.train()
-
-    def _states(self, batch: PackedBatch) -> list[Tensor]:
-        with precision(self.device, self.config.bf16):
-            states = self.model.starEncoder2(batch.input_ids_N, batch.positions_N, batch.cu_seqlens, batch.max_length)
-        return [states_ND[batch.cu_seqlens[1:].long() - 1].float() for states_ND in states]
-
-    def _chunks(self, examples: Sequence[Example], step: int) -> list[Chunk]:
-        share = len(examples) // self.world.size
-        own = examples[self.world.rank * share : (self.world.rank + 1) * share]
-        prompts: list[Prompt] = [example.query for example in own] + [example.target for example in own]
-        rows = encode_prompts(self.tokenizer, prompts, self.max_length)
-        places = chunks_by_length([len(row) for row in rows], max_rows=2 * self.config.chunk_pairs)
-        return [self._chunk(rows, places_B, step, number) for number, places_B in enumerate(places)]
-
-    def _chunk(self, rows: Sequence[TOKENS], places_B: INDICES, step: int, number: int) -> Chunk:
-        seed = derive_key(self.config.seed, "dropout", step, number, self.world.rank) >> 1
-        return Chunk(torch.from_numpy(places_B), pack_rows([rows[place] for place in places_B]).to(self.device), seed)
-
-    def _embed(self, batch: PackedBatch) -> list[Tensor]:
-        with precision(self.device, self.config.bf16):
-            return self.model.embed(batch.input_ids_N, batch.positions_N, batch.cu_seqlens, batch.max_length)
-
-    def _loss(self, embeddings: list[Tensor], excluded_PP: Tensor) -> RetrievalLoss:
-        share = len(embeddings[0]) // 2
-        queries = [gather_rows(table_RD[:share]) for table_RD in embeddings]
-        targets = [gather_rows(table_RD[share:]) for table_RD in embeddings]
-        weights = exit_weights(self.exit_layers, self.model.config.num_hidden_layers)
-        return multi_exit_loss(queries, targets, weights, self.config.logit_scale, excluded_PP)
-
-
-def _false_negatives(examples: Sequence[Example]) -> Tensor:
-    query_keys_P = torch.tensor([example.query_key for example in examples])
-    return false_negatives(query_keys_P, torch.tensor([example.target_key for example in examples]))
-
-
-def _check_attention_dropout(model: ModularStarEncoderForRetrieval, device: torch.device, bf16: bool) -> None:
-    dtype = torch.bfloat16 if bf16 and device.type == "cuda" else torch.float32
-    dropout = model.config.attention_dropout
-    if dropout and choose_backend(device, dtype) == TORCH_VARLEN:
-        raise MoseError(
-            f"config.json: attention_dropout: {dropout} needs flash-attn in bfloat16 on a GPU; install it, pass --bf16 false, "
-            "or set it to 0"
-        )
+def _export(run: Run, name: str, facts: dict[str, Any]) -> None:
+    folder = Path(run.config.output) / name
+    if not folder.exists():
+        with named_errors(folder):
+            write_checkpoint(folder, run.trainer.model, Path(run.config.checkpoint), facts)
+    print(f"{name}: {folder}")

@@ -5,6 +5,7 @@ exporter adds `parity.json`, the largest difference to the training model at eac
 """
 
 import copy
+import hashlib
 import shutil
 import sys
 from collections.abc import Mapping
@@ -25,14 +26,24 @@ from mose.files.atomic_file import atomic_folder, write_json
 from mose.files.json_file import parse_json
 from mose.files.records import from_plain
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.initialization import initialize
+from mose.model.initialization import draw_parameter, initialize
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
 from mose.model.projection_heads import draw_heads
+from mose.model.tasks_mose import (
+    ModularStarEncoderForMaskedLM,
+    ModularStarEncoderForPreTraining,
+    ModularStarEncoderForSequenceClassification,
+)
 from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME, HuggingFaceTokenizer, load_tokenizer
 
 FACTS_NAME = "facts.json"
 # What `AutoModel` needs beside the weights; they import only torch, transformers and each other.
-MODEL_SOURCES = ("modeling_mose.py", "attention_mose.py", "configuration_mose.py")
+MODEL_SOURCES = ("modeling_mose.py", "tasks_mose.py", "attention_mose.py", "rows_mose.py", "configuration_mose.py")
+PRETRAINED_TASKS: dict[str, type[PreTrainedModel]] = {
+    "AutoModelForMaskedLM": ModularStarEncoderForMaskedLM,
+    "AutoModelForPreTraining": ModularStarEncoderForPreTraining,
+}
+"""Classes that also open a pre-trained folder."""
 LARGEST_SIZES = {
     "vocab_size": 1 << 27,
     "hidden_size": 1 << 17,
@@ -54,7 +65,7 @@ OTHER_FIELDS: dict[str, Any] = {
     "exit_layer": int | None,
     "architectures": list[str] | None,
 }
-Model = TypeVar("Model", ModularStarEncoder, ModularStarEncoderForRetrieval)
+Model = TypeVar("Model", ModularStarEncoder, ModularStarEncoderForRetrieval, ModularStarEncoderForSequenceClassification)
 
 
 def load_pretrained(folder: Path) -> ModularStarEncoder:
@@ -69,6 +80,11 @@ def load_pretrained(folder: Path) -> ModularStarEncoder:
 def load_retrieval(folder: Path) -> ModularStarEncoderForRetrieval:
     """Open a converted retrieval checkpoint; errors as in `load_pretrained`."""
     return _load(folder, ModularStarEncoderForRetrieval)
+
+
+def load_classification(folder: Path) -> ModularStarEncoderForSequenceClassification:
+    """Open a converted classification checkpoint; errors as in `load_pretrained`."""
+    return _load(folder, ModularStarEncoderForSequenceClassification)
 
 
 def read_model_config(folder: Path) -> ModularStarEncoderConfig:
@@ -188,6 +204,28 @@ def retrieval_from_pretrained(model: ModularStarEncoder, seed: int) -> ModularSt
     return retrieval
 
 
+@torch.no_grad()
+def classification_from_pretrained(
+    model: ModularStarEncoder, classes: int, seed: int
+) -> ModularStarEncoderForSequenceClassification:
+    """Put a classification head at each exit of a pre-trained model; the trunk is shared, not copied.
+
+    The dense layer of every head starts as the pre-trained pooler, which has learnt to relate the snippets of a row; the layer
+    after it is drawn from the seed.
+    """
+    changes = {"architectures": [ModularStarEncoderForSequenceClassification.__name__], "num_labels": classes}
+    values = {name: value for name, value in model.config.to_dict().items() if name not in ("id2label", "label2id")}
+    classifier = ModularStarEncoderForSequenceClassification(ModularStarEncoderConfig(**{**values, **changes}))
+    classifier.starEncoder2 = model.starEncoder2
+    for name, parameter in classifier.classifiers.named_parameters(prefix="classifiers"):
+        _, _, layer, kind = name.split(".")
+        if layer == "dense":
+            parameter.copy_(getattr(model.pooler.dense, kind))
+        else:
+            parameter.copy_(draw_parameter(name, tuple(parameter.shape), model.config.initializer_range, seed))
+    return classifier
+
+
 def truncate_at(model: Model, exit_layer: int) -> Model:
     """A model of layers 1..exit_layer with that exit's heads alone; its weights are copies.
 
@@ -232,23 +270,40 @@ def describe(folder: Path, model_class: ModelClass, config: ModularStarEncoderCo
     described.dtype = torch.float32
     described.auto_map = auto_map(model_class)
     described.save_pretrained(folder)
-    copy_sources(folder)
-    write_sentence_transformer(folder, config.hidden_size, with_prompts=model_class is ModularStarEncoderForRetrieval)
+    copy_sources(folder, model_class)
+    # A classifier gives logits and no embedding.
+    if model_class is not ModularStarEncoderForSequenceClassification:
+        write_sentence_transformer(folder, config.hidden_size, with_prompts=model_class is ModularStarEncoderForRetrieval)
 
 
 def auto_map(model_class: ModelClass) -> dict[str, str]:
     """Where `AutoConfig` and `AutoModel` find the classes, in the source files of the folder."""
-    return {
+    module = model_class.__module__.rpartition(".")[2]
+    places = {
         "AutoConfig": f"configuration_mose.{ModularStarEncoderConfig.__name__}",
-        "AutoModel": f"modeling_mose.{model_class.__name__}",
+        "AutoModel": f"{module}.{model_class.__name__}",
     }
+    if model_class is ModularStarEncoder:
+        places |= {auto: f"tasks_mose.{task.__name__}" for auto, task in PRETRAINED_TASKS.items()}
+    if model_class is ModularStarEncoderForSequenceClassification:
+        places["AutoModelForSequenceClassification"] = places["AutoModel"]
+    return places
 
 
-def copy_sources(folder: Path) -> None:
-    """Copy the model's source files, with which the folder opens where this project is not installed."""
+def copy_sources(folder: Path, model_class: ModelClass) -> None:
+    """Copy the model's source files, with which the folder opens where this project is not installed.
+
+    transformers remembers per configuration class which model class it opened first, and opens every later folder of that
+    configuration as that one; a folder's configuration is a class of its own where its file has other bytes. So the file ends
+    with a line that differs between kinds of model and between versions of the code.
+    """
     (source,) = mose.model.__path__
+    digest = hashlib.sha256(model_class.__name__.encode())
     for name in MODEL_SOURCES:
         shutil.copyfile(Path(source) / name, folder / name)
+        digest.update((folder / name).read_bytes())
+    with (folder / f"{ModularStarEncoderConfig.__module__.rpartition('.')[2]}.py").open("a", encoding="utf-8") as file:
+        file.write(f"# {model_class.__name__}, source files {digest.hexdigest()}\n")
 
 
 def copy_tokenizer(source: Path, folder: Path, max_length: int, framed: bool = True) -> None:

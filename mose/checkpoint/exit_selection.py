@@ -1,5 +1,6 @@
 """Which tensors of a whole model make the model that ends at one exit, by name and without the tensors themselves."""
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from mose.checkpoint.safetensors_file import Entry, SafetensorsWriter
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
+from mose.model.tasks_mose import ModularStarEncoderForSequenceClassification
 
-ModelClass = type[ModularStarEncoder] | type[ModularStarEncoderForRetrieval]
+ModelClass = type[ModularStarEncoder] | type[ModularStarEncoderForRetrieval] | type[ModularStarEncoderForSequenceClassification]
+HEADS_OF_EXITS = re.compile(r"^(projection_heads|classifiers)\.0\.")
 LAYER_INDEX = "cls.conditional_embeddings.weight"
 
 
@@ -65,7 +68,7 @@ def select_exit(model_class: ModelClass, config: ModularStarEncoderConfig, exit_
     changes["norm_after_last_layer"] = deepest and config.norm_after_last_layer
     cut = ModularStarEncoderConfig(**{**config.to_dict(), **changes})
     index, shapes = exits.index(exit_layer), parameter_shapes(model_class, cut)
-    names = {name.replace("projection_heads.0.", f"projection_heads.{index}."): name for name in shapes}
+    names = {HEADS_OF_EXITS.sub(rf"\g<1>.{index}.", name): name for name in shapes}
     return ExitSlice(model_class, cut, dict(sorted(names.items())), shapes, index)
 
 

@@ -69,6 +69,10 @@ def frame_fast_tokenizer(
     write_text(path, json.dumps(values, ensure_ascii=False))
     names: dict[str, Any] = {f"{name}_token": piece for name, piece in specials.items()}
     names |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left", "model_max_length": max_length}
+    # A row has no segments, and the model refuses inputs that it does not know.
+    names["model_input_names"] = ["input_ids", "attention_mask"]
+    # Code that spells a special token is text, as in pre-training; without the frame, callers write the special tokens.
+    names["split_special_tokens"] = framed
     write_json(folder / "tokenizer_config.json", names)
 
 

@@ -7,7 +7,7 @@ be seen, and else inferred from byte sizes; inferred name prefixes are therefore
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ from mose.tokenizer import Tokenizer, load_tokenizer
 
 PUBLISHED_DTYPE = torch.bfloat16
 """Type of every released tensor."""
+RELEASED_LAYERS = 36
+"""Depth of the released models; no exit of theirs is deeper."""
+BIAS_NAME = "cls.predictions.bias"
 NORM_NAMES = ("starEncoder2.norm.weight", "starEncoder2.norm.bias")
 SHAPE_FIELDS = (
     "vocab_size",
@@ -72,9 +75,11 @@ _LAST_PARTS = (
     (re.compile(r"(?:.+\.)?projection_heads\.(\d+)\.([02])\.(weight|bias)"), r"projection_heads.\1.\2.\3"),
     (re.compile(r"(?:.+\.)?pooler\.dense\.(weight|bias)"), r"pooler.dense.\1"),
     # In BERT's head the decoder's bias and the head's are one tensor, which may be stored under either name.
-    (re.compile(r"(?:.+\.)?predictions\.decoder\.bias"), "cls.predictions.bias"),
+    (re.compile(r"(?:.+\.)?predictions\.decoder\.bias"), BIAS_NAME),
     (re.compile(r"(?:.+\.)?((?:conditional_embeddings|predictions|seq_relationship)\..+)"), r"cls.\1"),
 )
+# Scale of the similarities in the loss: training alone needs it.
+_TEMPERATURE = re.compile(r"(?:.+\.)?(?:temperature|logit_scale)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +90,8 @@ class Published:
     config: ModularStarEncoderConfig
     stored_names: dict[str, str]
     """Our name -> name in the file."""
+    temperatures: dict[str, float]
+    """Stored name -> value of scalars that only the loss of fine-tuning uses."""
 
 
 def import_published(folder: Path, output: Path, tokenizer: Path | None = None) -> Published:
@@ -104,7 +111,8 @@ def import_published(folder: Path, output: Path, tokenizer: Path | None = None) 
             describe(temporary, found.model_class, found.config)
             _copy_tensors(weights, found, temporary / WEIGHTS_NAME)
             copy_tokenizer(tokenizer or folder, temporary, found.config.max_position_embeddings)
-            write_json(temporary / FACTS_NAME, {"imported": folder.resolve().name, "exits": found.config.exit_layers})
+            facts = {"imported": folder.resolve().name, "exits": found.config.exit_layers, "temperatures": found.temperatures}
+            write_json(temporary / FACTS_NAME, facts)
     return found
 
 
@@ -115,7 +123,8 @@ def examine_published(folder: Path, weights: WeightFiles) -> Published:
         MoseError: see `import_published`.
     """
     values = _read_config(folder / "config.json")
-    stored = _our_names(weights)
+    temperatures = _temperatures(weights)
+    stored = _our_names(weights, set(weights.entries) - set(temperatures))
     retrieval = any(name.startswith("projection_heads.") for name in stored)
     layers = {int(name.split(".")[2]) for name in stored if name.startswith("starEncoder2.layers.")}
     depth, exits = max(layers, default=-1) + 1, values["matryoshka_layers"]
@@ -123,10 +132,13 @@ def examine_published(folder: Path, weights: WeightFiles) -> Published:
     if depth not in exits or (depth != exits[-1] and len(heads) != 1):
         held = f"{depth} layers" + (f" and {len(heads)} projection heads" if retrieval else "")
         raise MoseError(f"{weights.path}: holds {held}; expected {exits[-1]} layers, or one head and a depth of {exits[:-1]}")
-    # A folder that we cut at an early exit says that its state is raw.
-    normed = values.get("norm_after_last_layer", True) and depth == exits[-1]
+    one_exit = retrieval and len(heads) == 1
+    # A folder that we cut says whether its state is raw. Others list the exit alone, all exits, or those up to it, so the list
+    # does not tell; but the exits that were released alone are early ones, and no norm has gone over their states.
+    whole = not one_exit or depth == RELEASED_LAYERS
+    normed = values.get("norm_after_last_layer", whole) and depth == exits[-1]
     values["norm_after_last_layer"] = normed
-    if retrieval and len(heads) == 1:
+    if one_exit:
         values |= {"num_hidden_layers": depth, "matryoshka_layers": [depth]}
         stored = {name.replace(f"projection_heads.{heads[0]}.", "projection_heads.0."): old for name, old in stored.items()}
     # Early exits are taken before the final norm; whether a cut file still holds it is not known, so both are read.
@@ -135,16 +147,23 @@ def examine_published(folder: Path, weights: WeightFiles) -> Published:
     config = ModularStarEncoderConfig(**values)
     _check_rows(folder, weights, stored, config)
     check_names(weights, parameter_shapes(model_class, config), stored)
-    return Published(model_class, config, stored)
+    return Published(model_class, config, stored, temperatures)
 
 
-def _our_names(weights: WeightFiles) -> dict[str, str]:
+def _temperatures(weights: WeightFiles) -> dict[str, float]:
+    scalars = [name for name, entry in weights.entries.items() if _TEMPERATURE.fullmatch(name) and entry.shape in ((), (1,))]
+    return {name: float(weights.read_finite(name)) for name in scalars}
+
+
+def _our_names(weights: WeightFiles, wanted: Set[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for stored in weights.entries:
+        if stored not in wanted:
+            continue
         ours = next((pattern.sub(ours, stored) for pattern, ours in _LAST_PARTS if pattern.fullmatch(stored)), None)
         if ours is None:
             raise MoseError(f"{weights.file_of(stored)}: tensor {stored} is not expected")
-        if ours in names:
+        if ours in names and not (ours == BIAS_NAME and torch.equal(weights.read(names[ours]), weights.read(stored))):
             raise MoseError(f"{weights.file_of(stored)}: tensors {names[ours]} and {stored} are both {ours}, expected one")
         names[ours] = stored
     return names
@@ -175,6 +194,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     missing = [name for name in SHAPE_FIELDS if name not in values and name in ("vocab_size", "hidden_size", "matryoshka_layers")]
     if missing:
         raise MoseError(f"{path}: {missing[0]} is missing")
+    if not values["matryoshka_layers"]:
+        raise MoseError(f"{path}: matryoshka_layers: [], expected the layers of the exits")
     kept = {name: values[name] for name in (*SHAPE_FIELDS, *OWN_FIELDS) if name in values}
     if isinstance(kept.get("attention_dropout"), list):
         # The released code sets a tuple of one by a stray comma.
@@ -211,4 +232,4 @@ def describe_published(folder: Path, selection: ExitSlice) -> None:
     values |= {name: getattr(config, name) for name in OWN_FIELDS} | {"auto_map": auto_map(selection.model_class)}
     values["torch_dtype"] = str(PUBLISHED_DTYPE).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
-    copy_sources(folder)
+    copy_sources(folder, selection.model_class)

@@ -6,6 +6,7 @@ from mose.checkpoint.retrieval_prompts import DOCUMENT_PROMPT, named_prompts
 from mose.files.atomic_file import write_json
 
 CONFIG_NAME = "config_sentence_transformers.json"
+TRANSFORMER_NAME = "sentence_bert_config.json"
 
 
 def write_sentence_transformer(folder: Path, width: int, with_prompts: bool) -> None:
@@ -21,6 +22,8 @@ def write_sentence_transformer(folder: Path, width: int, with_prompts: bool) -> 
         for i, (step, path) in enumerate(zip(steps, paths, strict=True))
     ]
     write_json(folder / "modules.json", modules)
+    # Prompts end with `<sep>`, which the tokenizer takes for text unless it is asked not to; the model unpads rows itself.
+    write_json(folder / TRANSFORMER_NAME, {"processor_kwargs": {"split_special_tokens": False}, "unpad_inputs": False})
     pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
     write_json(folder / "1_Pooling" / "config.json", pooling)
     prompts = {name: f"{instruction}<sep>" for name, instruction in named_prompts().items()} if with_prompts else {}

@@ -8,6 +8,8 @@ import importlib
 import importlib.util
 import itertools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +72,15 @@ def attention(
 ) -> Tensor:
     """Attention within each row, [N, H, K]; row b is tokens cu_seqlens[b]..cu_seqlens[b + 1] (int32 [B + 1]).
 
+    A mask [B, T] instead of bounds says that N = B * T and padding is among the tokens.
+
     Raises:
         ValueError: dropout is asked of torch's varlen kernel, which has none.
     """
+    if q_NHK.shape[0] == 0:
+        return q_NHK
+    if cu_seqlens.ndim == 2:
+        return padded_attention(_masked_sdpa, q_NHK, k_NGK, v_NGK, cu_seqlens, dropout)
     backend = backend or choose_backend(q_NHK.device, q_NHK.dtype)
     if backend == FLASH_ATTENTION:
         return _flash_attention(q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, dropout)  # type: ignore[no-any-return]
@@ -122,10 +130,59 @@ def _sdpa_by_row(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, cu_seqlens: Tensor
     bounds = cu_seqlens.tolist()
     rows = []
     for start, end in itertools.pairwise(bounds):
+        if start == end:
+            continue
         q, k, v = (t[start:end].transpose(0, 1).unsqueeze(0) for t in (q_NHK, k_NGK, v_NGK))
         row = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, enable_gqa=True)
         rows.append(row.squeeze(0).transpose(0, 1))
     return torch.cat(rows)
+
+
+def varlen_attention(
+    function: Callable[..., Any], q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, cu_seqlens: Tensor, max_length: int, dropout: float
+) -> Tensor:
+    """Attention within each row by a function of transformers' attention interface that takes bounds (`flash_attention_2`)."""
+    if q_NHK.shape[0] == 0:
+        return q_NHK
+    q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in (q_NHK, k_NGK, v_NGK))
+    options: dict[str, Any] = {"dropout": dropout, "scaling": q_NHK.shape[-1] ** -0.5, "is_causal": False}
+    options |= {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens, "max_length_q": max_length, "max_length_k": max_length}
+    out, _ = function(q, k, v, None, **options)
+    return out.squeeze(0)  # type: ignore[no-any-return]
+
+
+def padded_attention(
+    function: Callable[..., Any], q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, mask_BT: Tensor, dropout: float
+) -> Tensor:
+    """Attention within each row of N = B * T slots by a function of transformers' attention interface that takes a mask."""
+    if q_NHK.shape[0] == 0:
+        return q_NHK
+    batch, slots = mask_BT.shape
+    q, k, v = (part.view(batch, slots, *part.shape[1:]).transpose(1, 2) for part in (q_NHK, k_NGK, v_NGK))
+    # A softmax over no key at all is NaN in some runtimes: a row without tokens sees its padding, and nobody reads its states.
+    seen_B11T = (mask_BT | ~mask_BT.any(dim=1, keepdim=True))[:, None, None]
+    seen_B1TT = seen_B11T.expand(-1, -1, slots, -1)
+    out_BTHK, _ = function(q, k, v, seen_B1TT, dropout=dropout, scaling=q.shape[-1] ** -0.5, is_causal=False)
+    return out_BTHK.reshape(q_NHK.shape)  # type: ignore[no-any-return]
+
+
+def eager_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, dropout: float = 0.0, **_: Any
+) -> tuple[Tensor, Tensor]:
+    """Plain matrix products, in the form of transformers' attention interface: [B, H, T, K] to [B, T, H, K], and the weights."""
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+    scores_BHTT = (query @ key.transpose(2, 3) * scaling).masked_fill(~attention_mask, -torch.inf)
+    weights_BHTT = F.dropout(scores_BHTT.float().softmax(dim=-1).to(query.dtype), dropout)
+    return (weights_BHTT @ value).transpose(1, 2), weights_BHTT
+
+
+def _masked_sdpa(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    # ONNX has no grouped-query attention with a mask, so the keys are repeated here.
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    return out.transpose(1, 2), None
 
 
 def rotary_angles(positions_N: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

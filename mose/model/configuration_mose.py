@@ -1,6 +1,6 @@
 """The Hugging Face configuration of a MoSE encoder, with the field names of the published checkpoint."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
@@ -9,6 +9,8 @@ class ModularStarEncoderConfig(PretrainedConfig):
     """Shape of a multi-exit encoder; defaults are the published 1B model (its config.json)."""
 
     model_type = "ModularStarEncoder"
+    # transformers' Trainer takes what follows the loss as the predictions; these are no part of them.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["exit_logits", "hidden_states"]
 
     def __init__(
         self,

@@ -8,18 +8,24 @@ Letters: B rows, T slots, N real tokens of all rows, D width, H heads, K head wi
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
-from .attention_mose import attention, rotary_angles, rotate
+from .attention_mose import attention, eager_attention, padded_attention, rotary_angles, rotate, varlen_attention
 from .configuration_mose import ModularStarEncoderConfig
+from .rows_mose import DenseRows, Rows, unpad
 
 Config = ModularStarEncoderConfig
+# transformers' name for its default (None: a module without a model); here it also picks the varlen kernels of CUDA.
+OWN_ATTENTION = ("sdpa", None)
 
 
 class StarEncoder2AttentionCore(nn.Module):
@@ -27,10 +33,20 @@ class StarEncoder2AttentionCore(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
+        self.config = config
         self.dropout = config.attention_dropout
+        self.is_causal = False
 
     def forward(self, q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, cu_seqlens: Tensor, max_length: int) -> Tensor:
-        return attention(q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, self.dropout if self.training else 0.0)
+        """Bounds of the rows in `cu_seqlens` [B + 1]; a mask [B, T] there means N = B * T tokens, padding among them."""
+        dropout = self.dropout if self.training else 0.0
+        implementation = self.config._attn_implementation
+        if implementation in OWN_ATTENTION:
+            return attention(q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, dropout)
+        function = eager_attention if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
+        if cu_seqlens.ndim == 1:
+            return varlen_attention(partial(function, self), q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, dropout)
+        return padded_attention(partial(function, self), q_NHK, k_NGK, v_NGK, cu_seqlens, dropout)
 
 
 class StarEncoder2Attention(nn.Module):
@@ -48,7 +64,7 @@ class StarEncoder2Attention(nn.Module):
     def forward(self, x_ND: Tensor, rotary: tuple[Tensor, Tensor], cu_seqlens: Tensor, max_length: int) -> Tensor:
         q, k, v = (projection(x_ND) for projection in (self.q_proj, self.k_proj, self.v_proj))
         # The number of heads comes from the width, so that a tensor-parallel slice of the projections needs no other change.
-        q, k, v = (t.view(t.shape[0], -1, self.head_dim) for t in (q, k, v))
+        q, k, v = (t.view(t.shape[0], t.shape[1] // self.head_dim, self.head_dim) for t in (q, k, v))
         mixed_NHK = self.core(rotate(q, *rotary), rotate(k, *rotary), v, cu_seqlens, max_length)
         return self.o_proj(mixed_NHK.flatten(1))  # type: ignore[no-any-return]
 
@@ -85,6 +101,10 @@ class StarEncoder2Layer(nn.Module):
 class StarEncoder2(nn.Module):
     """The trunk: embeddings and layers over unpadded tokens, giving the state at every exit."""
 
+    # transformers sets both on every module that has the first; pre-training has its own way (pretrain/model).
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Any
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -94,16 +114,37 @@ class StarEncoder2(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_epsilon) if normed else nn.Identity()
         self.exits = nn.ModuleList(nn.Identity() for _ in config.computed_exit_layers)
 
-    def forward(self, input_ids_N: Tensor, positions_N: Tensor, cu_seqlens: Tensor, max_length: int) -> list[Tensor]:
-        """States [N, D] at each exit, shallow to deep: raw at all but the deepest, which has gone through `norm`."""
+    def forward(
+        self,
+        input_ids_N: Tensor | None,
+        positions_N: Tensor,
+        cu_seqlens: Tensor,
+        max_length: int,
+        embeddings_ND: Tensor | None = None,
+        exit_layer: int | None = None,
+        all_states: list[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """States [N, D] at each exit, shallow to deep: raw at all but the deepest, which has gone through `norm`.
+
+        `embeddings_ND` stands for `input_ids_N`; no layer above `exit_layer` runs; `all_states` collects the embeddings and the
+        state after each layer.
+        """
         rotary = rotary_angles(positions_N, self.config.head_dim, self.config.rope_theta)
-        x_ND = F.dropout(self.embed_tokens(input_ids_N), self.config.embedding_dropout, self.training)
+        embeddings_ND = self.embed_tokens(input_ids_N) if embeddings_ND is None else embeddings_ND
+        x_ND = F.dropout(embeddings_ND, self.config.embedding_dropout, self.training)
         states: list[Tensor] = []
-        for depth, layer in enumerate(self.layers, start=1):
-            x_ND = layer(x_ND, rotary, cu_seqlens, max_length)
+        for depth, layer in enumerate(list(self.layers)[:exit_layer], start=1):
+            if all_states is not None:
+                all_states.append(x_ND)
+            run: Any = layer
+            if self.gradient_checkpointing and self.training:
+                run = partial(self._gradient_checkpointing_func, layer.__call__)
+            x_ND = run(x_ND, rotary, cu_seqlens, max_length)
             if depth in self.config.exit_layers:
                 state_ND = self.norm(x_ND) if depth == len(self.layers) else x_ND
                 states.append(self.exits[len(states)](state_ND))
+        if all_states is not None:
+            all_states.append(states[-1])
         return states
 
 
@@ -143,6 +184,11 @@ class StarEncoder2LMPredictionHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.transform(x)) + self.bias  # type: ignore[no-any-return]
 
+    def resize_bias(self) -> None:
+        """Give the bias as many elements as the decoder has rows: the first ones stay, new ones are zero."""
+        missing = self.decoder.out_features - len(self.bias)
+        self.bias = nn.Parameter(F.pad(self.bias.detach(), (0, missing)), requires_grad=self.bias.requires_grad)
+
 
 class StarEncoder2PreTrainingHeads(nn.Module):
     """The MLM and ICC heads, shared by all exits; the heads distinguish exits by an embedding of the exit's ordinal (paper 2.2).
@@ -175,12 +221,15 @@ class StarEncoder2PreTrainingHeads(nn.Module):
 
 @dataclass
 class ModularStarEncoderOutput(ModelOutput):
-    """States [B, T, D] of the deepest exit and of every exit; in-context logits [B, 2] and, on request, token logits."""
+    """States [B, T, D] of the deepest exit that ran and of every exit up to it; in-context logits [B, 2] and, on request,
+    token logits; on request the embeddings and the state after each layer, the last one as `last_hidden_state`.
+    """
 
     last_hidden_state: Tensor | None = None
     exit_hidden_states: tuple[Tensor, ...] | None = None
     seq_relationship_logits: tuple[Tensor, ...] | None = None
     prediction_logits: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -189,46 +238,28 @@ class RetrievalOutput(ModelOutput):
 
     last_hidden_state: Tensor | None = None
     projected_pooled_normalized: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
-class UnpaddedRows:
-    """Rows without their padding: where each real token lies in [B * T], and the rows' bounds."""
+class TrunkStates:
+    """What the trunk gives of padded rows: states [N, D] of each exit, the rows, all layers' states [B, T, D] on request."""
 
-    indices_N: Tensor
-    positions_N: Tensor
-    cu_seqlens: Tensor
-    max_length: int
-    shape: tuple[int, int]
-
-    @property
-    def last_B(self) -> Tensor:
-        """Index into N of each row's last real token, which is `<cls>`."""
-        return self.cu_seqlens[1:].long() - 1
-
-    def pad(self, states_ND: Tensor) -> Tensor:
-        """Put states back into [B, T, D]; padding slots are zero."""
-        padded = states_ND.new_zeros(self.shape[0] * self.shape[1], states_ND.shape[-1])
-        return padded.index_copy(0, self.indices_N, states_ND).view(*self.shape, -1)
-
-
-def unpad(attention_mask_BT: Tensor) -> UnpaddedRows:
-    """Find the real tokens of left- or right-padded rows; positions count real tokens from 0."""
-    mask_BT = attention_mask_BT.bool()
-    lengths_B = mask_BT.sum(dim=1)
-    positions_BT = mask_BT.long().cumsum(dim=1) - 1
-    cu_seqlens = F.pad(lengths_B.cumsum(0), (1, 0)).to(torch.int32)
-    indices_N = mask_BT.flatten().nonzero().squeeze(1)
-    shape = (mask_BT.shape[0], mask_BT.shape[1])
-    return UnpaddedRows(indices_N, positions_BT[mask_BT], cu_seqlens, int(lengths_B.max()), shape)
+    exits: list[Tensor]
+    rows: Rows
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class ModularStarEncoderPreTrainedModel(PreTrainedModel):
-    """What the two models share with transformers: the configuration, weight initialisation, the trunk's name."""
+    """What the models share with transformers: the configuration, weight initialisation, the trunk's name."""
 
     config_class = ModularStarEncoderConfig
     base_model_prefix = ""
     _no_split_modules = ("StarEncoder2Layer",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
 
     def __init__(self, config: Config, exit_layer: int | None = None):
         """`exit_layer` builds and loads the model up to that exit; sentence-transformers passes it in `model_kwargs`."""
@@ -239,10 +270,10 @@ class ModularStarEncoderPreTrainedModel(PreTrainedModel):
             deeper = "|".join(str(layer) for layer in range(config.depth, config.num_hidden_layers))
             heads = "|".join(str(index) for index in range(len(config.computed_exit_layers), len(config.exit_layers)))
             # What the file holds for deeper exits is left unread on purpose, and needs no warning.
-            self._keys_to_ignore_on_load_unexpected = {
+            self._keys_to_ignore_on_load_unexpected = [
                 rf"^starEncoder2\.(norm|layers\.({deeper}))\.",
-                rf"^projection_heads\.({heads})\.",
-            }
+                rf"^(projection_heads|classifiers)\.({heads})\.",
+            ]
 
     def _init_weights(self, module: nn.Module) -> None:
         # transformers builds the model on the meta device: a tensor that a file lacks and that is not set here would hold
@@ -262,11 +293,64 @@ class ModularStarEncoderPreTrainedModel(PreTrainedModel):
         """Replace the token embedding."""
         self.starEncoder2.embed_tokens = value
 
-    def run_trunk(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[list[Tensor], UnpaddedRows]:
-        """Unpad rows [B, T], run the trunk, and return the states [N, D] of each exit with what `pad` needs."""
-        rows = unpad(torch.ones_like(input_ids) if attention_mask is None else attention_mask)
-        ids_N = input_ids.flatten()[rows.indices_N]
-        return self.starEncoder2(ids_N, rows.positions_N, rows.cu_seqlens, rows.max_length), rows
+    def exit_number(self, exit_layer: int | None) -> int:
+        """Ordinal of an exit among those that the model computes; None is the deepest.
+
+        Raises:
+            ValueError: the model has no such exit.
+        """
+        exits = self.config.computed_exit_layers
+        if exit_layer is not None and exit_layer not in exits:
+            raise ValueError(f"exit_layer: {exit_layer}, expected one of the model's exits {exits}")
+        return len(exits) - 1 if exit_layer is None else exits.index(exit_layer)
+
+    def run_trunk(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[list[Tensor], Rows]:
+        """Run rows [B, T] and return the states [N, D] of each exit with what `pad` needs."""
+        found = self.run_rows(input_ids, attention_mask)
+        return found.exits, found.rows
+
+    def run_rows(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None = None,
+        exit_layer: int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> TrunkStates:
+        """Run rows [B, T], padded on either side, of ids or embeddings [B, T, D]; no layer above `exit_layer` runs.
+
+        Raises:
+            ValueError: not exactly one of ids and embeddings, a mask of another shape, an exit that the model lacks, or a request
+                for attention weights.
+        """
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise ValueError("output_attentions: no attention weights are kept; expected False (see output_hidden_states)")
+        given = [values for values in (input_ids, inputs_embeds) if values is not None]
+        if len(given) != 1:
+            raise ValueError(f"input_ids, inputs_embeds: {len(given)} of the two given, expected exactly one")
+        values, exits = given[0], self.config.computed_exit_layers
+        shape = values.shape[:2]
+        if attention_mask is None:
+            attention_mask = torch.ones(shape, dtype=torch.bool, device=values.device)
+        elif attention_mask.ndim != 2 or attention_mask.shape != shape:
+            raise ValueError(f"attention_mask: shape {list(attention_mask.shape)}, expected {list(shape)}")
+        rows = DenseRows(attention_mask.bool()) if self._keeps_padding() else unpad(attention_mask)
+        packed = rows.pack(values)
+        ids_N, embeddings_ND = (packed, None) if inputs_embeds is None else (None, packed)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        collected: list[Tensor] | None = [] if wanted else None
+        depth, places = exits[self.exit_number(exit_layer)], (rows.positions_N, rows.cu_seqlens, rows.max_length)
+        states = self.starEncoder2(ids_N, *places, embeddings_ND, depth, collected)
+        return TrunkStates(states, rows, None if collected is None else tuple(rows.pad(state) for state in collected))
+
+    def _keeps_padding(self) -> bool:
+        # The number of real tokens is a shape that depends on data: an exported graph cannot hold it, and attention functions
+        # other than ours and FlashAttention's take a mask instead of bounds.
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            return True
+        implementation = self.config._attn_implementation
+        return implementation not in OWN_ATTENTION and "flash" not in implementation
 
 
 class ModularStarEncoder(ModularStarEncoderPreTrainedModel):
@@ -279,17 +363,33 @@ class ModularStarEncoder(ModularStarEncoderPreTrainedModel):
         self.cls = StarEncoder2PreTrainingHeads(config)
         self.post_init()
 
+    def get_output_embeddings(self) -> nn.Module:
+        """The MLM decoder, which is not tied to the token embedding."""
+        return self.cls.predictions.decoder  # type: ignore[no-any-return]
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the MLM decoder; its bias, which is the head's own, gets zeros for new rows."""
+        self.cls.predictions.decoder = value
+        self.cls.predictions.resize_bias()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         output_prediction_logits: bool = False,
-        **_: Any,
+        inputs_embeds: Tensor | None = None,
+        exit_layer: int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> ModularStarEncoderOutput:
-        """Run rows [B, T], padded on either side; `output_prediction_logits` adds [B, T, V] logits of every exit."""
-        states, rows = self.run_trunk(input_ids, attention_mask)
-        pooled = [self.pooler(state_ND[rows.last_B]) for state_ND in states]
-        padded = tuple(rows.pad(state_ND) for state_ND in states)
+        """Run rows [B, T], padded on either side; `output_prediction_logits` adds [B, T, V] logits of every exit.
+
+        `exit_layer` ends the model there. Raises ValueError as `run_rows`.
+        """
+        found = self.run_rows(input_ids, attention_mask, inputs_embeds, exit_layer, output_hidden_states, output_attentions)
+        pooled = [self.pooler(found.rows.last(state_ND)) for state_ND in found.exits]
+        padded = tuple(found.rows.pad(state_ND) for state_ND in found.exits)
         logits = None
         if output_prediction_logits:
             logits = tuple(self.cls.predict_tokens(state, index) for index, state in enumerate(padded))
@@ -298,6 +398,7 @@ class ModularStarEncoder(ModularStarEncoderPreTrainedModel):
             exit_hidden_states=padded,
             seq_relationship_logits=tuple(self.cls.classify(pooled_BD, index) for index, pooled_BD in enumerate(pooled)),
             prediction_logits=logits,
+            hidden_states=found.hidden_states,
         )
 
 
@@ -319,14 +420,24 @@ class ModularStarEncoderForRetrieval(ModularStarEncoderPreTrainedModel):
         last_B = cu_seqlens[1:].long() - 1
         return [F.normalize(head(state[last_B]), dim=-1) for head, state in zip(self.projection_heads, states, strict=True)]
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, exit_layer: int | None = None, **_: Any
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        exit_layer: int | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> RetrievalOutput:
-        """Run rows [B, T], padded on either side; `last_hidden_state` is that of `exit_layer` (default: the deepest exit)."""
-        states, rows = self.run_trunk(input_ids, attention_mask)
-        projected = [head(state) for head, state in zip(self.projection_heads, states, strict=True)]
-        chosen = self.config.computed_exit_layers.index(exit_layer) if exit_layer is not None else -1
-        return RetrievalOutput(
-            last_hidden_state=rows.pad(projected[chosen]),
-            projected_pooled_normalized=tuple(F.normalize(state[rows.last_B], dim=-1) for state in projected),
-        )
+        """Run rows [B, T], padded on either side; `last_hidden_state` is that of `exit_layer` (default: the deepest exit).
+
+        Raises ValueError as `run_rows`.
+        """
+        chosen = self.exit_number(exit_layer)
+        found = self.run_rows(input_ids, attention_mask, inputs_embeds, None, output_hidden_states, output_attentions)
+        projected = [head(state) for head, state in zip(self.projection_heads, found.exits, strict=True)]
+        # Zeros of a row without tokens are zeros here too, although the heads have biases.
+        embedded = tuple(F.normalize(found.rows.last(state), dim=-1) for state in projected)
+        hidden_states = found.hidden_states
+        return RetrievalOutput(found.rows.pad(projected[chosen]), embedded, hidden_states)

@@ -22,6 +22,7 @@ from mose.files.lock import Holder, Lock, lock_file
 from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
 from mose.model.sharding import Sharding, sharding_of
+from mose.model.tasks_mose import ModularStarEncoderForSequenceClassification
 from mose.run_directory import RunDirectory, checkpoint_name
 from pretrain.checkpoints.files import (
     LATEST_NAME,
@@ -153,7 +154,12 @@ def open_source(folder: Path, step: int | None) -> Iterator[ExportSource]:
 
 def _converted_source(folder: Path, weights: WeightFiles) -> ExportSource:
     config = read_model_config(folder)
-    classes = {kind.__name__: kind for kind in (ModularStarEncoder, ModularStarEncoderForRetrieval)}
+    kinds: tuple[ModelClass, ...] = (
+        ModularStarEncoder,
+        ModularStarEncoderForRetrieval,
+        ModularStarEncoderForSequenceClassification,
+    )
+    classes: dict[str, ModelClass] = {kind.__name__: kind for kind in kinds}
     found = (config.architectures or [None])[0]
     if found not in classes:
         raise MoseError(f"{folder / 'config.json'}: architectures is {found}, expected one of {', '.join(classes)}")

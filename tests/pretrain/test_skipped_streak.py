@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from mose.files.stop_signal import StopSignal
 from mose.run_directory import RunDirectory
 from pretrain import train as train_module
 from pretrain.checkpoints.run_state import DivergedError, Health, Progress
 from pretrain.config.run import IntervalConfig, PretrainConfig, StabilityConfig
-from pretrain.parallel.stop_signal import StopSignal
 from pretrain.train import leave_early, look_after, save_due
 
 MAX_STEPS = 20

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import finetune.retrieval.train
+import finetune.retrieval.trainer
 from finetune.config import RetrievalConfig
 from finetune.retrieval.collapse import CollapseError, CollapseWatch
 from finetune.retrieval.loss import RetrievalLoss, mean_cosine
-from finetune.retrieval.train import build_model, train
+from finetune.retrieval.train import train
+from finetune.retrieval.trainer import build_model
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
 from mose.run_directory import RunDirectory
 
@@ -54,7 +55,7 @@ def test_heads_of_zeros_are_told(config: RetrievalConfig, monkeypatch: pytest.Mo
             torch.nn.init.zeros_(parameter)
         return model
 
-    monkeypatch.setattr(finetune.retrieval.train, "build_model", zero_heads)
+    monkeypatch.setattr(finetune.retrieval.trainer, "build_model", zero_heads)
     with pytest.raises(CollapseError, match=r"^step 8: exit 01 has collapsed: mean cosine of its embeddings 1\.000, loss 3\.4"):
         train(replace(config, head_start="random", warmup_steps=0))
 

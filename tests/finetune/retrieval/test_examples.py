@@ -2,7 +2,10 @@
 
 from dataclasses import replace
 
+import torch
+
 from finetune.retrieval.examples import Examples, text_key
+from finetune.retrieval.loss import false_negatives
 from mose.checkpoint.retrieval_prompts import TEXT_INSTRUCTION
 from tests.finetune.conftest import make_pairs
 
@@ -34,6 +37,17 @@ def test_a_step_is_a_pure_function_and_steps_differ():
     examples = Examples(pairs, 8, 0.5, seed=2)
     assert examples.at(1) == Examples(pairs, 8, 0.5, seed=2).at(1)
     assert examples.at(1) != examples.at(2) and examples.at(1) != Examples(pairs, 8, 0.5, seed=3).at(1)
+
+
+def test_no_two_examples_of_one_description_are_negatives():
+    """As in sets of programming exercises: many codes per description, in text-code and in code-code examples."""
+    pairs = [replace(pair, nl=f"exercise {number % 5}") for number, pair in enumerate(make_pairs(40, second=True))]
+    batch = Examples(pairs, 16, 0.3, seed=1).at(0)
+    keys = torch.tensor([(one.query_key, one.target_key, one.description_key) for one in batch]).unbind(dim=1)
+    descriptions = {code: pair.nl for pair in pairs for code in (text_key(pair.code_a), text_key(pair.code_b))}
+    names = [descriptions[one.target_key] for one in batch]
+    expected = [[i != j and names[i] == names[j] for j in range(16)] for i in range(16)]
+    assert false_negatives(*keys).tolist() == expected and any(map(any, expected))
 
 
 def test_equal_texts_have_equal_keys_and_others_do_not():

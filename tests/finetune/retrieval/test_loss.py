@@ -55,16 +55,22 @@ def test_accuracy_is_the_share_of_queries_that_rank_their_target_first():
 
 def test_cells_of_equal_texts_are_no_negatives():
     # Pairs 0 and 1 share the query; 1 and 2 the target; the query of 3 is the target of 0.
-    excluded = false_negatives(torch.tensor([10, 10, 12, 20]), torch.tensor([20, 21, 21, 23]))
+    excluded = false_negatives(torch.tensor([10, 10, 12, 20]), torch.tensor([20, 21, 21, 23]), torch.arange(4))
     expected = torch.zeros(4, 4, dtype=torch.bool)
     for i, j in ((0, 1), (1, 2), (0, 3)):
         expected[i, j] = expected[j, i] = True
     assert torch.equal(excluded, expected)
 
 
+def test_pairs_of_one_description_are_no_negatives():
+    queries, targets = torch.arange(4), torch.arange(10, 14)
+    excluded = false_negatives(queries, targets, torch.tensor([7, 8, 7, 9]))
+    assert excluded.nonzero().tolist() == [[0, 2], [2, 0]]
+
+
 def test_an_excluded_cell_takes_no_part():
     queries, targets = embeddings(9), embeddings(10)
-    excluded = false_negatives(torch.tensor([1, 1, 3, 4]), torch.tensor([11, 12, 13, 14]))
+    excluded = false_negatives(torch.tensor([1, 1, 3, 4]), torch.tensor([11, 12, 13, 14]), torch.arange(4))
     queries.requires_grad_()
     targets.requires_grad_()
     loss = clip_loss(clip_logits(queries, targets, 10.0, excluded))

@@ -10,7 +10,9 @@ import torch
 from finetune.config import RetrievalConfig
 from finetune.distributed import World
 from finetune.retrieval.examples import Examples
-from finetune.retrieval.train import Trainer, build_model, build_optimizer, train
+from finetune.retrieval.optimization import build_optimizer
+from finetune.retrieval.train import train
+from finetune.retrieval.trainer import Trainer, build_model
 from mose.checkpoint.converted_checkpoint import load_pretrained, load_retrieval, random_like, retrieval_from_pretrained
 from mose.config import load_config
 from mose.errors import MoseError

@@ -166,6 +166,50 @@ def test_a_file_of_one_exit_gives_that_exit(
         assert torch.equal(read(IDS_BT).projected_pooled_normalized[0], expected)
 
 
+@pytest.mark.parametrize("layers", [2, 4])
+@pytest.mark.parametrize("exits", [[2], [1, 2], [1, 2, 4]])
+def test_an_early_exit_stays_raw_however_the_exits_are_listed(
+    layers: int, exits: list[int], retrieval: ModularStarEncoderForRetrieval, tmp_path: Path
+) -> None:
+    folder = write_published(tmp_path / "published", retrieval, 2)
+    path = folder / "config.json"
+    values = {**json.loads(path.read_text()), "num_hidden_layers": layers, "matryoshka_layers": exits}
+    # A field of ours, which folders of others lack.
+    del values["norm_after_last_layer"]
+    path.write_text(json.dumps(values))
+    import_published(folder, tmp_path / "ours")
+    read = load_retrieval(tmp_path / "ours")
+    assert read.config.exit_layers == [2]
+    with torch.no_grad():
+        expected = truncate_at(retrieval.bfloat16().float(), 2)(IDS_BT).projected_pooled_normalized[0]
+        assert torch.equal(read(IDS_BT).projected_pooled_normalized[0], expected)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("temperature", ()), ("module.logit_scale", (1,))])
+def test_a_stored_temperature_is_kept_as_a_fact(
+    name: str, shape: tuple[int, ...], retrieval: ModularStarEncoderForRetrieval, tmp_path: Path
+) -> None:
+    folder = write_published(tmp_path / "published", retrieval)
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), name: torch.full(shape, 9.5, dtype=torch.bfloat16)}, path)
+    import_published(folder, tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "facts.json").read_text())["temperatures"] == {name: 9.5}
+    assert load_retrieval(tmp_path / "ours").config.exit_layers == [1, 2, 4]
+
+
+def test_both_names_of_the_vocabulary_bias_are_read_where_they_are_equal(pretrained: Path, tmp_path: Path) -> None:
+    path = pretrained / "model.safetensors"
+    tensors = load_file(path)
+    both = {**tensors, "cls.predictions.decoder.bias": tensors["cls.predictions.bias"].clone()}
+    save_file(both, path)
+    import_published(pretrained, tmp_path / "ours")
+    assert load_file(tmp_path / "ours" / "model.safetensors").keys() == tensors.keys()
+    both["cls.predictions.decoder.bias"][3] = 1
+    save_file(both, path)
+    with pytest.raises(MoseError, match=r"cls.predictions.bias and cls.predictions.decoder.bias are both .*, expected one"):
+        import_published(pretrained, tmp_path / "again")
+
+
 def test_imported_folder_opens_in_transformers_with_framed_texts(pretrained: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -249,6 +293,8 @@ BAD = {
         set_fields(matryoshka_layers=[1, 2, 6], num_hidden_layers=6),
         r"model\.safetensors: holds 4 layers; expected 6 layers, or one head and a depth of \[1, 2\]",
     ),
+    "no exits": (set_fields(matryoshka_layers=[]), r"config\.json: matryoshka_layers: \[\], expected the layers of the exits"),
+    "temperature of a shape": (put("logit_scale", (2,)), r"model\.safetensors: tensor logit_scale is not expected"),
     "other model": (set_fields(model_type="bert"), r"config\.json: model_type is 'bert'"),
     "other activation": (set_fields(hidden_act="relu"), r"config\.json: hidden_act is 'relu', expected 'gelu_pytorch_tanh'"),
 }

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import Starcoder2Config, Starcoder2Model
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval, unpad
+from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
+from mose.model.rows_mose import unpad
 
 EXITS = [1, 2, 4, 6, 8]
 SHAPE = {

@@ -17,10 +17,10 @@ import pytest
 
 from mose.command import DIVERGED, STOPPED
 from mose.config import load_config, save_config
+from mose.files.stop_signal import StopSignal
 from mose.run_directory import RunDirectory
 from pretrain.checkpoints.files import checkpoint_folders, read_checkpoint_manifest, step_of
 from pretrain.config.run import PretrainConfig
-from pretrain.parallel.stop_signal import StopSignal
 from tests.commands import environment, launcher_line, run_well
 from tests.pretrain.cells import GLOBAL_ROWS, loader_of, tiny_config
 from tests.pretrain.forked import ACCUMULATION, Trouble, refuses, run_forked, succeeds
@@ -103,7 +103,7 @@ def test_ctrl_c_asks_once_and_ends_the_process_the_second_time() -> None:
     code = "\n".join(
         [
             "import os, signal",
-            "from pretrain.parallel.stop_signal import StopSignal",
+            "from mose.files.stop_signal import StopSignal",
             # As in a terminal, also where the tests run under nohup or in the background.
             "signal.signal(signal.SIGHUP, signal.SIG_DFL)",
             "signal.signal(signal.SIGINT, signal.default_int_handler)",

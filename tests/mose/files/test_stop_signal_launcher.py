@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from mose.files import stop_signal
 from mose.files.lock import process_start
-from pretrain.parallel import stop_signal
-from pretrain.parallel.stop_signal import BY_SIGNAL, LAUNCHER_ENDED, LauncherWatch, Process, StopSignal, launcher_processes
+from mose.files.stop_signal import BY_SIGNAL, LAUNCHER_ENDED, LauncherWatch, Process, StopSignal, launcher_processes
 
 
 def test_without_a_launcher_nobody_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Classification of single texts and pairs at every exit, such as clone detection."""
