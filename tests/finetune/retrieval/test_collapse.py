@@ -21,9 +21,9 @@ from mose.run_directory import RunDirectory
 @pytest.fixture
 def config(checkpoint: Path, pairs_file: Path, tmp_path: Path) -> RetrievalConfig:
     places = {"checkpoint": str(checkpoint), "pairs": str(pairs_file), "output": str(tmp_path / "run")}
-    return RetrievalConfig(
-        **places, steps=24, batch_pairs=32, learning_rate=3e-4, warmup_steps=8, log_every_steps=4, device="cpu"
-    )
+    steps = {"steps": 24, "warmup_steps": 8, "log_every_steps": 4}
+    # With a share of generic instructions this model comes out of a collapse again at the far too high rate.
+    return RetrievalConfig(**places, **steps, batch_pairs=32, learning_rate=3e-4, generic_instruction_share=0.0, device="cpu")
 
 
 def report(cosine: float, loss: float, guess: float = math.log(32)) -> RetrievalLoss:
