@@ -29,8 +29,8 @@ class RetrievalLoss:
 
     def record(self) -> "LossRecord":
         """Its values for a checkpoint; float32 survives the way through JSON bit for bit."""
-        lists = (values_E.tolist() for values_E in (self.losses_E, self.accuracies_E, self.cosines_E))
-        return LossRecord(self.total.item(), *lists, self.guess.item())
+        losses, accuracies, cosines = (values_E.tolist() for values_E in (self.losses_E, self.accuracies_E, self.cosines_E))
+        return LossRecord(self.total.item(), losses, accuracies, cosines, self.guess.item())
 
 
 @dataclass(frozen=True)
@@ -123,14 +123,16 @@ def multi_exit_loss(
     logit scale. With `dimensions` an exit's loss is the mean over embeddings cut to each of these widths, normalised again, and
     whole ones (Kusupati et al. 2022).
     """
-    scales = logit_scale.unbind() if isinstance(logit_scale, Tensor) else [logit_scale] * len(queries)
+    scales: Sequence[float | Tensor] = [logit_scale] * len(queries)
+    if isinstance(logit_scale, Tensor):
+        scales = logit_scale.unbind()
     losses, reported, accuracies, cosines = [], [], [], []
     for queries_PD, targets_PD, scale in zip(queries, targets, scales, strict=True):
         logits_PP = clip_logits(queries_PD, targets_PD, scale, excluded_PP)
         clip = clip_loss(logits_PP)
         whole = clip if kind == CLIP else trained_loss(kind, queries_PD, targets_PD, scale, excluded_PP)
         cut = [
-            trained_loss(kind, *(F.normalize(side[:, :width], dim=-1) for side in (queries_PD, targets_PD)), scale, excluded_PP)
+            trained_loss(kind, _leading(queries_PD, width), _leading(targets_PD, width), scale, excluded_PP)
             for width in dimensions
         ]
         losses.append(torch.stack([*cut, whole]).mean() if cut else whole)
@@ -139,5 +141,9 @@ def multi_exit_loss(
         accuracies.append(first_P.float().mean())
         cosines.append(mean_cosine(torch.cat((queries_PD, targets_PD))))
     total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
-    measured = (torch.stack(values) for values in (reported, accuracies, cosines))
-    return RetrievalLoss(total, *measured, guess_loss(excluded_PP))
+    losses_E, accuracies_E, cosines_E = (torch.stack(values) for values in (reported, accuracies, cosines))
+    return RetrievalLoss(total, losses_E, accuracies_E, cosines_E, guess_loss(excluded_PP))
+
+
+def _leading(embeddings_PD: Tensor, width: int) -> Tensor:
+    return F.normalize(embeddings_PD[:, :width], dim=-1)

@@ -112,7 +112,8 @@ class Trainer:
         """The factor of all similarities, or, if learned, of each exit's [E]."""
         if not self.config.logit_scale_learning_rate_factor:
             return self.config.logit_scale
-        return self.model.get_parameter(LOGIT_SCALES).exp()
+        scales_E: Tensor = self.model.get_parameter(LOGIT_SCALES).exp()
+        return scales_E
 
     def step(self, examples: Sequence[Example], step: int) -> StepReport:
         """One optimiser step over the P examples of the whole batch, of which this rank embeds its share."""
