@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from finetune.retrieval.prompts import encode_prompts
 from finetune.retrieval.train import CHECKPOINT_NAME, train
 from finetune.retrieval.validation import Validation
 from mose.checkpoint.converted_checkpoint import load_retrieval, read_model_config
+from mose.command import STOPPED
 from mose.dataset.pairs import read_pairs, write_pairs
 from mose.files.atomic_file import write_json
 from mose.files.json_file import parse_json
@@ -116,7 +118,8 @@ def run(config: RetrievalConfig, work: Path, held_out: Validation) -> dict[str, 
     folder = work / f"seed{config.seed}_{start}_{f'exit{config.exit_layer:02d}' if config.exit_layer else 'all'}"
     scores = folder / "reciprocal_ranks.json"
     if not scores.exists():
-        train(replace(config, output=str(folder)), AUTO)
+        if not train(replace(config, output=str(folder)), AUTO):
+            sys.exit(STOPPED)
         model, tokenizer = load_retrieval(folder / CHECKPOINT_NAME), load_tokenizer(folder / CHECKPOINT_NAME)
         rows = encode_prompts(tokenizer, [*held_out.queries, *held_out.codes], config.max_length)
         tables = embed_rows(model, rows, 16_384, CPU, bf16=False)
