@@ -44,7 +44,7 @@ from mose.model.configuration_mose import ModularStarEncoderConfig
 from mose.run_directory import RunDirectory
 
 LAYERS, EXITS = 12, [1, 3, 6, 9, 12]
-VOCABULARY, MAX_LENGTH = 4096, 256
+VOCABULARY, MAX_LENGTH = 2048, 256
 BATCH_PAIRS, CHUNK_PAIRS = 64, 8
 CPU = torch.device("cpu")
 
@@ -67,7 +67,7 @@ def main() -> None:
 def prepare(scratch: Path, width: int) -> tuple[RetrievalConfig, list[Pair]]:
     """A random model with the 1B model's proportions, but 12 layers, and documented functions of the standard library."""
     library = sysconfig.get_path("stdlib")
-    source = SourcesConfig(directories=(library,), include_suffixes=(".py",), max_repository_bytes=1 << 19)
+    source = SourcesConfig(repositories=(f"{library}/asyncio", f"{library}/email"), include_suffixes=(".py",))
     tokenizer = train_tokenizer(TokenizerTrainingConfig(str(scratch / "tokenizer"), vocabulary_size=VOCABULARY, sources=source))
     shape = ModularStarEncoderConfig(
         vocab_size=VOCABULARY,
