@@ -43,6 +43,18 @@ def pack_rows(rows: Sequence[TOKENS]) -> PackedBatch:
     )
 
 
+def balanced_shares(costs_R: INDICES, ranks: int) -> list[INDICES]:
+    """Deal R rows, a multiple of `ranks`, to ranks of equal numbers and alike cost; returns each rank's rows, ascending.
+
+    Snake order: rounds of one row per rank, most costly rows first, every other round from the last rank to the first. What one
+    round adds to a rank the next takes back, so two ranks differ by at most the most costly row less the least costly one. Equal
+    numbers, which LPT would not give, let ranks exchange embeddings by a plain all-gather. Every rank computes the same.
+    """
+    rounds = np.argsort(-costs_R, kind="stable").reshape(-1, ranks)
+    rounds[1::2] = rounds[1::2, ::-1]
+    return [np.sort(rows) for rows in rounds.T]
+
+
 def chunks_by_length(lengths: Sequence[int], max_rows: int, max_tokens: int | None = None) -> list[INDICES]:
     """Group rows of similar length, shortest first: at most `max_rows` rows and, except for a single row, `max_tokens`."""
     order = np.argsort(np.asarray(lengths, dtype=np.int64), kind="stable")

@@ -7,6 +7,7 @@ from mose.config import require
 from mose.dataset.manifest import SPLITS
 
 DECAYS = (CONSTANT, LINEAR, COSINE) = ("constant", "linear", "cosine")
+LOSSES = (CLIP, ONE_WAY, SAME_SIDE) = ("clip", "one_way", "same_side")
 HEAD_STARTS = (IDENTITY, WHITENING, RANDOM) = ("identity", "whitening", "random")
 
 
@@ -44,8 +45,18 @@ class RetrievalConfig:
     """Largest norm of the gradient of a step; 0 does not clip. The paper names none for fine-tuning."""
     weight_decay: float = 0.01
     """AdamW's, on matrices only; the paper gives none for fine-tuning, this is torch's default."""
+    loss: str = CLIP
+    """clip: each query against all targets and each target against all queries (paper section 4.1); one_way: queries against
+    targets only; same_side: clip, with the other queries as negatives of a query and the other targets of a target."""
+    dimensions: tuple[int, ...] = ()
+    """Leading dimensions that are trained to serve alone, as [64,256] (Matryoshka): the loss is the mean over these and the full
+    width. The paper has none."""
+    exit_layer: int = 0
+    """Train this exit alone, on layers 1..exit_layer: the single-exit baseline. 0 trains all exits."""
     logit_scale: float = 10.0
     """Similarities are multiplied by it before the softmax (the paper's temperature, section 4.1)."""
+    logit_scale_learning_rate_factor: float = 0.0
+    """Above 0 each exit learns its logit scale, up to 100, at this multiple of the layers' learning rate; the paper fixes it."""
     augment_share: float = 0.3
     """Share of code snippets whose frequent words become random strings (paper section 4.1)."""
     generic_instruction_share: float = 0.1
@@ -78,16 +89,19 @@ class RetrievalConfig:
         require(self.batch_pairs >= 2, f"batch_pairs: {self.batch_pairs}, expected 2 or more (the others are the negatives)")
         for name in ("learning_rate", "logit_scale"):
             require(getattr(self, name) > 0, f"{name}: {getattr(self, name)}, expected a number above 0")
-        for name in ("embedding_learning_rate_factor", "head_learning_rate_factor", "gradient_clipping", "weight_decay"):
+        factors = ("embedding_learning_rate_factor", "head_learning_rate_factor", "logit_scale_learning_rate_factor")
+        for name in (*factors, "gradient_clipping", "weight_decay", "exit_layer"):
             require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}, expected 0 or more")
         most = self.steps if self.decay == CONSTANT else self.steps - 1
         require(0 <= self.warmup_steps <= most, f"warmup_steps: {self.warmup_steps}, expected 0 to {most} of {self.steps} steps")
-        for name, choices in (("decay", DECAYS), ("head_start", HEAD_STARTS)):
+        for name, choices in (("decay", DECAYS), ("head_start", HEAD_STARTS), ("loss", LOSSES)):
             require(getattr(self, name) in choices, f"{name}: {getattr(self, name)!r}, expected one of {', '.join(choices)}")
         for name in ("augment_share", "generic_instruction_share"):
             require(0 <= getattr(self, name) <= 1, f"{name}: {getattr(self, name)}, expected a share in [0, 1]")
         for name in ("max_length", "checkpoint_every_steps", "validate_every_steps"):
             require(getattr(self, name) >= 0, f"{name}: {getattr(self, name)}, expected 0 or more")
+        ascending = list(self.dimensions) == sorted(set(self.dimensions)) and min(self.dimensions, default=1) >= 1
+        require(ascending, f"dimensions: {list(self.dimensions)}, expected numbers from 1, ascending")
         require(self.validation_queries >= 2, f"validation_queries: {self.validation_queries}, expected 2 or more")
 
     @property

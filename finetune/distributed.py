@@ -70,8 +70,8 @@ def gather_rows(local_RD: Tensor) -> Tensor:
     """Every rank's rows in rank order, [W * R, D], with gradient; without a group the rows themselves.
 
     Each rank computes the same loss of all rows, so a rank's gradient is its own slice of it, and `sum_gradients` then
-    adds up parameter gradients that belong to different rows. Queries and targets must be gathered by two calls of this
-    function: both come back in rank order, so pair i of one is pair i of the other on every rank.
+    adds up parameter gradients that belong to different rows. Rows come back in rank order: a caller that dealt them otherwise
+    puts them into the order of the batch, the same on every rank.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return local_RD

@@ -21,16 +21,18 @@ from mose.run_directory import LOSS_TOTAL, RunDirectory, exit_scalar
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimiser step measured: losses, gradient norm, pairs of the whole batch, seconds."""
+    """What one optimiser step measured: losses, gradient norm, pairs of the whole batch, seconds; and the exits' logit scales if
+    they are learned."""
 
     loss: RetrievalLoss
     gradient_norm: float
     pairs: int
     seconds: float
+    logit_scales: tuple[float, ...] = ()
 
     def record(self) -> "StepRecord":
         """Its values for a checkpoint."""
-        return StepRecord(self.loss.record(), self.gradient_norm, self.pairs, self.seconds)
+        return StepRecord(self.loss.record(), self.gradient_norm, self.pairs, self.seconds, self.logit_scales)
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,11 @@ class StepRecord:
     gradient_norm: float
     pairs: int
     seconds: float
+    logit_scales: tuple[float, ...]
 
     def restored(self, device: torch.device) -> StepReport:
         """The report again."""
-        return StepReport(self.loss.restored(device), self.gradient_norm, self.pairs, self.seconds)
+        return StepReport(self.loss.restored(device), self.gradient_norm, self.pairs, self.seconds, self.logit_scales)
 
 
 @dataclass
@@ -91,7 +94,8 @@ class TrainingLog:
             line = console_line(step, self.config.steps, scalars)
             self.progress.console.print(line, highlight=False, soft_wrap=True)
         if validation:
-            shown = " ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in validation.items() if name.count("/") == 2)
+            whole = [exit_scalar("validation", layer, "mrr") for layer in self.exit_layers]
+            shown = " ".join(f"{name.split('/')[1]} {validation[name]:.3f}" for name in whole)
             self.progress.console.print(f"held-out MRR after step {step}: {shown}", highlight=False, soft_wrap=True)
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
@@ -111,6 +115,8 @@ class TrainingLog:
             scalars[exit_scalar("accuracy", layer, "in_batch")] = statistics.fmean(accuracies)
             cosines = [float(report.loss.cosines_E[index]) for report in self.reports]
             scalars[exit_scalar("similarity", layer, "mean_cosine")] = statistics.fmean(cosines)
+        for layer, logit_scale in zip(self.exit_layers, self.reports[-1].logit_scales, strict=False):
+            scalars[exit_scalar("optimizer", layer, "logit_scale")] = logit_scale
         scalars["optimizer/learning_rate"] = learning_rate(step - 1, self.config)
         scalars["optimizer/gradient_norm"] = statistics.fmean(report.gradient_norm for report in self.reports)
         seconds = sum(report.seconds for report in self.reports)

@@ -10,21 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finetune.config import CLIP, ONE_WAY
+
 
 @dataclass(frozen=True)
 class RetrievalLoss:
-    """The weighted total (with gradient); of each exit (without) the loss, the share of queries that rank their target first,
-    and the mean cosine of two different texts."""
+    """The weighted total (with gradient), and what is logged of each exit (without).
+
+    `losses_E` is the CLIP loss at full width, whichever loss is trained; `accuracies_E` the share of queries that rank their
+    target first; `cosines_E` the mean cosine of two different texts; `guess` the CLIP loss of equal embeddings.
+    """
 
     total: Tensor
     losses_E: Tensor
     accuracies_E: Tensor
     cosines_E: Tensor
+    guess: Tensor
 
     def record(self) -> "LossRecord":
         """Its values for a checkpoint; float32 survives the way through JSON bit for bit."""
-        lists = (values_E.tolist() for values_E in (self.losses_E, self.accuracies_E, self.cosines_E))
-        return LossRecord(self.total.item(), *lists)
+        losses, accuracies, cosines = (values_E.tolist() for values_E in (self.losses_E, self.accuracies_E, self.cosines_E))
+        return LossRecord(self.total.item(), losses, accuracies, cosines, self.guess.item())
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,12 @@ class LossRecord:
     losses: list[float]
     accuracies: list[float]
     cosines: list[float]
+    guess: float
 
     def restored(self, device: torch.device) -> RetrievalLoss:
         """The loss again, without gradient."""
-        values = (torch.tensor(value, device=device) for value in (self.total, self.losses, self.accuracies, self.cosines))
-        return RetrievalLoss(*values)
+        values = (self.total, self.losses, self.accuracies, self.cosines, self.guess)
+        return RetrievalLoss(*(torch.tensor(value, device=device) for value in values))
 
 
 def false_negatives(query_keys_P: Tensor, target_keys_P: Tensor, description_keys_P: Tensor) -> Tensor:
@@ -56,7 +63,7 @@ def false_negatives(query_keys_P: Tensor, target_keys_P: Tensor, description_key
     return excluded_PP.fill_diagonal_(False)
 
 
-def clip_logits(queries_PD: Tensor, targets_PD: Tensor, logit_scale: float, excluded_PP: Tensor) -> Tensor:
+def clip_logits(queries_PD: Tensor, targets_PD: Tensor, logit_scale: float | Tensor, excluded_PP: Tensor) -> Tensor:
     """Scaled similarities [P, P] in float32; excluded cells are -inf. Embeddings are normalised."""
     logits_PP = logit_scale * queries_PD.float() @ targets_PD.float().T
     return logits_PP.masked_fill(excluded_PP, float("-inf"))
@@ -80,19 +87,63 @@ def mean_cosine(embeddings_RD: Tensor) -> Tensor:
     return 1 - deviation_RD.square().sum() / (len(rows_RD) - 1)
 
 
-def multi_exit_loss(
-    queries: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float], logit_scale: float, excluded_PP: Tensor
-) -> RetrievalLoss:
-    """Sum over exits of weight x CLIP loss; `queries` and `targets` are E tensors [P, D] of normalised embeddings.
+def guess_loss(excluded_PP: Tensor) -> Tensor:
+    """The CLIP loss of embeddings that are all one point: the mean logarithm of the number of candidates, ln P if all are."""
+    candidates_P = len(excluded_PP) - excluded_PP.sum(dim=1)
+    return candidates_P.float().log().mean()
 
-    The similarity is *multiplied* by `logit_scale`: the paper's "temperature 10.0" is open_clip's logit scale.
+
+def trained_loss(kind: str, queries_PD: Tensor, targets_PD: Tensor, logit_scale: float | Tensor, excluded_PP: Tensor) -> Tensor:
+    """The loss of one exit at one width, by its name in the config."""
+    logits_PP = clip_logits(queries_PD, targets_PD, logit_scale, excluded_PP)
+    if kind == CLIP:
+        return clip_loss(logits_PP)
+    diagonal_P = torch.arange(len(logits_PP), device=logits_PP.device)
+    if kind == ONE_WAY:
+        return F.cross_entropy(logits_PP, diagonal_P)
+    # Two queries with one answer are no negatives of each other either, and a text is none of itself.
+    same_PP = excluded_PP | torch.eye(len(excluded_PP), dtype=torch.bool, device=excluded_PP.device)
+    rows_PK = torch.cat((logits_PP, clip_logits(queries_PD, queries_PD, logit_scale, same_PP)), dim=1)
+    columns_PK = torch.cat((logits_PP.T, clip_logits(targets_PD, targets_PD, logit_scale, same_PP)), dim=1)
+    return (F.cross_entropy(rows_PK, diagonal_P) + F.cross_entropy(columns_PK, diagonal_P)) / 2
+
+
+def multi_exit_loss(
+    queries: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    weights: Sequence[float],
+    logit_scale: float | Tensor,
+    excluded_PP: Tensor,
+    kind: str = CLIP,
+    dimensions: Sequence[int] = (),
+) -> RetrievalLoss:
+    """Sum over exits of weight x loss; `queries` and `targets` are E tensors [P, D] of normalised embeddings.
+
+    The similarity is *multiplied* by `logit_scale` (one, or one per exit [E]): the paper's "temperature 10.0" is open_clip's
+    logit scale. With `dimensions` an exit's loss is the mean over embeddings cut to each of these widths, normalised again, and
+    whole ones (Kusupati et al. 2022).
     """
-    losses, accuracies, cosines = [], [], []
-    for queries_PD, targets_PD in zip(queries, targets, strict=True):
-        logits_PP = clip_logits(queries_PD, targets_PD, logit_scale, excluded_PP)
-        losses.append(clip_loss(logits_PP))
+    scales: Sequence[float | Tensor] = [logit_scale] * len(queries)
+    if isinstance(logit_scale, Tensor):
+        scales = logit_scale.unbind()
+    losses, reported, accuracies, cosines = [], [], [], []
+    for queries_PD, targets_PD, scale in zip(queries, targets, scales, strict=True):
+        logits_PP = clip_logits(queries_PD, targets_PD, scale, excluded_PP)
+        clip = clip_loss(logits_PP)
+        whole = clip if kind == CLIP else trained_loss(kind, queries_PD, targets_PD, scale, excluded_PP)
+        cut = [
+            trained_loss(kind, _leading(queries_PD, width), _leading(targets_PD, width), scale, excluded_PP)
+            for width in dimensions
+        ]
+        losses.append(torch.stack([*cut, whole]).mean() if cut else whole)
+        reported.append(clip.detach())
         first_P = logits_PP.detach().argmax(dim=1) == torch.arange(len(logits_PP), device=logits_PP.device)
         accuracies.append(first_P.float().mean())
         cosines.append(mean_cosine(torch.cat((queries_PD, targets_PD))))
     total = torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
-    return RetrievalLoss(total, torch.stack(losses).detach(), torch.stack(accuracies), torch.stack(cosines))
+    losses_E, accuracies_E, cosines_E = (torch.stack(values) for values in (reported, accuracies, cosines))
+    return RetrievalLoss(total, losses_E, accuracies_E, cosines_E, guess_loss(excluded_PP))
+
+
+def _leading(embeddings_PD: Tensor, width: int) -> Tensor:
+    return F.normalize(embeddings_PD[:, :width], dim=-1)

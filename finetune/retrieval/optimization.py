@@ -7,7 +7,8 @@ import torch
 from finetune.config import COSINE, LINEAR, RetrievalConfig
 from mose.errors import MoseError
 
-EMBEDDING, HEADS = "embed_tokens", "projection_heads"
+EMBEDDING, HEADS, LOGIT_SCALES = "embed_tokens", "projection_heads", "log_logit_scales_E"
+LARGEST_LOGIT_SCALE = 100.0
 
 
 def build_optimizer(model: torch.nn.Module, config: RetrievalConfig) -> torch.optim.AdamW:
@@ -27,6 +28,8 @@ def _factor(name: str, config: RetrievalConfig) -> float:
     parts = name.split(".")
     if EMBEDDING in parts:
         return config.embedding_learning_rate_factor
+    if LOGIT_SCALES in parts:
+        return config.logit_scale_learning_rate_factor
     return config.head_learning_rate_factor if HEADS in parts else 1.0
 
 
@@ -61,4 +64,7 @@ def optimizer_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ste
         group["lr"] = learning_rate(step, config) * group["factor"]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if config.logit_scale_learning_rate_factor:
+        with torch.no_grad():
+            model.get_parameter(LOGIT_SCALES).clamp_(max=math.log(LARGEST_LOGIT_SCALE))
     return float(norm)

@@ -154,7 +154,7 @@ def loop(run: Run) -> bool:
         scores, is_best = validate(run)
         if run.log is not None:
             run.log.add(step + 1, report, scores)
-        run.watch.add(step + 1, report.loss, report.pairs)
+        run.watch.add(step + 1, report.loss)
         if is_best or due(step + 1, config.checkpoint_every_steps, config.steps):
             run.save()
     return True
@@ -185,12 +185,15 @@ def languages_of(pairs: list[Pair]) -> list[str]:
 def finish(run: Run, languages: list[str]) -> None:
     """Write the converted checkpoints of the last step and of the best validation, unless they are there."""
     config, progress = run.config, run.progress
+    run.trainer.model.config.languages = languages
     facts = {
         "stage": "retrieval",
         "steps": progress.step,
         "batch_pairs": config.batch_pairs,
         "seed": config.seed,
         "from_random": config.from_random,
+        "loss": config.loss,
+        "dimensions": list(config.dimensions),
         "pairs": [str(path) for path in config.pair_files],
         "languages": languages,
         "last_metrics": run.log.last if run.log is not None else {},

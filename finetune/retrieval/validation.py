@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.config import RetrievalConfig
@@ -20,6 +21,7 @@ from mose.run_directory import VALIDATION, exit_scalar
 from mose.seeding import generator
 
 MEAN_MRR = f"{VALIDATION}mrr"
+_KIND = VALIDATION.rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,30 @@ class Validation:
         return cls([text_prompt(pair.nl) for pair in chosen], codes, own_Q, other_answers_QK)
 
     def scores(self, trainer: Trainer) -> dict[str, float]:
-        """MRR of each exit, `validation/exit_04/mrr` and so on, and their mean, `validation/mrr`; every rank calls it."""
-        tables = trainer.embed([*self.queries, *self.codes])
-        count = len(self.queries)
-        scores = {
-            exit_scalar(VALIDATION.rstrip("/"), layer, "mrr"): self._mrr(table[:count].cpu(), table[count:].cpu())
-            for layer, table in zip(trainer.exit_layers, tables, strict=True)
-        }
-        return scores | {MEAN_MRR: sum(scores.values()) / len(scores)}
+        """MRR of each exit, `validation/exit_04/mrr` and so on, and their mean, `validation/mrr`; every rank calls it.
 
-    def _mrr(self, queries_QD: Tensor, codes_KD: Tensor) -> float:
+        Beside them, `validation/exit_04/mrr_64` for each of the leading `dimensions` that are trained.
+        """
+        tables = trainer.embed([*self.queries, *self.codes])
+        scores, cut = {}, {}
+        for layer, table in zip(trainer.exit_layers, tables, strict=True):
+            rows_RD = table.cpu()
+            scores[exit_scalar(_KIND, layer, "mrr")] = self._mrr(rows_RD)
+            for width in trainer.config.dimensions:
+                cut[exit_scalar(_KIND, layer, f"mrr_{width}")] = self._mrr(F.normalize(rows_RD[:, :width], dim=-1))
+        return scores | cut | {MEAN_MRR: sum(scores.values()) / len(scores)}
+
+    def reciprocal_ranks(self, rows_RD: Tensor) -> Tensor:
+        """1 / rank of each query's own code [Q], from the embeddings of the queries, then of the codes."""
+        queries_QD, codes_KD = rows_RD[: len(self.queries)], rows_RD[len(self.queries) :]
         similarities_QK = (queries_QD @ codes_KD.T).masked_fill(self.other_answers_QK, float("-inf"))
         own_Q1 = similarities_QK.gather(1, self.own_Q[:, None])
         # Ties count against the model, and NaN as the worst rank: a collapsed model must not look perfect.
         ranks_Q = (~(similarities_QK < own_Q1)).sum(dim=1)
-        return float((1.0 / ranks_Q.double()).mean())
+        return 1.0 / ranks_Q.double()
+
+    def _mrr(self, rows_RD: Tensor) -> float:
+        return float(self.reciprocal_ranks(rows_RD).mean())
 
 
 def open_validation(config: RetrievalConfig) -> Validation | None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 import mose.model
 from mose.checkpoint.exit_selection import ModelClass, select_exit, write_weights
 from mose.checkpoint.fast_tokenizer import frame_fast_tokenizer, write_fast_tokenizer
+from mose.checkpoint.retrieval_prompts import named_prompts
 from mose.checkpoint.safetensors_file import WEIGHTS_NAME, WeightFiles
 from mose.checkpoint.sentence_folder import write_sentence_transformer
 from mose.errors import MoseError, first_line
@@ -63,6 +64,7 @@ OTHER_FIELDS: dict[str, Any] = {
     "sequence_task": str,
     "initialization": str,
     "exit_layer": int | None,
+    "languages": list[str] | None,
     "architectures": list[str] | None,
 }
 Model = TypeVar("Model", ModularStarEncoder, ModularStarEncoderForRetrieval, ModularStarEncoderForSequenceClassification)
@@ -273,7 +275,11 @@ def describe(folder: Path, model_class: ModelClass, config: ModularStarEncoderCo
     copy_sources(folder, model_class)
     # A classifier gives logits and no embedding.
     if model_class is not ModularStarEncoderForSequenceClassification:
-        write_sentence_transformer(folder, config.hidden_size, with_prompts=model_class is ModularStarEncoderForRetrieval)
+        write_sentence_transformer(folder, config.hidden_size, _prompts_of(model_class, config))
+
+
+def _prompts_of(model_class: ModelClass, config: ModularStarEncoderConfig) -> dict[str, str]:
+    return named_prompts(config.languages or ()) if model_class is ModularStarEncoderForRetrieval else {}
 
 
 def auto_map(model_class: ModelClass) -> dict[str, str]:

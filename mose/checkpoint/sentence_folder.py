@@ -1,19 +1,20 @@
 """What sentence-transformers reads in a converted checkpoint: its modules, and for retrieval models the prompts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from mose.checkpoint.retrieval_prompts import DOCUMENT_PROMPT, named_prompts
+from mose.checkpoint.retrieval_prompts import DOCUMENT_PROMPT
 from mose.files.atomic_file import write_json
 
 CONFIG_NAME = "config_sentence_transformers.json"
 TRANSFORMER_NAME = "sentence_bert_config.json"
 
 
-def write_sentence_transformer(folder: Path, width: int, with_prompts: bool) -> None:
+def write_sentence_transformer(folder: Path, width: int, instructions: Mapping[str, str]) -> None:
     """Describe the folder: the model's last hidden state, its last token (`<cls>`), normalised.
 
-    With prompts, a text becomes `<sep>{instruction}<sep>{text}<cls>` also where the caller names none: the tokenizer puts
-    the outer two, the prompt ends with the inner `<sep>`.
+    With `instructions` by prompt name, a text becomes `<sep>{instruction}<sep>{text}<cls>` also where the caller names none: the
+    tokenizer puts the outer two, the prompt ends with the inner `<sep>`.
     """
     steps = ("Transformer", "Pooling", "Normalize")
     paths = ("", "1_Pooling", "2_Normalize")
@@ -26,7 +27,7 @@ def write_sentence_transformer(folder: Path, width: int, with_prompts: bool) -> 
     write_json(folder / TRANSFORMER_NAME, {"processor_kwargs": {"split_special_tokens": False}, "unpad_inputs": False})
     pooling = {"word_embedding_dimension": width, "pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
     write_json(folder / "1_Pooling" / "config.json", pooling)
-    prompts = {name: f"{instruction}<sep>" for name, instruction in named_prompts().items()} if with_prompts else {}
-    default = DOCUMENT_PROMPT if with_prompts else None
+    prompts = {name: f"{instruction}<sep>" for name, instruction in instructions.items()}
+    default = DOCUMENT_PROMPT if prompts else None
     values = {"prompts": prompts, "default_prompt_name": default, "similarity_fn_name": "cosine"}
     write_json(folder / CONFIG_NAME, values | {"model_type": "SentenceTransformer"})

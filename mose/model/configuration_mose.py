@@ -33,6 +33,7 @@ class ModularStarEncoderConfig(PretrainedConfig):
         norm_after_last_layer: bool = True,
         sequence_task: str = "icc",
         exit_layer: int | None = None,
+        languages: list[str] | None = None,
         pad_token_id: int = 0,
         **kwargs: Any,
     ):
@@ -42,6 +43,7 @@ class ModularStarEncoderConfig(PretrainedConfig):
         `conditional_size` 0 is a model whose heads get no layer index. `sequence_task` is what the two-way head was trained on:
         `icc` and `nsp` (class 1: two repositories), `none` (it was not).
         `initialization` is the kind of initial weights that were drawn, so that a control can be drawn alike.
+        `languages` are those that a retrieval model was fine-tuned on, in the lower case of its instructions.
         `exit_layer` is set by the caller who opens a checkpoint of all exits and wants one: deeper layers are not built.
         """
         self.vocab_size = vocab_size
@@ -63,6 +65,7 @@ class ModularStarEncoderConfig(PretrainedConfig):
         self.norm_after_last_layer = norm_after_last_layer
         self.sequence_task = sequence_task
         self.exit_layer = exit_layer
+        self.languages = languages
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(pad_token_id=pad_token_id, **kwargs)
 

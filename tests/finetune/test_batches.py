@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.batches import BatchOrder, chunks_by_length, pack_rows
+from finetune.batches import BatchOrder, balanced_shares, chunks_by_length, pack_rows
 from mose.errors import MoseError
 
 
@@ -55,6 +55,22 @@ def test_chunks_hold_every_row_once_within_bounds_and_ascending(lengths: list[in
     for chunk in chunks:
         assert 1 <= len(chunk) <= max_rows
         assert len(chunk) == 1 or sum(lengths[row] for row in chunk) <= max_tokens
+
+
+@given(ranks=st.integers(1, 9), costs=st.lists(st.integers(0, 2048), max_size=90), seed=st.integers(0, 3))
+def test_shares_have_every_row_once_equal_numbers_and_alike_costs(ranks: int, costs: list[int], seed: int):
+    costs_R = np.array(costs[: len(costs) // ranks * ranks], dtype=np.int64)
+    shares = balanced_shares(costs_R, ranks)
+    assert sorted(row for rows in shares for row in rows.tolist()) == list(range(len(costs_R)))
+    assert {len(rows) for rows in shares} == {len(costs_R) // ranks}
+    assert all(rows.tolist() == sorted(rows.tolist()) for rows in shares)
+    totals = [int(costs_R[rows].sum()) for rows in shares]
+    spread = int(costs_R.max() - costs_R.min()) if len(costs_R) else 0
+    assert max(totals) - min(totals) <= spread
+
+
+def test_one_rank_keeps_the_order_of_the_rows():
+    assert balanced_shares(np.array([3, 9, 1, 9]), 1)[0].tolist() == [0, 1, 2, 3]
 
 
 def test_packed_rows_are_cut_apart_again_by_their_bounds():

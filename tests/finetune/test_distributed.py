@@ -46,7 +46,8 @@ def losses(model: torch.nn.ModuleList, part: slice) -> Tensor:
 
 def retrieval_config(folder: Path, output: str) -> RetrievalConfig:
     places = {"checkpoint": str(folder / "model"), "pairs": str(folder / "pairs.parquet"), "output": str(folder / output)}
-    return RetrievalConfig(**places, steps=2, batch_pairs=8, chunk_pairs=2, learning_rate=1e-3, log_every_steps=1, device="cpu")
+    learned = {"learning_rate": 1e-3, "logit_scale_learning_rate_factor": 10.0}
+    return RetrievalConfig(**places, **learned, steps=2, batch_pairs=8, chunk_pairs=2, log_every_steps=1, device="cpu")
 
 
 def join(rank: int, port: int) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from finetune.retrieval.examples import Examples, text_key
 from finetune.retrieval.loss import false_negatives
-from mose.checkpoint.retrieval_prompts import TEXT_INSTRUCTION
+from mose.checkpoint.retrieval_prompts import NO_LANGUAGE_INSTRUCTION, TEXT_INSTRUCTION
 from tests.finetune.conftest import make_pairs
 
 
@@ -30,6 +30,16 @@ def test_augmentation_leaves_texts_and_keys_alone():
         assert (before.query_key, before.target_key) == (after.query_key, after.target_key)
         assert before.query == after.query or before.query.instruction != TEXT_INSTRUCTION
     assert any(before.target != after.target for before, after in zip(plain, changed, strict=True))
+
+
+def test_a_share_of_codes_has_the_instruction_without_a_language():
+    pairs = make_pairs(400, second=True)
+    for share in (0.0, 0.1, 1.0):
+        batches = [Examples(pairs, 200, 0.3, 1, share).at(step) for step in range(5)]
+        codes = [side.instruction for batch in batches for one in batch for side in (one.query, one.target)]
+        codes = [instruction for instruction in codes if instruction != TEXT_INSTRUCTION]
+        generic = sum(instruction == NO_LANGUAGE_INSTRUCTION for instruction in codes) / len(codes)
+        assert abs(generic - share) < 0.03, share
 
 
 def test_a_step_is_a_pure_function_and_steps_differ():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from finetune.config import RetrievalConfig
-from finetune.retrieval.optimization import build_optimizer, learning_rate, optimizer_step
+from finetune.retrieval.optimization import LOGIT_SCALES, build_optimizer, learning_rate, optimizer_step
 from mose.checkpoint.converted_checkpoint import random_like, retrieval_from_pretrained
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
 from tests.finetune.conftest import tiny_config
@@ -48,6 +48,17 @@ def test_embedding_and_heads_have_rates_of_their_own(model: ModularStarEncoderFo
         factor = 5.0 if "embed_tokens" in name else 0.1 if name.startswith("projection_heads") else 1.0
         assert rates[id(parameter)] == pytest.approx(0.5 * factor), name
     assert len(rates) == len(list(model.parameters()))
+
+
+def test_a_learned_logit_scale_has_its_own_rate_and_ends_at_100(model: ModularStarEncoderForRetrieval):
+    config = config_of(learning_rate=1.0, logit_scale_learning_rate_factor=0.5, gradient_clipping=0.0)
+    scales = torch.nn.Parameter(torch.tensor([10.0, 10.0, 99.0]).log())
+    model.register_parameter(LOGIT_SCALES, scales)
+    optimizer = build_optimizer(model, config)
+    scales.grad = torch.tensor([1.0, -1.0, -1.0])
+    optimizer_step(model, optimizer, 0, config)
+    # Adam's first step is the rate, .5, downhill.
+    assert scales.exp().tolist() == pytest.approx([10 / 1.6487, 10 * 1.6487, 100.0], rel=1e-4)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(0.0, 6.0), (2.0, 2.0), (9.0, 6.0)])

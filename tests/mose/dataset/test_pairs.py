@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mose.dataset.pairs import Pair, read_pairs, write_pairs
+from mose.dataset.pairs import RELEASED_COLUMNS, Pair, read_pairs, write_pairs
 from mose.errors import MoseError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -41,6 +41,17 @@ def test_a_file_of_triplets_without_our_columns_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "t.parquet", {**COLUMNS, "task_id": ["7"], "machine_generated": [True]})
     assert read_pairs(path) == [Pair("add", "a+b", "Python", "a + b;", "C")]
     assert read_pairs(path, "train") == read_pairs(path)
+
+
+def test_the_released_data_set_is_read_by_its_own_column_names(tmp_path: Path) -> None:
+    released = {RELEASED_COLUMNS[name]: values for name, values in COLUMNS.items()}
+    more = {"repository_name": ["a/b"], "func_path_in_repository": ["c.py"], "func_code_url": ["https://example.org"]}
+    path = write(tmp_path / "t.parquet", {**released, **more})
+    assert read_pairs(path, "train") == [Pair("add", "a+b", "Python", "a + b;", "C", "a/b", "c.py")]
+    with pytest.raises(MoseError, match=r"t.parquet: language2: no such column; expected func_documentation_string, func1_CSN, "):
+        read_pairs(write(path, {name: values for name, values in released.items() if name != "language2"}))
+    with pytest.raises(MoseError, match=r"t.parquet: func1_CSN: row 0 is empty, expected text"):
+        read_pairs(write(path, {**released, "func1_CSN": [""]}))
 
 
 def test_nulls_in_the_second_code_are_empty(tmp_path: Path) -> None:
