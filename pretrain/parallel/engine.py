@@ -29,20 +29,24 @@ from pretrain.parallel.weights_only import weights_only
 from pretrain.parallel.zero import STATE_TAG, deepspeed_config
 
 
-def join_process_group(timeout_seconds: int, store: Store | None) -> None:
+def join_process_group(timeout_seconds: int, store: Store | None = None) -> None:
     """Join the group that the launcher's variables describe: NCCL with CUDA, gloo without.
 
-    The ranks meet in `store`; without one torch opens its own, as the launcher's variables say.
+    The ranks meet in `store`; without one torch opens its own, as the launcher's variables say. The process's CUDA device must
+    be set: NCCL makes its communicators on the current one.
     """
     deepspeed_logger.setLevel(logging.WARNING)
-    # A CPU-only op that is not used here: its build takes minutes, and a killed build leaves a lock that blocks later runs.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # No op counts as compatible. The only one that is looked up is CPU-only and not used here: its build takes minutes, and a
+    # killed build leaves a lock that blocks later runs. Reading DeepSpeed's own table would start compilers on every rank.
+    deepspeed.ops.__compatible_ops__ = {}
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     timeout = datetime.timedelta(seconds=timeout_seconds)
-    if store is not None:
-        # deepspeed takes no store, but takes over a group that is there.
+    if not dist.is_initialized():
+        # deepspeed takes over a group that is there. Its own would be bound to a device (`device_id`), and torch then builds
+        # every later group at once by splitting NCCL's communicator, in which all ranks must take part.
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        meeting: dict[str, Any] = {"store": store} if store is not None else {"init_method": "env://"}
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, **meeting)
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
 
 
@@ -147,7 +151,7 @@ class Engine:
             self.deepspeed.global_samples += samples
 
     def load(self, folder: Path, unpickle: bool = False) -> None:
-        """Read this rank's part of a state that `save` wrote in the same layout; the caller has verified its checksums.
+        """Read this rank's part of a state that `save` or `merge_parts` wrote; the caller has verified its checksums.
 
         With `unpickle`, objects of any class are made, which can run code: for checkpoints that the user trusts.
         DeepSpeed also restores the decay, betas and clipping of the run that saved, which would silently undo a change of the
@@ -167,6 +171,19 @@ class Engine:
         for group, values in zip(optimizer.param_groups, wanted, strict=True):
             group.update(values)
         optimizer.clip_grad = clipping
+        place_state(optimizer)
+
+
+def place_state(optimizer: Any) -> None:
+    """Move each state tensor of an optimiser, or of the one that ZeRO wraps, to the device of its parameter.
+
+    DeepSpeed's universal loader leaves `step` on the CPU, where it read it, and fused AdamW refuses that beside weights on CUDA.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    for parameter, state in inner.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.device != parameter.device:
+                state[name] = value.to(parameter.device)
 
 
 def _stage_named(kind: Any, name: str) -> ZeroStageEnum:

@@ -5,7 +5,7 @@ V vocabulary rows of all ranks, W vocabulary rows of this rank.
 """
 
 import dataclasses
-import os
+import datetime
 import warnings
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from mose.model.sharding import Sharding, sharding_of
+from pretrain.parallel.topology import Place
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Transformer Engine and Apex are absent on purpose
@@ -22,20 +23,38 @@ with warnings.catch_warnings():
     from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 
 
-def initialize_tensor_groups(tensor_ranks: int) -> "ModelParallelUnit":
-    """Build megatron's process groups, which live in its module for the life of the process, and wrap them for DeepSpeed.
+def initialize_tensor_groups(place: Place, tensor_ranks: int, timeout_seconds: int | None = None) -> "ModelParallelUnit":
+    """Make this rank's tensor and data group, put them where megatron's layers look, and wrap them for DeepSpeed.
+
+    megatron's own `initialize_model_parallel` makes thousands of groups at 512 ranks, for kinds of parallelism that are not
+    used here, and every rank enters each of them. Here a rank enters only the two that it is a member of.
 
     Without CUDA, `torch.cuda.current_device` is replaced for the process: megatron asks it where to put buffers.
     """
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
-    # megatron overlaps the all-reduce of input gradients with the weight gradient only if kernels run in a single queue.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     # megatron calls collectives by names that torch 2.13 deprecates, with a warning at each call site.
     warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
     if not parallel_state.is_initialized():
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_ranks)
+        _make_groups(place, tensor_ranks, timeout_seconds)
     return ModelParallelUnit()
+
+
+def _make_groups(place: Place, tensor_ranks: int, timeout_seconds: int | None) -> None:
+    tensor = range(place.rank - place.tensor_rank, place.rank - place.tensor_rank + tensor_ranks)
+    data = range(place.tensor_rank, dist.get_world_size(), tensor_ranks)
+    timeout = None if timeout_seconds is None else datetime.timedelta(seconds=timeout_seconds)
+    state: Any = parallel_state
+    for name, ranks in (("TENSOR_MODEL_PARALLEL", list(tensor)), ("DATA_PARALLEL", list(data))):
+        group = dist.new_group(ranks, timeout=timeout, use_local_synchronization=True, group_desc=name)
+        setattr(state, f"_{name}_GROUP", group)
+        setattr(state, f"_{name}_GLOBAL_RANKS", ranks)
+    state._MODEL_PARALLEL_GROUP = state._TENSOR_MODEL_PARALLEL_GROUP
+    state._MODEL_PARALLEL_GLOBAL_RANKS = state._TENSOR_MODEL_PARALLEL_GLOBAL_RANKS
+    # Layers of one stage: DeepSpeed asks for this size too.
+    state._MPU_PIPELINE_MODEL_PARALLEL_WORLD_SIZE, state._MPU_PIPELINE_MODEL_PARALLEL_RANK = 1, 0
+    if state._GLOBAL_MEMORY_BUFFER is None:
+        state._set_global_memory_buffer()
 
 
 class ModelParallelUnit:

@@ -27,6 +27,8 @@ def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 60,
         "wall_clock_breakdown": False,
+        # It synchronises the device before each forward pass, and its numbers are not read.
+        "timers": {"throughput": {"enabled": False}},
     }
     if half:
         # float32 by default: a sum of bf16 gradients over 512 ranks would keep eight bits.
