@@ -29,6 +29,7 @@ from pretrain.data.prefetch import Prefetcher
 from pretrain.data.row_cost import RowCost
 from pretrain.model.training_model import build_training_model
 from pretrain.model.warm_start import fill_from_converted
+from pretrain.monitoring.garbage import collected_between_steps
 from pretrain.monitoring.learning import LearningWatch
 from pretrain.monitoring.metrics import GRADIENT_NORM, LEARNING_RATE, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
 from pretrain.monitoring.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
@@ -88,7 +89,10 @@ def train(
             prepare_run_directory(config, data, context, selection)
             if progress.step >= config.max_steps and context.is_main:
                 print(f"{config.output}: already at step {progress.step} of {config.max_steps}")
-            with profiled_steps(profiling, run.path / PROFILE_FOLDER, context) as after_step:
+            with (
+                profiled_steps(profiling, run.path / PROFILE_FOLDER, context) as profiled,
+                collected_between_steps(profiled) as after_step,
+            ):
                 return loop(Run(config, context, data, run, engine, store, watchdog, stop, check_lock), progress, after_step)
     finally:
         leave_parallel()

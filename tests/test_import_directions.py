@@ -80,7 +80,7 @@ ORDER = {
     "pretrain.model.terms": "vocabulary term masked_tokens row_task distillation registry",
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",
-    "pretrain.monitoring": "metrics step_times throughput profiler step_log learning",
+    "pretrain.monitoring": "garbage metrics step_times throughput profiler step_log learning",
     "finetune": "config device distributed pair_files batches retrieval evaluation search cli",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log train",
     "finetune.evaluation": "metrics ranking lexical embedding results bag baselines paired table picture tasks report",
