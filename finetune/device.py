@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 
 
 def pick_device(name: str) -> torch.device:
@@ -20,9 +20,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise MoseError(
-            f"device: {name!r} cannot be used here ({str(error).splitlines()[0]}); expected auto, cpu or cuda"
-        ) from None
+        raise MoseError(f"device: {name!r} cannot be used here ({first_line(error)}); expected auto, cpu or cuda") from None
     return device
 
 

@@ -52,7 +52,7 @@ def read_code_search_net(path: Path, split: str) -> list[Pair]:
 
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
-        row = parse_json(line.encode("utf-8"))
+        row = parse_json(line.encode("utf-8"), half_pairs=True)
     except ValueError as error:
         raise MoseError(f"{where}: not JSON: {error}") from None
     if not isinstance(row, dict):

@@ -17,6 +17,7 @@ from mose.errors import MoseError
 from mose.files.atomic_file import named_errors, write_json, write_text
 from mose.files.json_file import parse_json
 from mose.files.lock import Holder, Lock, living_holder, lock_file
+from mose.files.records import from_plain
 from mose.files.streams import without_credentials
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy", "flash-attn", "mose-at-scale")
@@ -118,13 +119,10 @@ class RunDirectory:
     def read_saved(self) -> tuple[bool, str | None]:
         """Whether saved.json says anything, and the checkpoint that it names; runs of early versions have no such file."""
         try:
-            values = parse_json(self.saved.read_bytes())
+            values = from_plain(dict[str, str | None], parse_json(self.saved.read_bytes()))
         except (FileNotFoundError, ValueError):
             return False, None
-        if not isinstance(values, dict) or "checkpoint" not in values:
-            return False, None
-        name = values["checkpoint"]
-        return (True, name) if name is None or isinstance(name, str) else (False, None)
+        return "checkpoint" in values, values.get("checkpoint")
 
     def _require_target(self) -> None:
         if self.path.is_symlink() and not self.path.exists():

@@ -247,7 +247,7 @@ def _diagnose(parsed: Namespace) -> None:
     console.print(watched if diagnosis.learning else "no metrics after the warm-up yet: nothing to watch")
     for finding in diagnosis.learning:
         if finding.warning:
-            console.print(f"{finding.name}: {finding.warning}", highlight=False, markup=False)
+            console.print(f"{finding.name}: {finding.warning}")
     console.print(table)
 
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.science.study import ABLATIONS, ICC_NSP, PRETRAINED, SELF_DISTILLED, SINGLE_EXIT, StudyConfig, file_stem
 from mose.config import require
 from mose.dataset.manifest import Manifest, read_manifest
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
+from mose.files.yaml_file import read_yaml
 
 ICC, NSP, RANDOM = "icc", "nsp", "random"
 TOKENIZER, PACK, PACK_NSP, PAIRS = "tokenizer", "data", "data_nsp", "pairs"
@@ -58,11 +57,9 @@ def read_recipe(study: StudyConfig, name: str) -> dict[str, Any]:
     """
     path = study.recipe_file(name)
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise MoseError(
-            f"recipe: {path}: {str(error).splitlines()[0]}; expected a config such as configs/quickstart has"
-        ) from None
+        values = read_yaml(path)
+    except OSError as error:
+        raise MoseError(f"recipe: {path}: {first_line(error)}; expected a config such as configs/quickstart has") from None
     return values if isinstance(values, dict) else {}
 
 

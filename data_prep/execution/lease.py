@@ -60,9 +60,13 @@ class Lease(Lock[LeaseRecord]):
         Raises:
             TaskHeldError: a living process holds it.
         """
-        super().__enter__()
+        # Before the lease is there: a signal between the two would leave it behind.
         self._restore_signal = _on_terminate(self._terminate)
-        return self
+        try:
+            return super().__enter__()
+        except BaseException:
+            self._restore_signal()
+            raise
 
     def __exit__(self, *error: Any) -> None:
         self._restore_signal()

@@ -80,7 +80,7 @@ def _json_lines(file: str, content: IO[bytes]) -> Iterator[Any]:
 
 def _json(file: str, content: bytes, place: str) -> Any:
     try:
-        return parse_json(content)
+        return parse_json(content, half_pairs=True)
     except ValueError as error:
         raise MoseError(f"{file}: {place}not JSON: {first_line(error)}; expected an example as JSON") from None
 

@@ -37,7 +37,7 @@ class OptOut:
 
 @functools.lru_cache(maxsize=4)
 def load_opt_out(files: tuple[str, ...]) -> OptOut:
-    """The entries of all `files` (paths or URLs); read once per process, because every repository asks for them.
+    """The entries of all `files` (paths or URLs); read once per process, because every repository is checked against them.
 
     Each is UTF-8 text with one repository name or 40-digit blob id per line; `#` begins a comment.
 

@@ -23,7 +23,7 @@ from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import key_of, row_of_key
 from mose.command import Command
 from mose.dataset.manifest import SPLITS, Manifest, ShardEntry, read_manifest
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.files.storage import storage_path
 from mose.files.streams import escaped, make_console
 
@@ -134,7 +134,7 @@ def _entries(path: Path) -> Iterator[tuple[int, str]]:
     try:
         text = path.read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise MoseError(f"{path}: not a readable text file: {str(error).splitlines()[0]}") from None
+        raise MoseError(f"{path}: not a readable text file: {first_line(error)}") from None
     for number, line in enumerate(text.splitlines(), start=1):
         entry = line.partition("#")[0].strip()
         if entry:

@@ -13,10 +13,11 @@ from finetune.search.functions import Function, function_of_pair, functions_of_f
 from finetune.search.index import Index, SearchEncoder, embed_questions
 from mose.dataset.pairs import Pair
 from mose.errors import MoseError
+from mose.files.streams import escaped
 from mose.seeding import generator
 
-# Control characters, and those that change the direction of the text around them: what a terminal would obey or hide.
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# What `escaped` leaves and a line of a list cannot hold: line breaks, tabs, and characters of no width, which hide in a name.
+_NOT_IN_A_LINE = re.compile(r"[\t\n\u200b-\u200d]")
 _WIDTH = 118
 _NAME_WIDTH = 34
 OWN = "<- asked for"
@@ -104,5 +105,5 @@ def _counts(ranks: dict[int, list[int]], top: int, functions: int) -> Iterator[s
 
 def _shown(text: str, width: int) -> str:
     """Text on one line of at most `width` characters, without anything that a terminal would obey."""
-    safe = _UNSAFE.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), " ".join(text.split(" ")))
+    safe = _NOT_IN_A_LINE.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), escaped(text))
     return safe if len(safe) <= width else f"{safe[: width - 3]}..."

@@ -89,7 +89,7 @@ class Manifest:
         A tree, so that one shard can be shown to belong to a data set by a few hashes. Leaves and inner nodes are hashed with
         different first bytes, as in RFC 6962: otherwise a shard could be made up whose digest is that of an inner node.
         """
-        leaves = [json.dumps([split, dataclasses.asdict(shard)], sort_keys=True) for split in SPLITS for shard in self._of(split)]
+        leaves = [json.dumps([split, vars(shard)], sort_keys=True) for split in SPLITS for shard in self._of(split)]
         nodes = [hashlib.sha256(b"\0" + leaf.encode("utf-8")).digest() for leaf in leaves] or [b""]
         while len(nodes) > 1:
             pairs = [nodes[place : place + 2] for place in range(0, len(nodes), 2)]

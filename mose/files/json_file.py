@@ -11,8 +11,8 @@ DEEPEST = 100
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def parse_json(content: bytes) -> Any:
-    """The value of a JSON text in UTF-8.
+def parse_json(content: bytes, half_pairs: bool = False) -> Any:
+    """The value of a JSON text in UTF-8; with `half_pairs`, its strings may hold half of a surrogate pair, as texts of others do.
 
     Raises:
         ValueError: it is not UTF-8 or not JSON, is too long or nested too deeply, or holds NaN, an infinite number or half of a
@@ -31,7 +31,7 @@ def parse_json(content: bytes) -> Any:
         raise ValueError("a number of too many digits" if "digits" in str(error) else str(error)) from None
     _check(value)
     # Half a pair can be neither printed nor used as a file's name. JSON without such an escape needs no second pass.
-    if _SURROGATE.search(content):
+    if not half_pairs and _SURROGATE.search(content):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:

@@ -91,14 +91,15 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
         raise MoseError(f"{path}: no such file; expected a complete checkpoint") from None
     except ValueError as error:
         raise MoseError(f"{path}: not JSON: {error}") from None
-    kinds = {"progress": Progress, "identity": dict[str, Any], "files": dict[str, str], "sizes": dict[str, int]}
-    for name, kind in kinds.items():
+    for name in ("progress", "identity", "files", "sizes"):
         if not isinstance(manifest, dict) or not isinstance(manifest.get(name), dict):
             raise MoseError(f"{path}: {name}: missing, expected a table as `mose-pretrain train` writes it")
-        try:
-            Progress.from_plain(manifest[name]) if kind is Progress else from_plain(kind, manifest[name], name)
-        except ValueError as error:
-            raise MoseError(f"{path}: {error}") from None
+    try:
+        Progress.from_plain(manifest["progress"])
+        from_plain(dict[str, str], manifest["files"], "files")
+        from_plain(dict[str, int], manifest["sizes"], "sizes")
+    except ValueError as error:
+        raise MoseError(f"{path}: {error}") from None
     for name in (*manifest["files"], *manifest["sizes"]):
         relative_path(name, f"{path}: files")
     if manifest.get("fingerprint") != manifest_fingerprint(manifest):
@@ -108,8 +109,8 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
 
 def misnamed(checkpoint: Path, manifest: dict[str, Any]) -> str | None:
     """What is wrong where a checkpoint's folder is not called after the step in its manifest; None if it is."""
-    step = manifest["progress"].get("step")
-    name = checkpoint_name(step) if isinstance(step, int) else "as its manifest says"
+    step = manifest["progress"]["step"]
+    name = checkpoint_name(step)
     if checkpoint.name.removeprefix(DAMAGED_MARK).removeprefix(ABANDONED_MARK) == name:
         return None
     return f"{checkpoint}: {MANIFEST_NAME}: progress.step is {step}, expected the step in the folder's name; rename it to {name}"

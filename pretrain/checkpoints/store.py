@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import distributed as dist
 
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.files.atomic_file import file_sha256, sync_file, sync_folder, write_json, write_text
 from mose.run_directory import checkpoint_name
 from pretrain.checkpoints.files import (
@@ -291,13 +291,11 @@ class CheckpointStore:
         Raises:
             MoseError: they do, this user's key did not sign the manifest, and `--trust-checkpoint` was not given.
         """
-        from pretrain.parallel.weights_only import foreign_classes
+        from pretrain.parallel.weights_only import first_foreign_class
 
-        fault, signed = None, self._context.is_main and is_signed_by_user(manifest)
-        for name in self._mine([name for name in sorted(manifest["files"]) if name.endswith(".pt")]):
-            if found := foreign_classes(checkpoint / name):
-                fault = f"{checkpoint / name}: names {found[0]}, and a pickle that makes more than tensors can run code"
-                break
+        signed = self._context.is_main and is_signed_by_user(manifest)
+        states = self._mine([name for name in sorted(manifest["files"]) if name.endswith(".pt")])
+        fault = first_foreign_class(checkpoint / name for name in states)
         faults, signed = [found for found in self._gather(fault) if found], self._gather(signed)[0]
         if faults and not (trusted or signed):
             raise MoseError(f"{faults[0]}; expected tensors only, a checkpoint that you saved, or --trust-checkpoint")
@@ -389,7 +387,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _first_reason(error: BaseException) -> str:
     """The root cause as one line: torch's clean-up fails as well, and its error hides the first one."""
     *_, root = _causes(error)
-    text = str(root).splitlines()[0] if str(root) else type(root).__name__
+    text = first_line(root)
     if isinstance(root, OSError):
         return text
     written = any(word in text for word in _TORCH_WRITER)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch._C._distributed_c10d import Store
 
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from pretrain.config.run import OptimizerConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.weights_only import weights_only
@@ -226,5 +226,5 @@ def merge_parts(checkpoint: Path, target: Path, unpickle: bool = False) -> None:
     except MoseError:
         raise
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise MoseError(f"{checkpoint}: DeepSpeed could not merge its parts: {reason}") from error

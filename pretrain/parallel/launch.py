@@ -10,7 +10,7 @@ import torch
 from torch import distributed as dist
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from pretrain.config.deepspeed_options import ZERO
 from pretrain.config.run import Layout, PretrainConfig
 from pretrain.parallel.context import SLURM_NAMES, ParallelContext, launched_world_size, started_by_srun
@@ -114,7 +114,7 @@ def initialize_parallel(config: PretrainConfig) -> ParallelContext:
         join_process_group(seconds, open_store(seconds))
     except dist.DistError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = str(error).splitlines()[0][:120]
+        reason = first_line(error)[:120]
         raise MoseError(f"{where}: the {layout.world_size} ranks did not meet within {seconds} s ({reason})") from error
     if dist.get_world_size() != layout.world_size:
         raise MoseError(f"launcher: {dist.get_world_size()} ranks joined, WORLD_SIZE says {layout.world_size}")

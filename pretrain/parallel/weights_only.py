@@ -7,7 +7,7 @@ variable forces weights-only loading in every call of the process, and only clas
 import contextlib
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +53,11 @@ def foreign_classes(path: Path) -> list[str]:
     except (ValueError, EOFError, RuntimeError, LookupError, pickle.UnpicklingError):
         return []
     return sorted(set(found) - set(ALLOWED_NAMES))
+
+
+def first_foreign_class(paths: Iterable[Path]) -> str | None:
+    """What is wrong with the first of these files in which `foreign_classes` finds one; None if it finds none."""
+    for path in paths:
+        if found := foreign_classes(path):
+            return f"{path}: names {found[0]}, and a pickle that makes more than tensors can run code"
+    return None

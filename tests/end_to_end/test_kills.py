@@ -164,11 +164,13 @@ def test_kills_from_repositories_to_a_fine_tuned_folder(tmp_path: Path) -> None:
     run, trained = train_course(tmp_path, Path(config.output), total - packing - tuning)
     succeeds("export", run, "--output", tmp_path / "exported")
     tuned = tuning_course(tmp_path, tmp_path / "exported", tuning)
+    kills = packed["kills"] + sum(trained.values()) + tuned
+    assert kills >= total
     if "MOSE_KILLS_RESULT" in os.environ:
         values = {
             "date": datetime.date.today().isoformat(),
             "hardware": f"{os.cpu_count()} cores, {platform.machine()}",
-            "kills": packed["kills"] + sum(trained.values()) + tuned,
+            "kills": kills,
             "pack": packed,
             "train": trained,
             "fine_tune": tuned,

@@ -79,7 +79,7 @@ def context_of(config: PretrainConfig) -> ParallelContext:
 
     from pretrain.parallel.engine import join_process_group
 
-    join_process_group(120)
+    join_process_group(120, None)
     groups.mpu = None
     if config.parallel.tensor_parallel_size > 1:
         from megatron.core import parallel_state

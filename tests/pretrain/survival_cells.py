@@ -80,7 +80,7 @@ def late_rank(timeout_seconds: float) -> str:
     """Rank 1 stays in `load rows` while rank 0 waits for it in a collective with a short limit; what rank 0 then says."""
     from pretrain.parallel.engine import join_process_group
 
-    join_process_group(120)
+    join_process_group(120, None)
     rank = dist.get_rank()
     group = dist.new_group(timeout=datetime.timedelta(seconds=timeout_seconds))
     dist.barrier()

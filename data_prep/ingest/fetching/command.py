@@ -16,7 +16,7 @@ from data_prep.ingest.fetching.fetcher import Fetcher
 from data_prep.ingest.fetching.remote import open_remote
 from data_prep.ingest.fetching.wanted import count_files, input_files, wanted_blobs
 from data_prep.sources.blobs.store import BODY, INVALID_ID
-from mose.command import Command, add_config, read_config
+from mose.command import INTERRUPTED, Command, add_config, read_config
 from mose.config import to_plain
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
@@ -24,7 +24,6 @@ from mose.files.json_file import parse_json
 from mose.files.records import from_plain
 
 INCOMPLETE = 1
-INTERRUPTED = 130
 
 
 def fetch(config: FetchConfig) -> FetchCounts:

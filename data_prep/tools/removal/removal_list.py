@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.shards.lineage import is_one_of
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 
 _BLOB_ID = re.compile(r"[0-9a-fA-F]{40}")
 MATCHED_COLUMNS = ("blob_id", "repository")
@@ -73,6 +73,6 @@ def _entries(path: Path) -> list[tuple[int, str]]:
     except FileNotFoundError:
         raise MoseError(f"{path}: no such file, expected a text file with one entry per line") from None
     except (OSError, ValueError) as error:
-        raise MoseError(f"{path}: not a readable text file: {str(error).splitlines()[0]}") from None
+        raise MoseError(f"{path}: not a readable text file: {first_line(error)}") from None
     entries = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, start=1)]
     return [(number, entry) for number, entry in entries if entry]

@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from data_prep.pipeline.task import TaskProgress
 from mose.files import lock as lock_module
 from mose.files.lock import DEAD_AFTER_SECONDS
 from mose.files.storage import storage_path
+from tests.locks import compete, dead_pid
 
 
 def held(dataset: Path, task: int = 3) -> LeaseRecord:
@@ -39,12 +37,6 @@ def forge(dataset: Path, **values: object) -> None:
         content = lease_path(dataset, 3).read_text()
     lease_path(dataset, 3).write_text(content)
     change(dataset, token="of another", **values)
-
-
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def test_a_lease_says_who_and_goes_with_its_block(tmp_path: Path) -> None:
@@ -149,29 +141,11 @@ def test_an_unreadable_lease_counts_by_its_age(tmp_path: Path) -> None:
         pass
 
 
-def take(dataset: Path, barrier: "multiprocessing.synchronize.Barrier", results: "multiprocessing.SimpleQueue[bool]") -> None:
-    barrier.wait()
-    try:
-        with Lease(dataset, 3):
-            results.put(True)
-            barrier.wait()
-    except TaskHeldError:
-        results.put(False)
-        barrier.wait()
-
-
 @pytest.mark.parametrize("is_dead", [False, True])
 def test_of_many_at_once_one_gets_it(tmp_path: Path, is_dead: bool) -> None:
     if is_dead:
         forge(tmp_path, pid=dead_pid())
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(8), context.SimpleQueue()
-    processes = [context.Process(target=take, args=(tmp_path, barrier, results)) for _ in range(8)]
-    for process in processes:
-        process.start()
-    assert sorted(results.get() for _ in processes) == [*[False] * 7, True]
-    for process in processes:
-        process.join()
+    assert compete(lambda: Lease(tmp_path, 3)) == [*[False] * 7, True]
 
 
 def test_on_an_object_store_it_works_as_far_as_it_can() -> None:

@@ -103,12 +103,3 @@ def test_a_task_of_another_command_is_waited_for(
     assert not thread.is_alive()
     assert capsys.readouterr().err.count("packing: waiting for tasks of other commands: 1, among them task 1: process") == 1
     assert checksums(tmp_path / "dataset") == checksums(tmp_path / "whole")
-
-
-def test_two_commands_at_once_share_the_work(tmp_path: Path) -> None:
-    config = make_config(tmp_path, 120, num_tasks=6, num_workers=1)
-    pack_dataset(replace(config, output=str(tmp_path / "whole")))
-    processes = [start_pack(config, tmp_path) for _ in range(2)]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
-    assert checksums(tmp_path / "dataset") == checksums(tmp_path / "whole")

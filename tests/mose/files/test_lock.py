@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from mose.files import lock as lock_module
 from mose.files.lock import DEAD_AFTER_SECONDS, HeldError, Holder, Lock, living_holder, lock_file, process_start, read_holder
+from tests.locks import compete, dead_pid
 
 EXPECTED = "one process per run directory"
 
@@ -27,12 +27,6 @@ def forge(folder: Path, **values: object) -> None:
     path = folder / "lock.json"
     path.write_text(json.dumps(record))
     os.utime(path, (record["heartbeat"],) * 2)
-
-
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def test_a_second_process_is_refused_by_name_and_the_file_goes_with_the_block(tmp_path: Path) -> None:
@@ -126,29 +120,11 @@ def test_a_damaged_file_counts_by_its_age(tmp_path: Path) -> None:
         pass
 
 
-def take(folder: Path, barrier: "multiprocessing.synchronize.Barrier", results: "multiprocessing.SimpleQueue[bool]") -> None:
-    barrier.wait()
-    try:
-        with own(folder):
-            results.put(True)
-            barrier.wait()
-    except HeldError:
-        results.put(False)
-        barrier.wait()
-
-
 @pytest.mark.parametrize("is_dead", [False, True])
 def test_of_many_at_once_one_gets_it(tmp_path: Path, is_dead: bool) -> None:
     if is_dead:
         forge(tmp_path, pid=dead_pid())
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(8), context.SimpleQueue()
-    processes = [context.Process(target=take, args=(tmp_path, barrier, results)) for _ in range(8)]
-    for process in processes:
-        process.start()
-    assert sorted(results.get() for _ in processes) == [*[False] * 7, True]
-    for process in processes:
-        process.join()
+    assert compete(lambda: own(tmp_path)) == [*[False] * 7, True]
 
 
 def test_a_process_begins_once_and_a_zombie_is_dead() -> None:

@@ -104,6 +104,9 @@ def test_ctrl_c_asks_once_and_ends_the_process_the_second_time() -> None:
         [
             "import os, signal",
             "from pretrain.parallel.stop_signal import StopSignal",
+            # As in a terminal, also where the tests run under nohup or in the background.
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL)",
+            "signal.signal(signal.SIGINT, signal.default_int_handler)",
             "with StopSignal() as stop:",
             "    os.kill(os.getpid(), signal.SIGHUP)",
             "    print(stop.requested)",

@@ -25,14 +25,14 @@ def test_the_parent_of_a_rank_and_the_launcher_above_it_are_watched(monkeypatch:
     assert [process.pid for process in launcher_processes()] == [os.getppid(), 71]
 
 
-def test_a_launcher_is_known_by_its_command() -> None:
-    code = ["-c", "input()"]
-    with subprocess.Popen([sys.executable, *code, "deepspeed"], stdin=subprocess.PIPE) as child:
-        assert stop_signal._is_launcher(child.pid)
+@pytest.mark.parametrize(("more", "expected"), [(["deepspeed"], True), ([], False)])
+def test_a_launcher_is_known_by_its_command(more: list[str], expected: bool) -> None:
+    command = [sys.executable, "-c", "print(flush=True); input()", *more]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        # The kernel shows a command line only some time after the process has begun to execute it.
+        assert child.stdout is not None and child.stdout.readline()
+        assert stop_signal._is_launcher(child.pid) is expected
         assert stop_signal._parent_of(child.pid) == os.getpid()
-        child.kill()
-    with subprocess.Popen([sys.executable, *code], stdin=subprocess.PIPE) as child:
-        assert not stop_signal._is_launcher(child.pid)
         child.kill()
 
 
