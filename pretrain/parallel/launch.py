@@ -5,6 +5,7 @@ import errno
 import ipaddress
 import os
 import socket
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -134,7 +135,8 @@ def cuda_environment(config: PretrainConfig) -> dict[str, str]:
         del settings["PYTORCH_ALLOC_CONF"]
     # megatron starts the all-reduce of input gradients before the weight gradient's product, and only a single queue keeps that
     # order on the device. The same queue would make ZeRO's reduction beside the backward pass wait for the kernels before it.
-    if config.parallel.tensor_parallel_size > 1 and not config.deepspeed.get(ZERO, {}).get("overlap_comm"):
+    zero_options: Any = config.deepspeed.get(ZERO, {})
+    if config.parallel.tensor_parallel_size > 1 and not zero_options.get("overlap_comm"):
         settings["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
     return settings
 
