@@ -129,9 +129,25 @@ class Engine:
         """Steps that DeepSpeed skipped in this process because a gradient was not finite."""
         return int(self.deepspeed.skipped_steps)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of the state below `folder`; every rank calls it."""
-        self.deepspeed.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+    def save(self, folder: Path) -> list[Path]:
+        """Write this rank's part of the state below `folder`; every rank calls it. Returns the files that this rank wrote."""
+        written: list[Path] = []
+        writer = self.deepspeed.checkpoint_engine
+        write = writer.save
+
+        def recorded(state_dict: Any, path: str) -> None:
+            write(state_dict, path)
+            written.append(Path(path))
+
+        # DeepSpeed does not say which files are whose: it depends on the stage, on both ranks and on its version.
+        writer.save = recorded
+        try:
+            self.deepspeed.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+        finally:
+            del writer.save
+        # Beside the states, DeepSpeed's rank 0 copies its scripts that merge them.
+        scripts = sorted(path for path in folder.iterdir() if path.is_file()) if dist.get_rank() == 0 else []
+        return [*written, *scripts]
 
     @contextlib.contextmanager
     def counted_back(self, skipped_steps: int) -> Iterator[None]:

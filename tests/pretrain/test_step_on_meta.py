@@ -25,7 +25,14 @@ from pretrain.model.training_model import TrainingModel
 from pretrain.step import _one_or_nan
 
 # Operations whose result the host needs: values, and shapes that depend on values.
-WAITING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "unique", "equal.default")
+WAITING = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "_unique", "unique", "equal.default")
+
+INDEXING = ("index.", "index_put", "_index_put")
+
+
+def has_mask(indices: object) -> bool:
+    """Whether a tensor is indexed by a mask: its true elements are counted, so the host waits for the shape."""
+    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in tree_leaves(indices))
 
 
 class Watch(TorchDispatchMode):
@@ -40,7 +47,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         self.count += 1
         name = str(function).removeprefix("aten.")
-        if name.startswith(WAITING):
+        if name.startswith(WAITING) or (name.startswith(INDEXING) and has_mask(arguments[1])):
             self.waiting.append(name)
         inputs = [leaf for leaf in tree_leaves((arguments, named)) if isinstance(leaf, Tensor)]
         if any(tensor.device.type != "meta" for tensor in inputs):
@@ -85,6 +92,8 @@ def test_a_step_of_the_1b_model_waits_for_nothing(model: TrainingModel) -> None:
 
 PLANTED: list[tuple[str, Callable[[Tensor], object]]] = [
     ("waiting", lambda state_ND: float(state_ND.sum())),
+    ("waiting", lambda state_ND: state_ND[state_ND[:, 0] > 0]),
+    ("waiting", torch.unique),
     ("mixed", lambda state_ND: state_ND * torch.tensor(2.0)),
     ("mixed", lambda state_ND: torch.arange(3).to(state_ND.device)),
 ]
