@@ -162,8 +162,9 @@ def prepare_run_directory(
 
 def build_engine(config: PretrainConfig, context: ParallelContext, selection: ResumePoint | None = None) -> Engine:
     """Build this rank's slice of the model and hand it to DeepSpeed, ready to load `selection`."""
-    model = build_training_model(config.model, config.parallel, config.seed, dtype_of(config), context, config.objective)
-    if config.start_from and selection is None:
+    resumed = selection is not None
+    model = build_training_model(config.model, config.parallel, config.seed, dtype_of(config), context, config.objective, resumed)
+    if config.start_from and not resumed:
         fill_from_converted(model, Path(config.start_from), config, context)
     return Engine(model, config, context, merged=selection is not None and selection.converts)
 

@@ -321,8 +321,9 @@ class CheckpointStore:
         else:
             merged = self._folder / f".merged-{selection.checkpoint.name}"
             began = time.perf_counter()
-            layouts = f"{describe_layout(selection.identity)} -> {describe_layout(self._identity)}"
-            self._tell(f"resume: {selection.checkpoint.name}: layout changed, {layouts}: its parts are merged")
+            was, now = describe_layout(selection.identity), describe_layout(self._identity)
+            reason = f"layout changed, {was} -> {now}" if was != now else "its weights have an older order"
+            self._tell(f"resume: {selection.checkpoint.name}: {reason}: its parts are merged")
             self.from_main(lambda: _merge(selection, merged))
             engine.load(merged, selection.unpickles)
             self._barrier()

@@ -129,6 +129,8 @@ class ParallelConfig:
     """none; selective: recompute attention's intermediates and the feed-forward activation; full: recompute whole layers."""
     compile: bool = False
     """Run each layer through torch.compile; dropout masks then differ from those of an uncompiled run."""
+    deterministic: bool = False
+    """Only kernels with a fixed order of sums, slower, so that a resumed run on GPUs is equal bit by bit, as it is on CPUs."""
     threads_per_rank: int = 1
     """CPU threads per rank; part of the layout, since it changes the order of sums."""
     collective_timeout_seconds: int = 600

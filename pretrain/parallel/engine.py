@@ -23,10 +23,11 @@ from torch import distributed as dist
 from torch._C._distributed_c10d import Store
 
 from mose.errors import MoseError, first_line
+from pretrain.config.identity import is_aligned
 from pretrain.config.run import OptimizerConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.weights_only import weights_only
-from pretrain.parallel.zero import STATE_TAG, deepspeed_config
+from pretrain.parallel.zero import STATE_TAG, accumulates_in_fp32, deepspeed_config
 
 
 def join_process_group(timeout_seconds: int, store: Store | None = None) -> None:
@@ -50,13 +51,20 @@ def join_process_group(timeout_seconds: int, store: Store | None = None) -> None
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Two groups: parameters that decay, and biases and LayerNorm weights, which by default do not."""
+def parameter_groups(model: nn.Module, config: OptimizerConfig, aligned: bool = False) -> list[dict[str, Any]]:
+    """Two groups: parameters that decay, and biases and LayerNorm weights, which by default do not.
+
+    With `aligned`, parameters that do not fill 16 bytes in bf16 come last in their group. ZeRO 1 and 2 lay a group out one
+    parameter after the other, and kernels need weights that begin at a multiple of 16 bytes to read them in the widest loads.
+    """
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
     for parameter in model.parameters():
         matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
         (decayed if matrix or config.decay_biases_and_norms else exempt).append(parameter)
+    if aligned:
+        # Stable, so that all others keep the order of the model.
+        decayed, exempt = (sorted(group, key=lambda parameter: parameter.numel() % 8 != 0) for group in (decayed, exempt))
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
@@ -70,7 +78,7 @@ class Engine:
         With `merged`, `load` expects a state that `merge_parts` wrote.
         """
         optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.optimizer),
+            parameter_groups(model, config.optimizer, is_aligned(config.parallel.zero_stage)),
             lr=config.schedule.peak_learning_rate,
             betas=(config.optimizer.beta1, config.optimizer.beta2),
             eps=config.optimizer.epsilon,
@@ -79,6 +87,9 @@ class Engine:
         settings = deepspeed_config(config, context.layout)
         if merged:
             settings["checkpoint"] = {"load_universal": True}
+        if accumulates_in_fp32(config, context.layout):
+            for parameter in model.parameters():
+                parameter.grad_dtype = torch.float32
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=context.mpu)
         self._data_ranks = context.layout.data_ranks
 

@@ -109,6 +109,10 @@ def initialize_parallel(config: PretrainConfig) -> ParallelContext:
     for name, value in cuda_environment(config).items():
         os.environ.setdefault(name, value)
     device = _device()
+    if config.parallel.deterministic:
+        torch.use_deterministic_algorithms(True)
+        # Otherwise the same switch also writes every new tensor once more, to reveal reads of memory that nothing has set.
+        torch.utils.deterministic.fill_uninitialized_memory = False
     torch.set_num_threads(config.parallel.threads_per_rank)
     seconds = config.parallel.collective_timeout_seconds
     try:
@@ -131,6 +135,9 @@ def cuda_environment(config: PretrainConfig) -> dict[str, str]:
         "TORCH_FR_BUFFER_SIZE": "2000",
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
     }
+    if config.parallel.deterministic:
+        # cuBLAS sums in the same order from call to call only with workspaces of its own; torch refuses to run without.
+        settings["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):
         del settings["PYTORCH_ALLOC_CONF"]
     # megatron starts the all-reduce of input gradients before the weight gradient's product, and only a single queue keeps that

@@ -23,6 +23,10 @@ with warnings.catch_warnings():
     from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 
 
+# Column-parallel layers that read the output of `input_layernorm`.
+_SHARING_INPUT = ("q_proj", "k_proj", "v_proj")
+
+
 def initialize_tensor_groups(place: Place, tensor_ranks: int, timeout_seconds: int | None = None) -> "ModelParallelUnit":
     """Make this rank's tensor and data group, put them where megatron's layers look, and wrap them for DeepSpeed.
 
@@ -134,6 +138,31 @@ def with_summed_gradients(*replicated: Tensor) -> tuple[Tensor, ...]:
     return _SummedGradients.apply(*replicated)  # type: ignore[no-any-return, no-untyped-call]
 
 
+class _SummedInputGradient(torch.autograd.Function):
+    """Identity forward; backward the sum of the gradient over tensor ranks, in its own type: one term per rank's columns."""
+
+    @staticmethod
+    def forward(context: Any, x_ND: Tensor) -> Tensor:
+        return x_ND.view_as(x_ND)
+
+    @staticmethod
+    def backward(context: Any, gradient_ND: Tensor) -> Tensor:
+        summed_ND = gradient_ND.contiguous()
+        dist.all_reduce(summed_ND, group=parallel_state.get_tensor_model_parallel_group())
+        return summed_ND
+
+
+class SharedInputNorm(nn.LayerNorm):
+    """LayerNorm whose output several column-parallel layers read: the gradients of all are summed here, then reduced once.
+
+    Each megatron layer by itself all-reduces the gradient of its own input: queries, keys and values one after the other, three
+    times the bytes between the ranks.
+    """
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return _SummedInputGradient.apply(super().forward(x_ND))  # type: ignore[no-any-return, no-untyped-call]
+
+
 def gather_tokens(x_SD: Tensor, *, partial_gradients: bool) -> Tensor:
     """All-gather the shards [S, D] of all tensor ranks to [N, D].
 
@@ -158,16 +187,29 @@ def apply_tensor_parallelism(model: nn.Module, dtype: torch.dtype, sequence_para
     )
     for name, module in list(model.named_modules()):
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            replacement = _parallel_layer(module, sharding_of(f"{name}.weight"), config)
+            replacement = _parallel_layer(module, sharding_of(f"{name}.weight"), config, name.endswith(_SHARING_INPUT))
             if replacement is not None:
                 replacement.register_state_dict_post_hook(_without_extra_state)  # type: ignore[no-untyped-call]
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, replacement)
+        elif name.endswith(".input_layernorm") and not sequence_parallel:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, _shared_input(module))
     for name, parameter in list(model.named_parameters()):
         _cut_bare_parameter(model, name, parameter)
 
 
-def _parallel_layer(module: nn.Linear | nn.Embedding, kind: Sharding, config: ModelParallelConfig) -> nn.Module | None:
+def _shared_input(norm: nn.Module) -> SharedInputNorm:
+    """The same norm, with the parameters of `norm`, in front of layers that leave the reduction to it."""
+    assert isinstance(norm, nn.LayerNorm)
+    replacement = SharedInputNorm(norm.normalized_shape, eps=norm.eps, device="meta")
+    replacement.weight, replacement.bias = norm.weight, norm.bias
+    return replacement
+
+
+def _parallel_layer(
+    module: nn.Linear | nn.Embedding, kind: Sharding, config: ModelParallelConfig, shares_input: bool
+) -> nn.Module | None:
     common: dict[str, Any] = {"config": config, "init_method": nn.init.zeros_}
     on_shards = config.sequence_parallel
     if isinstance(module, nn.Embedding):
@@ -179,10 +221,11 @@ def _parallel_layer(module: nn.Linear | nn.Embedding, kind: Sharding, config: Mo
         return tensor_parallel.VocabParallelEmbedding(*sizes, **common)  # type: ignore[no-any-return]
     sizes, bias = (module.in_features, module.out_features), module.bias is not None
     if kind in (Sharding.COLUMN, Sharding.VOCABULARY):
-        # The decoder reads complete states and reduces its input's gradient; a layer's columns share one gather (sequence.py).
-        gathered = on_shards and kind is Sharding.COLUMN
+        # The decoder and c_fc reduce their input's gradient themselves, beside the product for their weight's. Queries,
+        # keys and values share one reduction (SharedInputNorm), under sequence parallelism all columns one gather (sequence.py).
+        reduced_elsewhere = (on_shards and kind is Sharding.COLUMN) or shares_input
         common["config"] = dataclasses.replace(config, sequence_parallel=False)
-        return ColumnParallelLinear(*sizes, bias=bias, gather_output=False, disable_grad_reduce=gathered, **common)
+        return ColumnParallelLinear(*sizes, bias=bias, gather_output=False, disable_grad_reduce=reduced_elsewhere, **common)
     if kind is Sharding.ROW:
         row = SequenceRowParallelLinear if on_shards else RowParallelLinear
         return row(*sizes, bias=bias, input_is_parallel=True, skip_bias_add=on_shards, **common)

@@ -67,7 +67,7 @@ def micro_batch(tokens: int = 8000, rows: int = 4, masked: int = 1200) -> MicroB
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> TrainingModel:
-    monkeypatch.setattr(attention_mose, "choose_backend", lambda device, dtype: attention_mose.TORCH_VARLEN)
+    monkeypatch.setattr(attention_mose, "choose_backend", lambda *_: attention_mose.TORCH_VARLEN)
     config = ModelConfig(vocabulary_size=49156, attention_dropout=0.0)
     shape = ModularStarEncoderConfig(**{**config.hugging_face(), "vocab_size": config.padded_vocabulary_size})
     with torch.device("meta"):

@@ -128,6 +128,24 @@ def test_environment_then_device_then_groups(machine: pytest.MonkeyPatch, visibl
     assert (layout.tensor_ranks, device, seconds) == (tensor_ranks, torch.device("cuda", index), 600)
 
 
+def test_a_fixed_order_of_sums_is_asked_of_torch_and_of_cublas(machine: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    machine.setattr(torch, "use_deterministic_algorithms", asked.append)
+    machine.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    machine.setattr(launch, "join_process_group", lambda *_: None)
+    machine.setattr(launch, "open_store", lambda seconds: None)
+    machine.setattr(dist, "get_world_size", lambda: 512)
+    machine.setattr(launch, "build_context", lambda *_: None)
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "RANK"):
+        machine.setenv(name, os.environ.get(name, ""))
+    machine.delenv("CUBLAS_WORKSPACE_CONFIG")
+    initialize_parallel(PretrainConfig())
+    assert (asked, os.environ.get("CUBLAS_WORKSPACE_CONFIG")) == ([], None)
+    initialize_parallel(PretrainConfig(parallel=ParallelConfig(deterministic=True)))
+    assert (asked, os.environ["CUBLAS_WORKSPACE_CONFIG"]) == ([True], ":4096:8")
+    assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+
+
 def test_a_single_queue_only_where_megatron_overlaps_and_zero_does_not(machine: pytest.MonkeyPatch) -> None:
     parallel = ParallelConfig(tensor_parallel_size=4)
     assert cuda_environment(PretrainConfig(parallel=parallel))["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
