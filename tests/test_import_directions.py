@@ -88,7 +88,7 @@ ORDER = {
     "finetune.evaluation.tasks": "task docstring_search registry command",
     "cluster": "config script launch cli",
     "pretrain.analysis": "estimate validation held_out exit_gradients plot learning_report diagnose step_rows compare "
-    "list_checkpoints",
+    "list_checkpoints doctor",
 }
 
 Modules = dict[str, ast.Module]
