@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,27 +50,26 @@ def test_a_fault_and_a_hang_lose_one_part_each(tmp_path: Path, monkeypatch: pyte
     """What was found before stays: the file is written after each part, and of a part that hangs after each figure."""
     from benchmarks import gpu_suite
 
-    script = tmp_path / "part"
-    script.write_text(PRETENDED_PART, "utf-8")
-    script.chmod(0o700)
-    monkeypatch.setattr(gpu_suite, "sys", SimpleNamespace(executable=str(script), stderr=sys.stderr))
-    monkeypatch.setattr(gpu_suite, "PART_SECONDS", 5.0)
+    def pretended(command: list[str], timeout: float, **_: object) -> subprocess.CompletedProcess[str]:
+        name, result = command[3], Path(command[6])
+        if name == "attention":
+            return subprocess.CompletedProcess(
+                command, 3, "", "Traceback\nCUDA error: an illegal memory access was encountered\n\n"
+            )
+        result.write_text(json.dumps({name: 5}), "utf-8")
+        if name == "micro_batches":
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(gpu_suite.subprocess, "run", pretended)
     output = tmp_path / "figures.json"
     gpu_suite.measure(torch.device("cpu"), 600.0, ("attention", "micro_batches", "exits", "head_widths"), output)
     figures = json.loads(output.read_text())
     assert figures["failed"] == [
         "attention: ended with code 3: CUDA error: an illegal memory access was encountered",
-        "micro_batches: ended after 5 s",
+        "micro_batches: ended after 180 s",
     ]
     assert (figures["micro_batches"], figures["exits"], figures["head_widths"]) == (5, 5, 5)
-
-
-# Takes the words that a part is started with: -m MODULE NAME DEVICE ROWS RESULT.
-PRETENDED_PART = """#!/bin/sh
-[ "$3" != attention ] || { echo "CUDA error: an illegal memory access was encountered" >&2; exit 3; }
-echo "{\\"$3\\": 5}" > "$6"
-[ "$3" != micro_batches ] || exec sleep 60
-"""
 
 
 def test_torch_and_numpy_are_enough(tmp_path: Path) -> None:
