@@ -12,6 +12,7 @@ from benchmarks.gpu_parts import correctness
 from benchmarks.gpu_parts.rows import DrawnRows, drawn_batches
 
 ROOT = Path(__file__).parents[2]
+FAULT = "CUDA error: an illegal memory access was encountered"
 PARTS = (
     "attention",
     "model",
@@ -53,9 +54,7 @@ def test_a_fault_and_a_hang_lose_one_part_each(tmp_path: Path, monkeypatch: pyte
     def pretended(command: list[str], timeout: float, **_: object) -> subprocess.CompletedProcess[str]:
         name, result = command[3], Path(command[6])
         if name == "attention":
-            return subprocess.CompletedProcess(
-                command, 3, "", "Traceback\nCUDA error: an illegal memory access was encountered\n\n"
-            )
+            return subprocess.CompletedProcess(command, 3, "", f"Traceback\n{FAULT}\n\n")
         result.write_text(json.dumps({name: 5}), "utf-8")
         if name == "micro_batches":
             raise subprocess.TimeoutExpired(command, timeout)
@@ -66,7 +65,7 @@ def test_a_fault_and_a_hang_lose_one_part_each(tmp_path: Path, monkeypatch: pyte
     gpu_suite.measure(torch.device("cpu"), 600.0, ("attention", "micro_batches", "exits", "head_widths"), output)
     figures = json.loads(output.read_text())
     assert figures["failed"] == [
-        "attention: ended with code 3: CUDA error: an illegal memory access was encountered",
+        f"attention: ended with code 3: {FAULT}",
         "micro_batches: ended after 180 s",
     ]
     assert (figures["micro_batches"], figures["exits"], figures["head_widths"]) == (5, 5, 5)
