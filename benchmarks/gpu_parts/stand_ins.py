@@ -24,6 +24,7 @@ NAMES = (
     "safetensors",
     "tokenizers",
     "upath",
+    "megatron",
 )
 
 

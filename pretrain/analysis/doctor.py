@@ -90,7 +90,7 @@ def _nccl() -> list[Finding]:
         return []
     if not dist.is_nccl_available():
         return [Finding("NCCL", "not in this torch", "several GPUs need a build with NCCL")]
-    return [Finding("NCCL", ".".join(map(str, torch.cuda.nccl.version())))]
+    return [Finding("NCCL", ".".join(map(str, torch.cuda.nccl.version())))]  # type: ignore[no-untyped-call]
 
 
 def _attention() -> list[Finding]:

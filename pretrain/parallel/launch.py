@@ -112,7 +112,7 @@ def initialize_parallel(config: PretrainConfig) -> ParallelContext:
     if config.parallel.deterministic:
         torch.use_deterministic_algorithms(True)
         # Otherwise the same switch also writes every new tensor once more, to reveal reads of memory that nothing has set.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(config.parallel.threads_per_rank)
     seconds = config.parallel.collective_timeout_seconds
     try:
