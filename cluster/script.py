@@ -47,7 +47,6 @@ scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=$ranks_per_node
 read -r MASTER_ADDR _ < "$hostfile"
 MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000)) # two jobs on one node must not meet; below the ports that systems hand out
 export hostfile MASTER_ADDR MASTER_PORT
-export TORCH_NCCL_ASYNC_ERROR_HANDLING=1 # a collective that fails ends its rank instead of waiting for ever
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 before=$(newest_checkpoint)

@@ -40,6 +40,9 @@ def commands() -> dict[str, Command]:
         "diagnose": Command(
             "What a run has learnt, and gradients of a checkpoint's exits on the shared trunk.", _add_diagnose, _diagnose
         ),
+        "doctor": Command(
+            "What a GPU run needs of this machine, and what to do; exit code 1 if something is.", _add_none, _doctor
+        ),
         "plot": Command("Draw a run's losses, gradient norm and speed as a PNG.", _add_plot, _plot),
     }
 
@@ -250,6 +253,21 @@ def _diagnose(parsed: Namespace) -> None:
         if finding.warning:
             console.print(f"{finding.name}: {finding.warning}")
     console.print(table)
+
+
+def _add_none(parser: ArgumentParser) -> None:
+    """A command without options."""
+
+
+def _doctor(parsed: Namespace) -> int:
+    from pretrain.analysis.doctor import examine
+
+    table = Table("", "found", "do", title="what a GPU run needs of this machine")
+    findings = examine()
+    for finding in findings:
+        table.add_row(finding.name, finding.value, finding.advice or "-")
+    make_console(soft_wrap=True).print(table)
+    return 1 if any(finding.advice for finding in findings) else 0
 
 
 def _add_plot(parser: ArgumentParser) -> None:

@@ -30,6 +30,7 @@ from pretrain.data.prefetch import Prefetcher
 from pretrain.data.row_cost import RowCost
 from pretrain.model.training_model import build_training_model
 from pretrain.model.warm_start import fill_from_converted
+from pretrain.monitoring.garbage import collected_between_steps
 from pretrain.monitoring.learning import LearningWatch
 from pretrain.monitoring.metrics import GRADIENT_NORM, LEARNING_RATE, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
 from pretrain.monitoring.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
@@ -88,7 +89,10 @@ def train(
             prepare_run_directory(config, data, context, selection)
             if progress.step >= config.max_steps and context.is_main:
                 print(f"{config.output}: already at step {progress.step} of {config.max_steps}")
-            with profiled_steps(profiling, run.path / PROFILE_FOLDER, context) as after_step:
+            with (
+                profiled_steps(profiling, run.path / PROFILE_FOLDER, context) as profiled,
+                collected_between_steps(profiled) as after_step,
+            ):
                 return loop(Run(config, context, data, run, engine, store, watchdog, stop, check_lock), progress, after_step)
     finally:
         leave_parallel()
@@ -158,8 +162,9 @@ def prepare_run_directory(
 
 def build_engine(config: PretrainConfig, context: ParallelContext, selection: ResumePoint | None = None) -> Engine:
     """Build this rank's slice of the model and hand it to DeepSpeed, ready to load `selection`."""
-    model = build_training_model(config.model, config.parallel, config.seed, dtype_of(config), context, config.objective)
-    if config.start_from and selection is None:
+    resumed = selection is not None
+    model = build_training_model(config.model, config.parallel, config.seed, dtype_of(config), context, config.objective, resumed)
+    if config.start_from and not resumed:
         fill_from_converted(model, Path(config.start_from), config, context)
     return Engine(model, config, context, merged=selection is not None and selection.converts)
 

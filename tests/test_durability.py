@@ -46,11 +46,12 @@ def no_lasting_file(path: Path) -> bool:
 class FakeEngine:
     """Writes parts as torch does: without any fsync."""
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[Path]:
         state = folder / "state"
         state.mkdir()
         torch.save({"weight": torch.ones(3)}, state / "mp_rank_00_model_states.pt")
         torch.save({"moment": torch.ones(3)}, state / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+        return list(state.iterdir())
 
 
 def save_checkpoint(folder: Path) -> None:

@@ -82,7 +82,7 @@ ORDER = {
     "pretrain.model.terms": "vocabulary term masked_tokens row_task distillation registry",
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",
-    "pretrain.monitoring": "metrics step_times throughput profiler step_log learning",
+    "pretrain.monitoring": "garbage metrics step_times throughput profiler step_log learning",
     "finetune": "config device distributed checkpoints pair_files batches retrieval evaluation classification search cli",
     "finetune.classification": "examples rows scores evaluate log trainer train",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
@@ -91,7 +91,7 @@ ORDER = {
     "finetune.evaluation.tasks": "task docstring_search registry command",
     "cluster": "config script launch cli",
     "pretrain.analysis": "estimate validation held_out exit_gradients plot learning_report diagnose step_rows compare "
-    "list_checkpoints",
+    "list_checkpoints doctor",
 }
 
 Modules = dict[str, ast.Module]

@@ -4,6 +4,7 @@ Letters: N real tokens, H query heads, G key-value heads, K head width, E exits.
 """
 
 import copy
+import importlib
 import importlib.util
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.gpu_parts.rows import drawn_batches
 from benchmarks.gpu_parts.single_device import counts_of, encoder_of
-from mose.model.attention_mose import FLASH_ATTENTION, SDPA, TORCH_VARLEN, attention
+from mose.model.attention_mose import FLASH_ATTENTION, SDPA, TORCH_FLASH, TORCH_VARLEN, attention
 from mose.model.model_config import ModelConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.model.terms.vocabulary import whole_vocabulary
@@ -42,9 +43,18 @@ def backends_of(device: torch.device) -> list[str]:
     """Attention back ends that can run here."""
     if device.type != "cuda":
         return [SDPA]
-    flash = [FLASH_ATTENTION] if importlib.util.find_spec("flash_attn") is not None else []
+    flash = [FLASH_ATTENTION] if _imports("flash_attn") else []
     varlen = [TORCH_VARLEN] if importlib.util.find_spec("torch.nn.attention.varlen") is not None else []
-    return [*flash, *varlen, SDPA]
+    return [*flash, *varlen, TORCH_FLASH, SDPA]
+
+
+def _imports(package: str) -> bool:
+    """Whether a package is there and fits this torch: one built for another is found, but fails at its import."""
+    try:
+        importlib.import_module(package)
+    except Exception:
+        return False
+    return True
 
 
 def check_attention(device: torch.device) -> list[Check]:

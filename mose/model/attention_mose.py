@@ -1,4 +1,4 @@
-"""Bidirectional attention over unpadded rows: one function, three back ends that give the same numbers.
+"""Bidirectional attention over unpadded rows: one function, four back ends that give the same numbers.
 
 Letters: N real tokens of all rows, H query heads, G key-value heads, K head width, B rows.
 """
@@ -17,32 +17,35 @@ from torch import Tensor
 
 FLASH_ATTENTION = "flash_attention"
 TORCH_VARLEN = "torch_varlen"
+TORCH_FLASH = "torch_flash"
 SDPA = "sdpa"
 # What each back end needs, the fastest first.
-_MODULES = {FLASH_ATTENTION: "flash_attn", TORCH_VARLEN: "torch.nn.attention.varlen", SDPA: "torch"}
+_MODULES = {FLASH_ATTENTION: "flash_attn", TORCH_VARLEN: "torch.nn.attention.varlen", TORCH_FLASH: "torch", SDPA: "torch"}
 BACKEND_VARIABLE, AUTOMATIC = "MOSE_ATTENTION_BACKEND", "auto"
 # Mean tokens per row up to which one padded, masked call beats a loop over rows on CPU: 33 ms against 112 for 128 rows of
 # 40-60 tokens, slower from 200 tokens on (docs/decisions.md).
 PADDED_BELOW = 128
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype) -> str:
+def choose_backend(device: torch.device, dtype: torch.dtype, dropout: float = 0.0) -> str:
     """The back end for this device and type: flash-attn if installed, else torch's varlen kernel, else SDPA.
 
-    Only SDPA knows the CPU and float32. Elsewhere the environment variable MOSE_ATTENTION_BACKEND can force one of the three,
-    for comparisons.
+    torch's varlen function has no dropout; with `dropout`, the kernel below it is taken, which has. Only SDPA knows the CPU and
+    float32. Elsewhere the environment variable MOSE_ATTENTION_BACKEND can force one of the four, for comparisons.
 
     Raises:
         ValueError: the variable names none of them, or one that is not installed.
     """
     half_on_gpu = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    return _backend_on_gpu() if half_on_gpu else SDPA
+    return _backend_on_gpu(dropout > 0) if half_on_gpu else SDPA
 
 
 # torch.compile cannot trace a look at the environment; asked once while tracing, the answer becomes part of the graph.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _backend_on_gpu() -> str:
-    return _available_backend(os.environ.get(BACKEND_VARIABLE, AUTOMATIC))
+def _backend_on_gpu(with_dropout: bool) -> str:
+    wanted = os.environ.get(BACKEND_VARIABLE, AUTOMATIC)
+    backend = _available_backend(wanted)
+    return TORCH_FLASH if with_dropout and backend == TORCH_VARLEN and wanted == AUTOMATIC else backend
 
 
 @functools.cache
@@ -81,11 +84,13 @@ def attention(
         return q_NHK
     if cu_seqlens.ndim == 2:
         return padded_attention(_masked_sdpa, q_NHK, k_NGK, v_NGK, cu_seqlens, dropout)
-    backend = backend or choose_backend(q_NHK.device, q_NHK.dtype)
+    backend = backend or choose_backend(q_NHK.device, q_NHK.dtype, dropout)
     if backend == FLASH_ATTENTION:
         return _flash_attention(q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, dropout)  # type: ignore[no-any-return]
     if backend == TORCH_VARLEN:
         return _torch_varlen(q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, dropout)
+    if backend == TORCH_FLASH:
+        return _torch_flash(q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, dropout)
     short = q_NHK.shape[0] <= PADDED_BELOW * (cu_seqlens.shape[0] - 1)
     if short and q_NHK.device.type == "cpu":
         return _sdpa_padded(q_NHK, k_NGK, v_NGK, cu_seqlens, max_length, dropout)
@@ -96,17 +101,31 @@ def attention(
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _flash_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, cu_seqlens: Tensor, max_length: int, dropout: float) -> Tensor:
     kernel = importlib.import_module("flash_attn").flash_attn_varlen_func
-    out: Tensor = kernel(q_NHK, k_NGK, v_NGK, cu_seqlens, cu_seqlens, max_length, max_length, dropout_p=dropout, causal=False)
+    # Its backward pass adds atomically, in an order that varies, unless asked otherwise; torch's own kernels follow the switch.
+    fixed_order = torch.are_deterministic_algorithms_enabled()
+    out: Tensor = kernel(
+        q_NHK, k_NGK, v_NGK, cu_seqlens, cu_seqlens, max_length, max_length, dropout, causal=False, deterministic=fixed_order
+    )
     return out
 
 
 def _torch_varlen(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, cu_seqlens: Tensor, max_length: int, dropout: float) -> Tensor:
     if dropout:
-        raise ValueError("attention_dropout: torch's varlen attention has no dropout; install flash-attn or set it to 0")
+        raise ValueError(
+            "attention_dropout: torch's varlen attention has no dropout; leave the back end to `auto` or set it to 0"
+        )
     from torch.nn.attention.varlen import varlen_attn
 
     bounds, longest = (cu_seqlens, cu_seqlens), (max_length, max_length)
     out: Tensor = varlen_attn(q_NHK, k_NGK, v_NGK, *bounds, *longest, enable_gqa=True)  # type: ignore[assignment]
+    return out
+
+
+def _torch_flash(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, cu_seqlens: Tensor, max_length: int, dropout: float) -> Tensor:
+    """The operator that `varlen_attn` calls with a dropout of 0; it draws its mask from the device's default generator."""
+    bounds, longest = (cu_seqlens, cu_seqlens), (max_length, max_length)
+    causal, debug_mask = False, False
+    out: Tensor = torch.ops.aten._flash_attention_forward(q_NHK, k_NGK, v_NGK, *bounds, *longest, dropout, causal, debug_mask)[0]
     return out
 
 

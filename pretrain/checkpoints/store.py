@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -128,15 +128,15 @@ class CheckpointStore:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
             self._barrier()
-            engine.save(temporary)
+            written = engine.save(temporary)
             # The probe travels with the weights, so that an export can be compared with the live model after the run has ended.
             if self._context.is_main and probe is not None:
                 from safetensors.torch import save
 
                 # Not `save_file`: that gives the file mode 0600, so that a group could read all of a checkpoint but its probe.
                 (temporary / PROBE_NAME).write_bytes(save(probe))
-            self._barrier()
-            files, sizes = self._described(temporary)
+                written = [*written, temporary / PROBE_NAME]
+            files, sizes = self._described(temporary, written)
             if self._context.is_main:
                 self._publish(temporary, final, progress, files, sizes)
         self._barrier()
@@ -161,21 +161,23 @@ class CheckpointStore:
             kept = f"the last whole one is {latest.name}" if latest else "there is none yet"
             raise MoseError(f"{final}: could not be written: {reason} ({free:.2f} GB of disk are free); {kept}") from error
 
-    def _described(self, folder: Path) -> tuple[dict[str, str], dict[str, int]]:
-        """SHA-256 and size of every file below `folder`, each flushed to disk first; the ranks divide the files among them."""
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        parts = sum(path.name.endswith("_optim_states.pt") for path in paths)
-        ranks = self._context.layout.world_size
-        if parts != ranks:
-            raise OSError(f"{parts} of {ranks} ranks' parts are there; expected a folder that all ranks share")
+    def _described(self, folder: Path, written: Sequence[Path]) -> tuple[dict[str, str], dict[str, int]]:
+        """SHA-256 and size of every file below `folder`, from the ranks that wrote them, each flushed to disk first.
+
+        No rank lists the folder: at 512 ranks that is 512 listings and 250,000 lookups at one moment, and a network file system
+        may show a listing from before the last files. Rank 0 looks up each name once, to find a folder that is not shared.
+        """
         mine: dict[str, tuple[str, int]] = {}
-        for path in self._mine(paths):
+        for path in written:
             sync_file(path)
             if not (size := path.stat().st_size):
                 raise OSError(f"{path.name} is empty after it was written")
             mine[path.relative_to(folder).as_posix()] = file_sha256(path), size
         merged = {name: value for part in self._gather(mine) for name, value in part.items()}
-        return {name: digest for name, (digest, _) in merged.items()}, {name: size for name, (_, size) in merged.items()}
+        sizes = {name: size for name, (_, size) in merged.items()}
+        if fault := self.from_main(lambda: _missing(folder, sizes, self._context.layout.world_size)):
+            raise OSError(fault)
+        return {name: digest for name, (digest, _) in merged.items()}, sizes
 
     def _publish(self, temporary: Path, final: Path, progress: Progress, files: dict[str, str], sizes: dict[str, int]) -> None:
         manifest: dict[str, Any] = {"progress": asdict(progress), "identity": self._identity, "files": files, "sizes": sizes}
@@ -319,8 +321,9 @@ class CheckpointStore:
         else:
             merged = self._folder / f".merged-{selection.checkpoint.name}"
             began = time.perf_counter()
-            layouts = f"{describe_layout(selection.identity)} -> {describe_layout(self._identity)}"
-            self._tell(f"resume: {selection.checkpoint.name}: layout changed, {layouts}: its parts are merged")
+            was, now = describe_layout(selection.identity), describe_layout(self._identity)
+            reason = f"layout changed, {was} -> {now}" if was != now else "its weights have an older order"
+            self._tell(f"resume: {selection.checkpoint.name}: {reason}: its parts are merged")
             self.from_main(lambda: _merge(selection, merged))
             engine.load(merged, selection.unpickles)
             self._barrier()
@@ -375,6 +378,16 @@ class CheckpointStore:
     def _tell(self, sentence: str) -> None:
         if self._context.is_main:
             print(sentence, file=sys.stderr, flush=True)
+
+
+def _missing(folder: Path, sizes: dict[str, int], ranks: int) -> str | None:
+    """What is wrong where the ranks' parts are not all in the folder as this process sees it; None if they are."""
+    there = [name for name, size in sizes.items() if (folder / name).is_file() and (folder / name).stat().st_size == size]
+    parts = sum(name.endswith("_optim_states.pt") for name in there)
+    if parts != ranks:
+        return f"{parts} of {ranks} ranks' parts are there; expected a folder that all ranks share"
+    lost = min(sizes.keys() - set(there), default=None)
+    return f"{lost} is not there as it was written; expected a folder that all ranks share" if lost else None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -18,6 +18,8 @@ DATA_GENERATIONS = "data.generations"
 TENSOR_RANKS = "parallel.tensor_parallel_size"
 ZERO_STAGE = "parallel.zero_stage"
 PRECISION = "parallel.precision"
+WEIGHT_ORDER = "parallel.weight_order"
+"""How ZeRO 1 and 2 lay out the weights of a partition, no field of the config; checkpoints without it have the model's order."""
 MICRO_BATCH_ROWS = "batch.micro_batch_rows"
 MICRO_BATCH_TOKENS = "batch.micro_batch_tokens"
 # Fields that may differ between the run that saved and the run that resumes, since no number depends on them. A data set
@@ -37,10 +39,10 @@ FREE_FIELDS = (
 )
 # Fields that distribute the same sums over devices: they change the last bits of a loss and nothing else. So do the raw
 # DeepSpeed options that are passed through and not free: bucket sizes decide in which order gradients are added.
-_LAYER_LAYOUT = ("parallel.sequence_parallel", "parallel.compile", "parallel.threads_per_rank")
-LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, *_LAYER_LAYOUT)
+_LAYER_LAYOUT = ("parallel.sequence_parallel", "parallel.compile", "parallel.deterministic", "parallel.threads_per_rank")
+LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, WEIGHT_ORDER, MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, *_LAYER_LAYOUT)
 # If one of these differs, the ranks of this run need other parts than those saved, and the checkpoint has to be converted.
-RESHAPING_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, PRECISION)
+RESHAPING_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, WEIGHT_ORDER, PRECISION)
 _SHAPES = ("vocabulary_size", "width", "feed_forward_width", "num_layers", "num_heads", "num_key_value_heads", "exit_layers")
 # The stored tensors have these shapes, and the optimiser's states these groups: not even --allow-change can change them.
 _PARTS = ("layer_index_width", "norm_after_last_layer")
@@ -54,7 +56,13 @@ def config_values(
     flat = _flatten(to_plain(config))
     kept = {name: value for name, value in flat.items() if not _is_free(name)}
     content = {DATA_GENERATIONS: [list(roots) for roots in generations]} if generations else {}
-    return kept | {DATA_FINGERPRINT: data_fingerprint, WORLD_SIZE: world_size} | content
+    order = {WEIGHT_ORDER: "aligned"} if is_aligned(config.parallel.zero_stage) else {}
+    return kept | {DATA_FINGERPRINT: data_fingerprint, WORLD_SIZE: world_size} | order | content
+
+
+def is_aligned(zero_stage: int) -> bool:
+    """Whether a stage lays its weights out aligned; 3 cuts each parameter by itself, and 0 partitions nothing."""
+    return zero_stage in (1, 2)
 
 
 def _is_free(name: str) -> bool:

@@ -129,10 +129,13 @@ class ParallelConfig:
     """none; selective: recompute attention's intermediates and the feed-forward activation; full: recompute whole layers."""
     compile: bool = False
     """Run each layer through torch.compile; dropout masks then differ from those of an uncompiled run."""
+    deterministic: bool = False
+    """Only kernels with a fixed order of sums, slower, so that a resumed run on GPUs is equal bit by bit, as it is on CPUs."""
     threads_per_rank: int = 1
     """CPU threads per rank; part of the layout, since it changes the order of sums."""
-    collective_timeout_seconds: int = 1800
-    """Timeout of a collective; the run ends when one waits longer."""
+    collective_timeout_seconds: int = 600
+    """Timeout of a collective; the run ends when one waits longer. A hang of 512 GPUs costs 85 GPU-hours before it ends; the
+    slowest stage that ranks reach at different times, reading a checkpoint, takes a few minutes."""
 
     def __post_init__(self) -> None:
         size = self.tensor_parallel_size

@@ -109,12 +109,14 @@ class MultiExitLoss:
 
 
 def _sums_of(terms: Iterable[LossTerm[Any]], predictions: TokenPredictions | RowPredictions) -> Sums:
-    sums: Sums = {}
+    terms = list(terms)
+    sums: Sums = {term.key: term.loss(predictions) for term in terms}
+    # After the losses: the recomputation in the backward pass stops when it has what their gradients need, so it counts nothing
+    # again, which under tensor parallelism takes an all-reduce.
     for term in terms:
         if term.correct is not None:
             with torch.no_grad():
                 sums[term.correct_key] = term.correct(predictions)
-        sums[term.key] = term.loss(predictions)
     return sums
 
 

@@ -91,8 +91,12 @@ def build_training_model(
     dtype: torch.dtype,
     context: ParallelContext,
     objective: ObjectiveConfig = PAPER,
+    from_checkpoint: bool = False,
 ) -> TrainingModel:
-    """Build this rank's slice of the model with its initial weights; no rank ever holds a full copy of a cut weight."""
+    """Build this rank's slice of the model with its initial weights; no rank ever holds a full copy of a cut weight.
+
+    With `from_checkpoint`, nothing is drawn, since a checkpoint sets every weight: at 1B, drawing takes 45 s on each rank.
+    """
     shape = ModularStarEncoderConfig(**{**config.hugging_face(), "vocab_size": config.padded_vocabulary_size})
     with torch.device("meta"):
         encoder = ModularStarEncoder(shape)
@@ -102,7 +106,10 @@ def build_training_model(
     if parallel.sequence_parallel:
         shards = _apply_sequence_parallelism(encoder, context)
     encoder.to(dtype).to_empty(device="cpu")
-    fill_initial_weights(encoder, config, seed, context)
+    if from_checkpoint:
+        _fill_with_nan(encoder)
+    else:
+        fill_initial_weights(encoder, config, seed, context)
     if context.layout.tensor_ranks > 1:
         from pretrain.parallel.tensor import mark_parallel_parameters
 
@@ -142,6 +149,13 @@ def _apply_sequence_parallelism(encoder: ModularStarEncoder, context: ParallelCo
 
     apply_sequence_parallelism(encoder.starEncoder2)
     return functools.partial(padded_tokens, multiple=context.layout.tensor_ranks)
+
+
+@torch.no_grad()
+def _fill_with_nan(encoder: nn.Module) -> None:
+    """A weight that the checkpoint fails to set makes the first loss NaN, where zeros or old memory would go unnoticed."""
+    for parameter in encoder.parameters():
+        parameter.fill_(torch.nan)
 
 
 @torch.no_grad()

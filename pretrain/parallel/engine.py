@@ -23,36 +23,48 @@ from torch import distributed as dist
 from torch._C._distributed_c10d import Store
 
 from mose.errors import MoseError, first_line
+from pretrain.config.identity import is_aligned
 from pretrain.config.run import OptimizerConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
 from pretrain.parallel.weights_only import weights_only
-from pretrain.parallel.zero import STATE_TAG, deepspeed_config
+from pretrain.parallel.zero import STATE_TAG, accumulates_in_fp32, deepspeed_config
 
 
-def join_process_group(timeout_seconds: int, store: Store | None) -> None:
+def join_process_group(timeout_seconds: int, store: Store | None = None) -> None:
     """Join the group that the launcher's variables describe: NCCL with CUDA, gloo without.
 
-    The ranks meet in `store`; without one torch opens its own, as the launcher's variables say.
+    The ranks meet in `store`; without one torch opens its own, as the launcher's variables say. The process's CUDA device must
+    be set: NCCL makes its communicators on the current one.
     """
     deepspeed_logger.setLevel(logging.WARNING)
-    # A CPU-only op that is not used here: its build takes minutes, and a killed build leaves a lock that blocks later runs.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # No op counts as compatible. The only one that is looked up is CPU-only and not used here: its build takes minutes, and a
+    # killed build leaves a lock that blocks later runs. Reading DeepSpeed's own table would start compilers on every rank.
+    deepspeed.ops.__compatible_ops__ = {}
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     timeout = datetime.timedelta(seconds=timeout_seconds)
-    if store is not None:
-        # deepspeed takes no store, but takes over a group that is there.
+    if not dist.is_initialized():
+        # deepspeed takes over a group that is there. Its own would be bound to a device (`device_id`), and torch then builds
+        # every later group at once by splitting NCCL's communicator, in which all ranks must take part.
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        meeting: dict[str, Any] = {"store": store} if store is not None else {"init_method": "env://"}
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, **meeting)
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Two groups: parameters that decay, and biases and LayerNorm weights, which by default do not."""
+def parameter_groups(model: nn.Module, config: OptimizerConfig, aligned: bool = False) -> list[dict[str, Any]]:
+    """Two groups: parameters that decay, and biases and LayerNorm weights, which by default do not.
+
+    With `aligned`, parameters that do not fill 16 bytes in bf16 come last in their group. ZeRO 1 and 2 lay a group out one
+    parameter after the other, and kernels need weights that begin at a multiple of 16 bytes to read them in the widest loads.
+    """
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
     for parameter in model.parameters():
         matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
         (decayed if matrix or config.decay_biases_and_norms else exempt).append(parameter)
+    if aligned:
+        # Stable, so that all others keep the order of the model.
+        decayed, exempt = (sorted(group, key=lambda parameter: parameter.numel() % 8 != 0) for group in (decayed, exempt))
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
@@ -66,7 +78,7 @@ class Engine:
         With `merged`, `load` expects a state that `merge_parts` wrote.
         """
         optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.optimizer),
+            parameter_groups(model, config.optimizer, is_aligned(config.parallel.zero_stage)),
             lr=config.schedule.peak_learning_rate,
             betas=(config.optimizer.beta1, config.optimizer.beta2),
             eps=config.optimizer.epsilon,
@@ -75,6 +87,9 @@ class Engine:
         settings = deepspeed_config(config, context.layout)
         if merged:
             settings["checkpoint"] = {"load_universal": True}
+        if accumulates_in_fp32(config, context.layout):
+            for parameter in model.parameters():
+                parameter.grad_dtype = torch.float32
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=context.mpu)
         self._data_ranks = context.layout.data_ranks
 
@@ -125,9 +140,25 @@ class Engine:
         """Steps that DeepSpeed skipped in this process because a gradient was not finite."""
         return int(self.deepspeed.skipped_steps)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of the state below `folder`; every rank calls it."""
-        self.deepspeed.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+    def save(self, folder: Path) -> list[Path]:
+        """Write this rank's part of the state below `folder`; every rank calls it. Returns the files that this rank wrote."""
+        written: list[Path] = []
+        writer = self.deepspeed.checkpoint_engine
+        write = writer.save
+
+        def recorded(state_dict: Any, path: str) -> None:
+            write(state_dict, path)
+            written.append(Path(path))
+
+        # DeepSpeed does not say which files are whose: it depends on the stage, on both ranks and on its version.
+        writer.save = recorded
+        try:
+            self.deepspeed.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+        finally:
+            del writer.save
+        # Beside the states, DeepSpeed's rank 0 copies its scripts that merge them.
+        scripts = sorted(path for path in folder.iterdir() if path.is_file()) if dist.get_rank() == 0 else []
+        return [*written, *scripts]
 
     @contextlib.contextmanager
     def counted_back(self, skipped_steps: int) -> Iterator[None]:
@@ -147,7 +178,7 @@ class Engine:
             self.deepspeed.global_samples += samples
 
     def load(self, folder: Path, unpickle: bool = False) -> None:
-        """Read this rank's part of a state that `save` wrote in the same layout; the caller has verified its checksums.
+        """Read this rank's part of a state that `save` or `merge_parts` wrote; the caller has verified its checksums.
 
         With `unpickle`, objects of any class are made, which can run code: for checkpoints that the user trusts.
         DeepSpeed also restores the decay, betas and clipping of the run that saved, which would silently undo a change of the
@@ -167,6 +198,19 @@ class Engine:
         for group, values in zip(optimizer.param_groups, wanted, strict=True):
             group.update(values)
         optimizer.clip_grad = clipping
+        place_state(optimizer)
+
+
+def place_state(optimizer: Any) -> None:
+    """Move each state tensor of an optimiser, or of the one that ZeRO wraps, to the device of its parameter.
+
+    DeepSpeed's universal loader leaves `step` on the CPU, where it read it, and fused AdamW refuses that beside weights on CUDA.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    for parameter, state in inner.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.device != parameter.device:
+                state[name] = value.to(parameter.device)
 
 
 def _stage_named(kind: Any, name: str) -> ZeroStageEnum:

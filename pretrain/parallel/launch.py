@@ -5,12 +5,14 @@ import errno
 import ipaddress
 import os
 import socket
+from typing import Any
 
 import torch
 from torch import distributed as dist
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
 from mose.errors import MoseError, first_line
+from pretrain.config.deepspeed_options import ZERO
 from pretrain.config.run import Layout, PretrainConfig
 from pretrain.parallel.context import SLURM_NAMES, ParallelContext, launched_world_size, started_by_srun
 from pretrain.parallel.engine import join_process_group
@@ -94,13 +96,23 @@ def _listener(host: str, port: int) -> int | None:
 
 
 def initialize_parallel(config: PretrainConfig) -> ParallelContext:
-    """Join the process group, build megatron's groups for tensor parallelism, and set threads and device.
+    """Set the environment, the device and threads, join the process group, and build the groups of tensor parallelism.
+
+    In this order: CUDA and its allocator read the environment when they first touch the device, NCCL and DeepSpeed take the
+    device that is current when they first communicate.
 
     Raises:
         MoseError: the launched ranks do not fit the config, or did not meet within the timeout of a collective.
     """
     layout = Layout.of(config, launched_world_size())
     _complete_environment()
+    for name, value in cuda_environment(config).items():
+        os.environ.setdefault(name, value)
+    device = _device()
+    if config.parallel.deterministic:
+        torch.use_deterministic_algorithms(True)
+        # Otherwise the same switch also writes every new tensor once more, to reveal reads of memory that nothing has set.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(config.parallel.threads_per_rank)
     seconds = config.parallel.collective_timeout_seconds
     try:
@@ -111,15 +123,37 @@ def initialize_parallel(config: PretrainConfig) -> ParallelContext:
         raise MoseError(f"{where}: the {layout.world_size} ranks did not meet within {seconds} s ({reason})") from error
     if dist.get_world_size() != layout.world_size:
         raise MoseError(f"launcher: {dist.get_world_size()} ranks joined, WORLD_SIZE says {layout.world_size}")
-    return build_context(layout, _device())
+    return build_context(layout, device, seconds)
 
 
-def build_context(layout: Layout, device: torch.device) -> ParallelContext:
-    """The context of this process in `layout`; the process group must be up."""
+def cuda_environment(config: PretrainConfig) -> dict[str, str]:
+    """Environment variables of a CUDA run, where the user has set none of the same name."""
+    settings = {
+        # The number of real tokens differs from step to step, and blocks of fixed sizes would leave gaps that none fits.
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        # The flight recorder keeps the last collectives of each rank, and torch writes them to files when one times out.
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    }
+    if config.parallel.deterministic:
+        # cuBLAS sums in the same order from call to call only with workspaces of its own; torch refuses to run without.
+        settings["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    if os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):
+        del settings["PYTORCH_ALLOC_CONF"]
+    # megatron starts the all-reduce of input gradients before the weight gradient's product, and only a single queue keeps that
+    # order on the device. The same queue would make ZeRO's reduction beside the backward pass wait for the kernels before it.
+    zero_options: Any = config.deepspeed.get(ZERO, {})
+    if config.parallel.tensor_parallel_size > 1 and not zero_options.get("overlap_comm"):
+        settings["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    return settings
+
+
+def build_context(layout: Layout, device: torch.device, timeout_seconds: int | None = None) -> ParallelContext:
+    """The context of this process in `layout`; the process group must be up. The timeout is that of collectives of groups."""
     place = place_of(dist.get_rank(), layout.tensor_ranks)
     if layout.tensor_ranks == 1:
         return ParallelContext(place.rank, place.data_rank, 0, layout, device, dist.group.WORLD, None)
-    mpu = initialize_tensor_groups(layout.tensor_ranks)
+    mpu = initialize_tensor_groups(place, layout.tensor_ranks, timeout_seconds)
     data_group = mpu.get_data_parallel_group()
     return ParallelContext(place.rank, place.data_rank, place.tensor_rank, layout, device, data_group, mpu)
 
@@ -127,7 +161,9 @@ def build_context(layout: Layout, device: torch.device) -> ParallelContext:
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    index = int(os.environ["LOCAL_RANK"])
+    # Under `srun --gpus-per-task=1` each process sees one device, whatever its number on the node. DeepSpeed reads the variable.
+    index = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    os.environ["LOCAL_RANK"] = str(index)
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 

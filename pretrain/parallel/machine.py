@@ -24,12 +24,12 @@ def attention_backend(config: PretrainConfig, device: torch.device) -> str:
         MoseError: MOSE_ATTENTION_BACKEND names none that is installed, or the config asks for dropout and the back end has none.
     """
     try:
-        backend = choose_backend(device, dtype_of(config))
+        backend = choose_backend(device, dtype_of(config), config.model.attention_dropout)
     except ValueError as error:
         raise MoseError(str(error)) from None
     dropout = config.model.attention_dropout
     if dropout and backend == TORCH_VARLEN:
-        way_out = "expected 0, flash-attn installed, or MOSE_ATTENTION_BACKEND=sdpa (slow)"
+        way_out = "expected 0, or MOSE_ATTENTION_BACKEND=auto"
         raise MoseError(f"model.attention_dropout: {dropout}, which torch's varlen attention does not have; {way_out}")
     return str(backend)
 

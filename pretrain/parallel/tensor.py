@@ -5,7 +5,7 @@ V vocabulary rows of all ranks, W vocabulary rows of this rank.
 """
 
 import dataclasses
-import os
+import datetime
 import warnings
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from mose.model.sharding import Sharding, sharding_of
+from pretrain.parallel.topology import Place
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Transformer Engine and Apex are absent on purpose
@@ -22,20 +23,42 @@ with warnings.catch_warnings():
     from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 
 
-def initialize_tensor_groups(tensor_ranks: int) -> "ModelParallelUnit":
-    """Build megatron's process groups, which live in its module for the life of the process, and wrap them for DeepSpeed.
+# Column-parallel layers that read the output of `input_layernorm`.
+_SHARING_INPUT = ("q_proj", "k_proj", "v_proj")
+
+
+def initialize_tensor_groups(place: Place, tensor_ranks: int, timeout_seconds: int | None = None) -> "ModelParallelUnit":
+    """Make this rank's tensor and data group, put them where megatron's layers look, and wrap them for DeepSpeed.
+
+    megatron's own `initialize_model_parallel` makes thousands of groups at 512 ranks, for kinds of parallelism that are not
+    used here, and every rank enters each of them. Here a rank enters only the two that it is a member of.
 
     Without CUDA, `torch.cuda.current_device` is replaced for the process: megatron asks it where to put buffers.
     """
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
-    # megatron overlaps the all-reduce of input gradients with the weight gradient only if kernels run in a single queue.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     # megatron calls collectives by names that torch 2.13 deprecates, with a warning at each call site.
     warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
     if not parallel_state.is_initialized():
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_ranks)
+        _make_groups(place, tensor_ranks, timeout_seconds)
     return ModelParallelUnit()
+
+
+def _make_groups(place: Place, tensor_ranks: int, timeout_seconds: int | None) -> None:
+    tensor = range(place.rank - place.tensor_rank, place.rank - place.tensor_rank + tensor_ranks)
+    data = range(place.tensor_rank, dist.get_world_size(), tensor_ranks)
+    timeout = None if timeout_seconds is None else datetime.timedelta(seconds=timeout_seconds)
+    state: Any = parallel_state
+    for name, ranks in (("TENSOR_MODEL_PARALLEL", list(tensor)), ("DATA_PARALLEL", list(data))):
+        group = dist.new_group(ranks, timeout=timeout, use_local_synchronization=True, group_desc=name)
+        setattr(state, f"_{name}_GROUP", group)
+        setattr(state, f"_{name}_GLOBAL_RANKS", ranks)
+    state._MODEL_PARALLEL_GROUP = state._TENSOR_MODEL_PARALLEL_GROUP
+    state._MODEL_PARALLEL_GLOBAL_RANKS = state._TENSOR_MODEL_PARALLEL_GLOBAL_RANKS
+    # Layers of one stage: DeepSpeed asks for this size too.
+    state._MPU_PIPELINE_MODEL_PARALLEL_WORLD_SIZE, state._MPU_PIPELINE_MODEL_PARALLEL_RANK = 1, 0
+    if state._GLOBAL_MEMORY_BUFFER is None:
+        state._set_global_memory_buffer()
 
 
 class ModelParallelUnit:
@@ -115,6 +138,31 @@ def with_summed_gradients(*replicated: Tensor) -> tuple[Tensor, ...]:
     return _SummedGradients.apply(*replicated)  # type: ignore[no-any-return, no-untyped-call]
 
 
+class _SummedInputGradient(torch.autograd.Function):
+    """Identity forward; backward the sum of the gradient over tensor ranks, in its own type: one term per rank's columns."""
+
+    @staticmethod
+    def forward(context: Any, x_ND: Tensor) -> Tensor:
+        return x_ND.view_as(x_ND)
+
+    @staticmethod
+    def backward(context: Any, gradient_ND: Tensor) -> Tensor:
+        summed_ND = gradient_ND.contiguous()
+        dist.all_reduce(summed_ND, group=parallel_state.get_tensor_model_parallel_group())
+        return summed_ND
+
+
+class SharedInputNorm(nn.LayerNorm):
+    """LayerNorm whose output several column-parallel layers read: the gradients of all are summed here, then reduced once.
+
+    Each megatron layer by itself all-reduces the gradient of its own input: queries, keys and values one after the other, three
+    times the bytes between the ranks.
+    """
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return _SummedInputGradient.apply(super().forward(x_ND))  # type: ignore[no-any-return, no-untyped-call]
+
+
 def gather_tokens(x_SD: Tensor, *, partial_gradients: bool) -> Tensor:
     """All-gather the shards [S, D] of all tensor ranks to [N, D].
 
@@ -139,16 +187,29 @@ def apply_tensor_parallelism(model: nn.Module, dtype: torch.dtype, sequence_para
     )
     for name, module in list(model.named_modules()):
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            replacement = _parallel_layer(module, sharding_of(f"{name}.weight"), config)
+            replacement = _parallel_layer(module, sharding_of(f"{name}.weight"), config, name.endswith(_SHARING_INPUT))
             if replacement is not None:
                 replacement.register_state_dict_post_hook(_without_extra_state)  # type: ignore[no-untyped-call]
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, replacement)
+        elif name.endswith(".input_layernorm") and not sequence_parallel:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, _shared_input(module))
     for name, parameter in list(model.named_parameters()):
         _cut_bare_parameter(model, name, parameter)
 
 
-def _parallel_layer(module: nn.Linear | nn.Embedding, kind: Sharding, config: ModelParallelConfig) -> nn.Module | None:
+def _shared_input(norm: nn.Module) -> SharedInputNorm:
+    """The same norm, with the parameters of `norm`, in front of layers that leave the reduction to it."""
+    assert isinstance(norm, nn.LayerNorm)
+    replacement = SharedInputNorm(norm.normalized_shape, eps=norm.eps, device="meta")
+    replacement.weight, replacement.bias = norm.weight, norm.bias
+    return replacement
+
+
+def _parallel_layer(
+    module: nn.Linear | nn.Embedding, kind: Sharding, config: ModelParallelConfig, shares_input: bool
+) -> nn.Module | None:
     common: dict[str, Any] = {"config": config, "init_method": nn.init.zeros_}
     on_shards = config.sequence_parallel
     if isinstance(module, nn.Embedding):
@@ -160,10 +221,11 @@ def _parallel_layer(module: nn.Linear | nn.Embedding, kind: Sharding, config: Mo
         return tensor_parallel.VocabParallelEmbedding(*sizes, **common)  # type: ignore[no-any-return]
     sizes, bias = (module.in_features, module.out_features), module.bias is not None
     if kind in (Sharding.COLUMN, Sharding.VOCABULARY):
-        # The decoder reads complete states and reduces its input's gradient; a layer's columns share one gather (sequence.py).
-        gathered = on_shards and kind is Sharding.COLUMN
+        # The decoder and c_fc reduce their input's gradient themselves, beside the product for their weight's. Queries,
+        # keys and values share one reduction (SharedInputNorm), under sequence parallelism all columns one gather (sequence.py).
+        reduced_elsewhere = (on_shards and kind is Sharding.COLUMN) or shares_input
         common["config"] = dataclasses.replace(config, sequence_parallel=False)
-        return ColumnParallelLinear(*sizes, bias=bias, gather_output=False, disable_grad_reduce=gathered, **common)
+        return ColumnParallelLinear(*sizes, bias=bias, gather_output=False, disable_grad_reduce=reduced_elsewhere, **common)
     if kind is Sharding.ROW:
         row = SequenceRowParallelLinear if on_shards else RowParallelLinear
         return row(*sizes, bias=bias, input_is_parallel=True, skip_bias_add=on_shards, **common)

@@ -174,14 +174,13 @@ class Watchdog:
     def _reports(self) -> tuple[list[Report], list[int]]:
         """The last report of each rank, and the ranks that never reported."""
         assert self._store is not None
-        reports, missing = [], []
-        for rank in range(self.world_size):
-            key = f"{_KEY}{rank}"
-            if self._store.check([key]):
-                reports.append(Report.parse(rank, self._store.get(key)))
-            else:
-                missing.append(rank)
-        return reports, missing
+        keys = [f"{_KEY}{rank}" for rank in range(self.world_size)]
+        if self._store.check(keys):
+            # One request: rank 0's store answers all ranks, and all of them may ask at the moment at which it is busiest.
+            return [Report.parse(rank, text) for rank, text in enumerate(self._store.multi_get(keys))], []
+        there = [rank for rank, key in enumerate(keys) if self._store.check([key])]
+        reports = [Report.parse(rank, self._store.get(keys[rank])) for rank in there]
+        return reports, sorted(set(range(self.world_size)) - set(there))
 
     def _publish(self) -> None:
         if self._store is None:

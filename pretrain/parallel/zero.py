@@ -27,11 +27,25 @@ def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 60,
         "wall_clock_breakdown": False,
+        # It synchronises the device before each forward pass, and its numbers are not read.
+        "timers": {"throughput": {"enabled": False}},
     }
     if half:
         # float32 by default: a sum of bf16 gradients over 512 ranks would keep eight bits.
         settings["communication_data_type"] = config.parallel.gradient_communication
+        if stage >= 2:
+            # Each micro-batch is reduced by itself, and the owner of a partition adds them up.
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return merged(settings, config.deepspeed)
+
+
+def accumulates_in_fp32(config: PretrainConfig, layout: Layout) -> bool:
+    """Whether a rank's gradients have to be float32, so that its micro-batches do not add up in bf16.
+
+    Only at ZeRO 1, where they add up before they are reduced, and where there are several. DeepSpeed's own option for this,
+    `grad_accum_dtype`, switches to another optimiser class at this stage, which does not overlap communication.
+    """
+    return config.parallel.precision == "bf16" and config.parallel.zero_stage == 1 and layout.micro_batches > 1
 
 
 STATE_TAG = "state"

@@ -7,7 +7,6 @@ import itertools
 import resource
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -156,19 +155,11 @@ def raise_descriptor_limit() -> int:
     return _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
 
 
-@dataclass(frozen=True)
-class _OpenShard:
-    reader: ShardReader
-    index: RowIndex
-
-    def close(self) -> None:
-        """Release the memory map of the shard; that of the index goes with its last array."""
-        self.reader.close()
-
-
 class LocalRows:
     """The rows of one split on a local file system; shards are mapped when first read, and memory does not grow with the rows.
 
+    Shards and indexes are opened apart from each other: every rank reads the labels of a whole global batch, but the tokens of
+    its own rows only.
     Not thread-safe: rows that a `Prefetcher` reads must not be read by another thread.
     """
 
@@ -184,8 +175,10 @@ class LocalRows:
                 f"{dataset}: not a local folder; expected data.staging.folder, where its rows are staged on this node"
             )
         self._most_open = max(2, raise_descriptor_limit() // _DESCRIPTORS_A_SHARD // sources)
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._shard(0)
+        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+        self._indexes: OrderedDict[int, RowIndex] = OrderedDict()
+        self._reader(0)
+        self._index(0)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -209,53 +202,64 @@ class LocalRows:
         tokens_RT = np.empty((len(rows_R), layout.sequence_length), dtype=layout.dtype)
         members_R, index_R = np.empty(len(rows_R), dtype=MEMBER_DTYPE), np.empty(len(rows_R), dtype=INDEX_DTYPE)
         for number, places, inside in self.table.by_shard(rows_R):
-            shard = self._current_shard(number)
-            tokens_RT[places] = shard.reader.tokens(inside)
-            members_R[places], index_R[places] = shard.reader.members(inside), shard.index.entries(inside)
+            reader = self._current_reader(number)
+            tokens_RT[places] = reader.tokens(inside)
+            members_R[places], index_R[places] = reader.members(inside), self._index(number).entries(inside)
         self.table.check_tokens(tokens_RT, rows_R)
         self.table.check_rows(rows_R, tokens_RT, members_R, index_R)
         return tokens_RT
 
     def labels(self, rows_R: INT64_ARRAY) -> RowLabels:
-        """Labels [R] of these rows, from the indexes beside their shards.
+        """Labels [R] of these rows, from the indexes beside their shards; no shard is opened.
 
         Raises:
-            MoseError: an index or its shard is missing or of another size, a label is out of range, or the data set changed.
+            MoseError: an index is missing or of another size, a label is out of range, or the data set changed.
         """
         self.table.check_generation()
         index_R = np.empty(len(rows_R), dtype=INDEX_DTYPE)
         for shard, places, inside in self.table.by_shard(rows_R):
-            index_R[places] = self._shard(shard).index.entries(inside)
+            index_R[places] = self._index(shard).entries(inside)
         return self.table.labels_of(index_R)
 
-    def _current_shard(self, number: int) -> _OpenShard:
+    def _current_reader(self, number: int) -> ShardReader:
         """The shard as its path shows it now: opened again if another file stands there, which must be the one of the manifest.
 
         The map of a replaced file would show the old rows, while shards opened later show new ones.
         """
-        shard, entry = self._shard(number), self.table.shards[number]
-        if shard.reader.is_replaced():
-            self._open.pop(number).close()
+        reader, entry = self._reader(number), self.table.shards[number]
+        if reader.is_replaced():
+            self._readers.pop(number).close()
+            self._indexes.pop(number, None)
             index = entry.index_in(self.table.dataset)
             if index.is_file() and file_sha256(index) != entry.index_sha256:
-                what = f"{shard.reader.path}: replaced while it is read, with another index than {MANIFEST_NAME} listed"
+                what = f"{reader.path}: replaced while it is read, with another index than {MANIFEST_NAME} listed"
                 raise MoseError(f"{what}; start the run again, which then reads the data set as it is now")
-            shard = self._shard(number)
-        return shard
+            reader = self._reader(number)
+        return reader
 
-    def _shard(self, number: int) -> _OpenShard:
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        if len(self._open) >= self._most_open:
-            self._open.popitem(last=False)[1].close()
-        entry, dataset = self.table.shards[number], self.table.dataset
-        reader = ShardReader(entry.shard_in(dataset), self.table.layout, entry.rows)
-        reader.expect_random_access()
-        self._open[number] = _OpenShard(reader, RowIndex(entry.index_in(dataset), entry.rows))
-        return self._open[number]
+    def _reader(self, number: int) -> ShardReader:
+        if number not in self._readers:
+            if len(self._readers) >= self._most_open:
+                self._readers.popitem(last=False)[1].close()
+            entry = self.table.shards[number]
+            reader = ShardReader(entry.shard_in(self.table.dataset), self.table.layout, entry.rows)
+            reader.expect_random_access()
+            self._readers[number] = reader
+        self._readers.move_to_end(number)
+        return self._readers[number]
+
+    def _index(self, number: int) -> RowIndex:
+        if number not in self._indexes:
+            if len(self._indexes) >= self._most_open:
+                # Its memory map goes with its last array.
+                self._indexes.popitem(last=False)
+            entry = self.table.shards[number]
+            self._indexes[number] = RowIndex(entry.index_in(self.table.dataset), entry.rows)
+        self._indexes.move_to_end(number)
+        return self._indexes[number]
 
     def close(self) -> None:
         """Release every memory map."""
-        while self._open:
-            self._open.popitem()[1].close()
+        self._indexes.clear()
+        while self._readers:
+            self._readers.popitem()[1].close()

@@ -28,6 +28,7 @@ from mose.dataset.packed_sequence import TOKENS
 from mose.dataset.row_index import INDEX_DTYPE
 from mose.dataset.shard_format import RowLabels
 from mose.errors import MoseError
+from pretrain.storage.local_rows import raise_descriptor_limit
 from pretrain.storage.range_rows import RangeReader
 from pretrain.storage.window_file import RunOrder, WindowFile
 
@@ -62,6 +63,8 @@ class StagedRows:
         Raises:
             MoseError: `max_bytes` is too small for the windows that a batch can touch, or the folder cannot be written.
         """
+        # On rank 0 the store of the process group takes two sockets per rank besides: 1,024 at 512 ranks, the usual soft limit.
+        raise_descriptor_limit()
         self.table = reader.table
         self._reader = reader
         self._order = order

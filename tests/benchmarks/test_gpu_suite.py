@@ -12,6 +12,7 @@ from benchmarks.gpu_parts import correctness
 from benchmarks.gpu_parts.rows import DrawnRows, drawn_batches
 
 ROOT = Path(__file__).parents[2]
+FAULT = "CUDA error: an illegal memory access was encountered"
 PARTS = (
     "attention",
     "model",
@@ -27,7 +28,7 @@ PARTS = (
 
 def test_the_rehearsal_goes_through_and_writes_what_it_measured(tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "benchmarks.gpu_suite", "--output", str(output), "--parts", *PARTS]
+    command = [sys.executable, "-m", "benchmarks.gpu_suite", "--one-process", "--output", str(output), "--parts", *PARTS]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     figures = json.loads(output.read_text())
     assert figures["failed"] == []
@@ -44,6 +45,70 @@ def test_what_no_time_is_left_for_is_named(tmp_path: Path) -> None:
 
     figures = measure(torch.device("cpu"), -1.0, ("attention", "exits"))
     assert {"attention: no time left", "exits: no time left"} <= set(figures["left_out"])
+
+
+def test_a_fault_and_a_hang_lose_one_part_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found before stays: the file is written after each part, and of a part that hangs after each figure."""
+    from benchmarks import gpu_suite
+
+    def pretended(command: list[str], timeout: float, **_: object) -> subprocess.CompletedProcess[str]:
+        name, result = command[3], Path(command[6])
+        if name == "attention":
+            return subprocess.CompletedProcess(command, 3, "", f"Traceback\n{FAULT}\n\n")
+        result.write_text(json.dumps({name: 5}), "utf-8")
+        if name == "micro_batches":
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(gpu_suite.subprocess, "run", pretended)
+    output = tmp_path / "figures.json"
+    gpu_suite.measure(torch.device("cpu"), 600.0, ("attention", "micro_batches", "exits", "head_widths"), output)
+    figures = json.loads(output.read_text())
+    assert figures["failed"] == [
+        f"attention: ended with code 3: {FAULT}",
+        "micro_batches: ended after 180 s",
+    ]
+    assert (figures["micro_batches"], figures["exits"], figures["head_widths"]) == (5, 5, 5)
+
+
+def test_torch_and_numpy_are_enough(tmp_path: Path) -> None:
+    """On a machine without transformers, YAML and the rest, stand-ins are used and named; the padded model is left out."""
+    code = BARE.format(parts=("model", "micro_batches", "padding"), folder=str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    model, micro_batches, padding = (json.loads((tmp_path / name).read_text()) for name in ("model", "micro_batches", "padding"))
+    assert all(check["passed"] for check in model["checks"])
+    assert micro_batches["micro_batches"].keys() == {"1", "2"}
+    assert "padding" not in padding
+    assert "transformers: not installed, a stand-in is used" in padding["left_out"]
+
+
+# Hides packages from every finder but that of the stand-ins, which comes last so that a package that is there wins.
+BARE = """
+import importlib.abc, importlib.util, sys
+from pathlib import Path
+
+ABSENT = ("transformers", "yaml", "jsonargparse", "rich", "tensorboard", "pyarrow", "safetensors", "tokenizers", "upath",
+          "deepspeed", "megatron", "datasets", "huggingface_hub", "accelerate", "typeshed_client", "docstring_parser")
+
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in ABSENT:
+            return None
+        for finder in sys.meta_path:
+            if type(finder).__name__ == "_Finder" and (spec := finder.find_spec(name)):
+                return spec
+        raise ModuleNotFoundError(name, name=name)
+
+
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name.partition(".")[0] in ABSENT else real(name, package)
+sys.meta_path.insert(0, Absent())
+from benchmarks.gpu_parts.parts import run_part
+
+for part in {parts}:
+    run_part(part, "cpu", 2, Path("{folder}") / part)
+"""
 
 
 def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,10 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,29 @@ def run_forked(*words: object, trouble: Trouble | None = None, kill_after_second
     """Run `mose-pretrain WORDS` to its end, or until it is killed."""
     with tempfile.TemporaryDirectory() as folder:
         return _run([str(word) for word in words], trouble or Trouble(), kill_after_seconds, Path(folder) / "output.txt")
+
+
+def call_forked(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a process of its own: DeepSpeed and megatron keep groups for the life of a process."""
+    here, there = multiprocessing.Pipe(duplex=False)
+    process = _context().Process(target=_answer, args=(there, function, arguments))
+    process.start()
+    there.close()
+    try:
+        fine, value = here.recv()
+    except EOFError:
+        fine, value = False, "the process ended without an answer"
+    process.join(WAIT_SECONDS)
+    if not fine:
+        raise RuntimeError(value)
+    return value
+
+
+def _answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        pipe.send((True, function(*arguments)))
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))
 
 
 def succeeds(*words: object) -> str:

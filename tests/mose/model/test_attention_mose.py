@@ -15,6 +15,7 @@ from mose.model.attention_mose import (
     BACKEND_VARIABLE,
     FLASH_ATTENTION,
     SDPA,
+    TORCH_FLASH,
     TORCH_VARLEN,
     attention,
     choose_backend,
@@ -60,11 +61,15 @@ def flash_attn_varlen_func(
     softmax_scale: float | None = None,
     causal: bool = False,
     window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
 ) -> Tensor:
     """The first parameters of flash-attn's function (2.x); checks what it is given and computes the same on the CPU."""
     assert cu_seqlens_q is cu_seqlens_k
     assert cu_seqlens_q.dtype == torch.int32
     assert (max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal) == (13, 13, 0.0, None, False)
+    assert deterministic == torch.are_deterministic_algorithms_enabled()
     return written_out(q, k, v)
 
 
@@ -73,7 +78,9 @@ def test_flash_attention_is_called_by_its_signature(monkeypatch: pytest.MonkeyPa
     stub.__dict__["flash_attn_varlen_func"] = flash_attn_varlen_func
     monkeypatch.setitem(sys.modules, "flash_attn", stub)
     q, k, v, bounds = made_inputs("cpu", torch.float32)
-    assert torch.equal(attention(q, k, v, bounds, 13, backend=FLASH_ATTENTION), written_out(q, k, v))
+    for deterministic in (False, True):
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda fixed=deterministic: fixed)
+        assert torch.equal(attention(q, k, v, bounds, 13, backend=FLASH_ATTENTION), written_out(q, k, v))
 
 
 def test_torchs_varlen_kernel_is_called_by_its_signature(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,13 +100,44 @@ def test_torchs_varlen_kernel_is_called_by_its_signature(monkeypatch: pytest.Mon
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("backend", [TORCH_VARLEN, FLASH_ATTENTION, SDPA])
+@pytest.mark.parametrize("backend", [TORCH_VARLEN, TORCH_FLASH, FLASH_ATTENTION, SDPA])
 def test_cuda_back_ends_equal_attention_written_out(backend: str) -> None:
     if backend == FLASH_ATTENTION:
         pytest.importorskip("flash_attn")
     q, k, v, bounds = made_inputs("cuda", torch.bfloat16)
     expected = written_out(q.float().cpu(), k.float().cpu(), v.float().cpu())
     assert torch.allclose(attention(q, k, v, bounds, 13, backend=backend).float().cpu(), expected, atol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_torchs_flash_kernel_drops_the_share_that_is_asked_for() -> None:
+    q, k, _, bounds = made_inputs("cuda", torch.bfloat16)
+    ones = torch.ones_like(k)
+    torch.manual_seed(0)
+    out = attention(q, k, ones, bounds, 13, dropout=0.5, backend=TORCH_FLASH)
+    # Kept weights are scaled by 2: the mean over all stays 1.
+    assert abs(float(out.float().mean()) - 1) < 0.1
+    assert float((attention(q, k, ones, bounds, 13, backend=TORCH_FLASH).float() - 1).abs().max()) < 1e-2
+
+
+def test_torchs_flash_kernel_takes_dropout_and_grouped_heads() -> None:
+    """Shapes and autograd on `meta`, where the operator checks its signature and computes nothing."""
+    q_NHK = torch.empty(100, 16, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    k_NGK, v_NGK = (torch.empty(100, 4, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    bounds = torch.empty(4, device="meta", dtype=torch.int32)
+    out = attention(q_NHK, k_NGK, v_NGK, bounds, 50, dropout=0.1, backend=TORCH_FLASH)
+    out.sum().backward()  # type: ignore[no-untyped-call]
+    assert out.shape == q_NHK.shape
+    assert [part.grad.shape for part in (q_NHK, k_NGK, v_NGK) if part.grad is not None] == [q_NHK.shape, k_NGK.shape, k_NGK.shape]
+
+
+def test_dropout_without_flash_attn_takes_torchs_flash_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
+    monkeypatch.setattr(attention_mose, "_available_backend", lambda wanted: TORCH_VARLEN)
+    assert choose_backend(gpu, torch.bfloat16) == TORCH_VARLEN
+    assert choose_backend(gpu, torch.bfloat16, dropout=0.1) == TORCH_FLASH
 
 
 def test_torch_varlen_refuses_dropout_by_name() -> None:

@@ -123,11 +123,12 @@ class WritingEngine:
     def __init__(self, parts: int = 1, num_bytes: int = 10):
         self._parts, self._num_bytes = parts, num_bytes
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[Path]:
         (folder / "state").mkdir()
         (folder / "state" / "mp_rank_00_model_states.pt").write_bytes(b"m" * self._num_bytes)
         for rank in range(self._parts):
             (folder / "state" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(b"o" * self._num_bytes)
+        return list((folder / "state").iterdir())
 
 
 def save_steps(folder: Path, *steps: int, **changes: Any) -> CheckpointStore:

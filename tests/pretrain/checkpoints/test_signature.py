@@ -26,12 +26,13 @@ class SavingEngine:
     def __init__(self, mark: Path | None = None):
         self._mark = mark
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> list[Path]:
         (folder / "state").mkdir()
         if self._mark is None:
             torch.save({"step": 1}, folder / PART)
         else:
             torch_file(folder / PART, self._mark)
+        return [folder / PART]
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,24 @@ def test_shares_add_up_to_the_loss_of_the_whole_batch(micro_batch_rows: int, dat
     assert torch.allclose(sum(sums for _, sums in parts), expected_sums, rtol=1e-5)
 
 
+def test_predictions_are_counted_once_per_exit(dataset: Path, tokenizer: Tokenizer) -> None:
+    """Not again in the recomputation of the backward pass, where tensor ranks would reduce their maxima once more."""
+    counted: list[int] = []
+    plain = whole_vocabulary(tokenizer.vocabulary_size)
+
+    def correct(logits_MV: torch.Tensor, labels_M: torch.Tensor) -> torch.Tensor:
+        counted.append(len(labels_M))
+        return plain.correct(logits_MV, labels_M)
+
+    shape = {**tiny_config(dataset).model.hugging_face(), "vocab_size": tokenizer.vocabulary_size}
+    encoder = ModularStarEncoder(ModularStarEncoderConfig(**shape))
+    model = TrainingModel(encoder, dataclasses.replace(plain, correct=correct))
+    (batch,) = loader_of(dataset, tokenizer, 8).share(0)
+    share, _ = model(batch, Denominators(batch.num_masked, batch.num_rows))
+    share.backward()
+    assert counted == [batch.num_masked] * 3
+
+
 def test_loss_equals_cross_entropy_of_full_logits(dataset: Path, tokenizer: Tokenizer) -> None:
     model = model_of(dataset, tokenizer.vocabulary_size, tokenizer.vocabulary_size)
     (batch,) = loader_of(dataset, tokenizer, 8).share(0)

@@ -2,13 +2,17 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import distributed as dist
 
 from mose.errors import MoseError
-from pretrain.config.run import PretrainConfig
-from pretrain.parallel.launch import _listener, initialize_parallel, leave_parallel, open_store
+from pretrain.config.run import ParallelConfig, PretrainConfig
+from pretrain.parallel import engine, launch
+from pretrain.parallel.launch import _listener, cuda_environment, initialize_parallel, leave_parallel, open_store
 from tests.distributed import RankPools, free_port
 
 LISTENS = "0A"
@@ -26,7 +30,7 @@ def listening_addresses() -> set[str]:
 
 def join_and_look() -> tuple[int, set[str]]:
     context = initialize_parallel(PretrainConfig())
-    total = int(context.sum_over_data(__import__("torch").ones(1)).item())
+    total = int(context.sum_over_data(torch.ones(1)).item())
     found = listening_addresses()
     leave_parallel()
     return total, found
@@ -74,3 +78,89 @@ def test_a_free_port_goes_to_nobody_else_until_a_rank_listens() -> None:
     descriptor = _listener("127.0.0.1", port)
     assert descriptor is not None
     os.close(descriptor)
+
+
+NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT")
+GPU_NAMES = (*NAMES, "CUDA_DEVICE_MAX_CONNECTIONS", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A process of 512 on a machine whose CUDA is a stub."""
+    for name in GPU_NAMES:
+        monkeypatch.setenv(name, "")  # so that what the code sets is taken back after the test
+        monkeypatch.delenv(name)
+    for name, value in (("RANK", "7"), ("LOCAL_RANK", "3"), ("WORLD_SIZE", "512"), ("MASTER_ADDR", "node"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("visible", "index"), [(4, 3), (1, 0)])
+@pytest.mark.parametrize("tensor_ranks", [1, 4])
+def test_environment_then_device_then_groups(machine: pytest.MonkeyPatch, visible: int, index: int, tensor_ranks: int) -> None:
+    """CUDA reads the environment when it first touches the device; NCCL and DeepSpeed take the device that is current."""
+    happened: list[str] = []
+
+    def set_device(number: int) -> None:
+        happened.append(f"device {number}, {os.environ.get('CUDA_DEVICE_MAX_CONNECTIONS')}, {os.environ['PYTORCH_ALLOC_CONF']}")
+
+    def init(backend: str, **options: object) -> None:
+        assert "device_id" not in options  # it would make every later group a split that all ranks enter
+        happened.append(f"{backend} group of {options['world_size']}, device {os.environ['LOCAL_RANK']}")
+
+    machine.setattr(torch.cuda, "is_available", lambda: True)
+    machine.setattr(torch.cuda, "device_count", lambda: visible)
+    machine.setattr(torch.cuda, "set_device", set_device)
+    machine.setattr(dist, "is_initialized", lambda: False)
+    machine.setattr(dist, "init_process_group", init)
+    machine.setattr(dist, "get_world_size", lambda: 512)
+    machine.setattr(engine.deepspeed, "init_distributed", lambda **_: happened.append("deepspeed"))
+    machine.setattr(launch, "open_store", lambda seconds: None)
+    machine.setattr(launch, "build_context", lambda layout, device, seconds: (layout, device, seconds))
+    config = PretrainConfig(parallel=ParallelConfig(tensor_parallel_size=tensor_ranks))
+    layout, device, seconds = initialize_parallel(config)
+    queues = "1" if tensor_ranks > 1 else None
+    assert happened == [
+        f"device {index}, {queues}, expandable_segments:True",
+        f"nccl group of 512, device {index}",
+        "deepspeed",
+    ]
+    assert (layout.tensor_ranks, device, seconds) == (tensor_ranks, torch.device("cuda", index), 600)
+
+
+def test_a_fixed_order_of_sums_is_asked_of_torch_and_of_cublas(machine: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    machine.setattr(torch, "use_deterministic_algorithms", asked.append)
+    machine.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    machine.setattr(launch, "join_process_group", lambda *_: None)
+    machine.setattr(launch, "open_store", lambda seconds: None)
+    machine.setattr(dist, "get_world_size", lambda: 512)
+    machine.setattr(launch, "build_context", lambda *_: None)
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "RANK"):
+        machine.setenv(name, os.environ.get(name, ""))
+    machine.delenv("CUBLAS_WORKSPACE_CONFIG")
+    initialize_parallel(PretrainConfig())
+    assert (asked, os.environ.get("CUBLAS_WORKSPACE_CONFIG")) == ([], None)
+    initialize_parallel(PretrainConfig(parallel=ParallelConfig(deterministic=True)))
+    assert (asked, os.environ["CUBLAS_WORKSPACE_CONFIG"]) == ([True], ":4096:8")
+    assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+
+
+def test_a_single_queue_only_where_megatron_overlaps_and_zero_does_not(machine: pytest.MonkeyPatch) -> None:
+    parallel = ParallelConfig(tensor_parallel_size=4)
+    assert cuda_environment(PretrainConfig(parallel=parallel))["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
+    overlapped = PretrainConfig(parallel=parallel, deepspeed={"zero_optimization": {"overlap_comm": True}})
+    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in cuda_environment(overlapped)
+
+
+def test_the_users_environment_counts_first(machine: pytest.MonkeyPatch) -> None:
+    assert set(cuda_environment(PretrainConfig())) == {"PYTORCH_ALLOC_CONF", "TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT"}
+    machine.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    assert "PYTORCH_ALLOC_CONF" not in cuda_environment(PretrainConfig())
+
+
+def test_joining_starts_no_compiler(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(engine.deepspeed.ops, "_probe_compatible_ops", lambda: pytest.fail("compilers are probed"))
+    machine.setattr(dist, "is_initialized", lambda: True)
+    machine.setattr(engine.deepspeed, "init_distributed", lambda **_: sys.modules["deepspeed.comm.torch"].build_shm_op())
+    engine.join_process_group(10)

@@ -46,6 +46,8 @@ def test_no_shard_but_the_first_is_looked_at_on_opening(dataset: Path, tmp_path:
     with contextlib.closing(LocalRows(tmp_path, "train")) as rows:
         assert rows.tokens(np.arange(24)).shape == (24, 48)
         with pytest.raises(MoseError, match=r"shard-000003\.tar: no such shard"):
+            rows.tokens(np.array([80]))
+        with pytest.raises(MoseError, match=r"index-000003\.npy: no such index, but the manifest lists it"):
             rows.labels(np.array([80]))
 
 
@@ -54,6 +56,8 @@ def test_labels_come_from_the_index_alone(dataset: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(ShardReader, "tokens", None)
     monkeypatch.setattr(ShardReader, "labels", None)
     with contextlib.closing(LocalRows(dataset, "train")) as rows:
+        # The first shard is open since the start, to refuse a wrong folder early.
+        monkeypatch.setattr(ShardReader, "__init__", None)
         labels = rows.labels(np.array([3, 0, 99]))
     assert labels.num_tokens[0] == 0
     assert (labels.num_tokens[1:] > 0).all()

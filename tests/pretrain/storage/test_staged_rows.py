@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -115,6 +116,17 @@ def test_a_batch_larger_than_windows_and_epochs_is_whole(
     starts = range(0, 630, 210)
     with staged(remote, tmp_path, batch=210) as rows:
         assert shares(rows, tokenizer, starts, 210) == expected(starts, 210)
+
+
+def test_staging_raises_the_limit_of_open_files(remote: Path, tmp_path: Path) -> None:
+    """A usual soft limit of 1,024 is less than the sockets of rank 0's store at 512 ranks."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+    try:
+        with staged(remote, tmp_path):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_each_block_is_read_once_in_one_piece(remote: Path, tokenizer: Tokenizer, tmp_path: Path, faults: Faults) -> None:

@@ -1,0 +1,91 @@
+"""Stand-ins for packages that a bare machine lacks: the suite runs with torch and numpy alone.
+
+Modules that the suite imports name these packages, and use none of their functions in a measurement, except for the two base
+classes of transformers, whose small part that the encoder uses is written out here.
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+NAMES = (
+    "transformers",
+    "yaml",
+    "jsonargparse",
+    "rich",
+    "tensorboard",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "upath",
+    "megatron",
+)
+
+
+class _Named(type):
+    """Any name looked up on a stand-in is a stand-in, as modules do at import with constants of a package."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Named(name, (StandIn,), {})
+
+
+class StandIn(metaclass=_Named):
+    """Takes the place of a class or function of an absent package; it can be a base class, and does nothing else."""
+
+
+class PretrainedConfig:
+    """As transformers' class, where the encoder uses it: keeps its arguments as attributes."""
+
+    def __init__(self, **values: Any):
+        self.__dict__.update(values)
+
+
+class PreTrainedModel(nn.Module):
+    """As transformers' class, where the encoder uses it."""
+
+    def __init__(self, config: PretrainedConfig, *_: Any, **__: Any):
+        super().__init__()
+        self.config = config
+
+    def post_init(self) -> None:
+        """Weights are drawn by their modules."""
+
+
+class _StandInModule(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name == "__version__":
+            return "99.0"
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return {"PretrainedConfig": PretrainedConfig, "PreTrainedModel": PreTrainedModel}.get(name) or getattr(StandIn, name)
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def __init__(self, names: Sequence[str]):
+        self.names = names
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        """A package of its own for each absent name and for all below it."""
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in self.names else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        """A module that has every name."""
+        return _StandInModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to run."""
+
+
+def install_stand_ins() -> list[str]:
+    """Let absent packages be imported; returns their names. Call it before anything else of this repository is imported."""
+    absent = [name for name in NAMES if importlib.util.find_spec(name) is None]
+    sys.meta_path.append(_Finder(absent))
+    return absent
