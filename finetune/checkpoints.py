@@ -227,6 +227,11 @@ class TrainingCheckpoints:
             self.run.write_saved(None)
 
 
+def due(step: int, every: int, last: int) -> bool:
+    """Whether an action with interval `every` (0: only after the last step) is due after `step` steps."""
+    return step == last or (every > 0 and step % every == 0)
+
+
 def _checkpoints(folder: Path) -> Iterator[Path]:
     """Folders with a checkpoint's name, oldest first."""
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []

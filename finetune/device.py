@@ -6,7 +6,7 @@ import os
 import torch
 
 from mose.errors import MoseError, first_line
-from mose.model.attention_mose import TORCH_VARLEN, choose_backend
+from mose.model.attention_mose import AUTOMATIC, BACKEND_VARIABLE, TORCH_VARLEN, choose_backend
 
 
 def pick_device(name: str) -> torch.device:
@@ -33,14 +33,14 @@ def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextMan
 
 
 def check_attention_dropout(dropout: float, device: torch.device, bf16: bool) -> None:
-    """Refuse attention dropout where the device's kernels have none.
+    """Refuse attention dropout where the environment forces the one kernel that has none.
 
     Raises:
-        MoseError: `dropout` is above 0 on a GPU without flash-attn, or in float32.
+        MoseError: `dropout` is above 0, and MOSE_ATTENTION_BACKEND asks for torch's varlen kernel on a GPU.
     """
     dtype = torch.bfloat16 if bf16 and device.type == "cuda" else torch.float32
-    if dropout and choose_backend(device, dtype) == TORCH_VARLEN:
+    if dropout and choose_backend(device, dtype, dropout) == TORCH_VARLEN:
         raise MoseError(
-            f"config.json: attention_dropout: {dropout} needs flash-attn in bfloat16 on a GPU; install it, pass --bf16 false, "
-            "or set it to 0"
+            f"config.json: attention_dropout: {dropout}, which torch's varlen attention does not have; expected 0, or "
+            f"{BACKEND_VARIABLE}={AUTOMATIC}"
         )

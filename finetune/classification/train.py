@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from finetune.checkpoints import NEVER, RANKS, Progress, ResumePoint, TrainingCheckpoints
+from finetune.checkpoints import NEVER, RANKS, Progress, ResumePoint, TrainingCheckpoints, due
 from finetune.classification.evaluate import ClassificationScores, choose_thresholds, score_split, scores_table
 from finetune.classification.examples import Example, ExampleOrder, Format, count_classes, read_examples
 from finetune.classification.log import StepReport, TrainingLog
@@ -184,11 +184,6 @@ def loop(run: Run) -> bool:
         if is_best or due(step + 1, config.checkpoint_every_steps, config.steps):
             run.save()
     return True
-
-
-def due(step: int, every: int, last: int) -> bool:
-    """Whether an action with interval `every` (0: only after the last step) is due after `step` steps."""
-    return step == last or (every > 0 and step % every == 0)
 
 
 def validate(run: Run) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.checkpoints import NEVER, RANKS, Progress, ResumePoint, TrainingCheckpoints
+from finetune.checkpoints import NEVER, RANKS, Progress, ResumePoint, TrainingCheckpoints, due
 from finetune.config import CONSTANT, RANDOM, RetrievalConfig
 from finetune.device import pick_device
 from finetune.distributed import World, any_rank, on_first, process_group
@@ -158,11 +158,6 @@ def loop(run: Run) -> bool:
         if is_best or due(step + 1, config.checkpoint_every_steps, config.steps):
             run.save()
     return True
-
-
-def due(step: int, every: int, last: int) -> bool:
-    """Whether an action with interval `every` (0: only after the last step) is due after `step` steps."""
-    return step == last or (every > 0 and step % every == 0)
 
 
 def validate(run: Run) -> tuple[dict[str, float], bool]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune.batches import INDICES, PackedBatch, balanced_shares, chunks_by_length, pack_rows
 from finetune.checkpoints import TrainingState
 from finetune.config import WHITENING, RetrievalConfig
-from finetune.device import precision
+from finetune.device import check_attention_dropout, precision
 from finetune.distributed import World, gather_rows, sum_gradients
 from finetune.retrieval.examples import Example, Examples
 from finetune.retrieval.gradient_cache import Chunk, backward, gather_chunks
@@ -27,7 +27,6 @@ from finetune.retrieval.prompts import Prompt, encode_prompts
 from mose.checkpoint.converted_checkpoint import load_pretrained, random_like, retrieval_from_pretrained, truncate_at
 from mose.dataset.packed_sequence import TOKENS
 from mose.errors import MoseError
-from mose.model.attention_mose import TORCH_VARLEN, choose_backend
 from mose.model.exits import exit_weights
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
 from mose.model.projection_heads import start_from_states
@@ -86,7 +85,7 @@ class Trainer:
                 f"{tokenizer.path}: {tokenizer.vocabulary_size} tokens, but the model has {model.config.vocab_size}; expected "
                 "the tokenizer that it was trained with"
             )
-        _check_attention_dropout(model, device, config.bf16)
+        check_attention_dropout(model.config.attention_dropout, device, config.bf16)
         if config.logit_scale_learning_rate_factor:
             # Every rank computes the whole gradient of it; the sum over ranks would count it `size` times.
             model.get_parameter(LOGIT_SCALES).register_hook(lambda gradient: gradient / world.size)
@@ -205,13 +204,3 @@ def _gather_shares(own_RD: Tensor, shares: Sequence[INDICES]) -> Tensor:
 def _false_negatives(examples: Sequence[Example]) -> Tensor:
     keys = [(example.query_key, example.target_key, example.description_key) for example in examples]
     return false_negatives(*torch.tensor(keys).unbind(dim=1))
-
-
-def _check_attention_dropout(model: ModularStarEncoderForRetrieval, device: torch.device, bf16: bool) -> None:
-    dtype = torch.bfloat16 if bf16 and device.type == "cuda" else torch.float32
-    dropout = model.config.attention_dropout
-    if dropout and choose_backend(device, dtype) == TORCH_VARLEN:
-        raise MoseError(
-            f"config.json: attention_dropout: {dropout} needs flash-attn in bfloat16 on a GPU; install it, pass --bf16 false, "
-            "or set it to 0"
-        )
