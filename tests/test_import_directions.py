@@ -90,8 +90,8 @@ ORDER = {
     "finetune.search": "functions index command",
     "finetune.evaluation.tasks": "task docstring_search registry command",
     "cluster": "config script launch cli",
-    "pretrain.analysis": "estimate validation held_out exit_gradients plot learning_report diagnose step_rows compare "
-    "list_checkpoints doctor",
+    "pretrain.analysis": "count_baselines estimate validation held_out exit_gradients plot learning_report diagnose step_rows "
+    "compare list_checkpoints doctor",
 }
 
 Modules = dict[str, ast.Module]
