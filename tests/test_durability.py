@@ -213,6 +213,7 @@ WRITES = {
     "data_prep/tools/stats/drawing.py": INTO_A_FILE,
     "pretrain/analysis/plot.py": INTO_A_FILE,
     "finetune/evaluation/picture.py": INTO_A_FILE,
+    "finetune/checkpoints.py": "into a folder that atomic_folder flushes; a damaged checkpoint is set aside",
     "pretrain/checkpoints/signature.py": "a key that is flushed before it gets its name",
     "pretrain/checkpoints/store.py": "flushes every part (tested here)",
     "pretrain/monitoring/profiler.py": "a trace that a rerun records again",

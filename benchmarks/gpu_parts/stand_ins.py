@@ -1,7 +1,7 @@
 """Stand-ins for packages that a bare machine lacks: the suite runs with torch and numpy alone.
 
-Modules that the suite imports name these packages, and use none of their functions in a measurement, except for the two base
-classes of transformers, whose small part that the encoder uses is written out here.
+Modules that the suite imports name these packages, and use none of their functions in a measurement, except for two base
+classes and a decorator of transformers, whose small part that the encoder uses is written out here.
 """
 
 import importlib.abc
@@ -44,6 +44,9 @@ class StandIn(metaclass=_Named):
 class PretrainedConfig:
     """As transformers' class, where the encoder uses it: keeps its arguments as attributes."""
 
+    # The encoder then chooses its own attention.
+    _attn_implementation = "sdpa"
+
     def __init__(self, **values: Any):
         self.__dict__.update(values)
 
@@ -59,13 +62,21 @@ class PreTrainedModel(nn.Module):
         """Weights are drawn by their modules."""
 
 
+def can_return_tuple(function: Any) -> Any:
+    """As transformers' decorator for callers that ask for no tuple."""
+    return function
+
+
+_WRITTEN_OUT = {one.__name__: one for one in (PretrainedConfig, PreTrainedModel, can_return_tuple)}
+
+
 class _StandInModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name == "__version__":
             return "99.0"
         if name.startswith("__"):
             raise AttributeError(name)
-        return {"PretrainedConfig": PretrainedConfig, "PreTrainedModel": PreTrainedModel}.get(name) or getattr(StandIn, name)
+        return _WRITTEN_OUT.get(name) or getattr(StandIn, name)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -117,7 +117,7 @@ def play(tmp_path: Path, srun: str, restarts: int | None = None) -> tuple[int, s
 
 
 SAVE_10 = "mkdir -p 'my run/checkpoints/step-000010'"
-WAIT = "for i in {1..500}; do read -rt .01 < <(:) || true; done"
+WAIT = "exec {idle}<> <(:); for i in {1..500}; do read -rt .01 -u $idle || true; done"
 SAVE_LAST = "mkdir -p 'my run/checkpoints/step-000030' && touch 'my run/checkpoints/step-000030/manifest.json'"
 
 

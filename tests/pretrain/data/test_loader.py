@@ -254,7 +254,7 @@ def test_truncated_shard_is_named(copy: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(size - 512)
     with pytest.raises(MoseError, match=rf"shard-000001\.tar: {size - 512} bytes, its manifest says {size}"):
-        LocalRows(copy, "train").labels(np.array([30]))
+        LocalRows(copy, "train").tokens(np.array([30]))
 
 
 def test_first_shard_is_looked_at_when_the_data_set_is_opened(copy: Path) -> None:
@@ -330,7 +330,7 @@ def test_prefetcher_raises_in_the_step_that_it_concerns(copy: Path, tokenizer: T
     shutil.rmtree(copy / "train")
     with (
         Prefetcher(GlobalBatchLoader(rows, plan_for(tokenizer)), 0) as prefetcher,
-        pytest.raises(MoseError, match="no such shard"),
+        pytest.raises(MoseError, match="no such index"),
     ):
         prefetcher.take()
 
