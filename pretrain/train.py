@@ -241,7 +241,7 @@ def loop(run: Run, progress: Progress, after_step: Callable[[], None]) -> bool:
                 report(writer, progress, values | stopwatch.read(result), stopwatch.straggler)
             if due(progress.step, config.intervals.validate_every_steps, config.max_steps):
                 watchdog.enter(VALIDATE)
-                report_validation(run, writer, progress, plan)
+                report_validation(run, writer, progress, plan, watch)
             if due(progress.step, config.intervals.checkpoint_every_steps, config.max_steps):
                 save_due(run, progress, applied)
             if writer is not None:
@@ -331,13 +331,14 @@ def report(writer: MetricWriter | None, progress: Progress, values: dict[str, fl
         writer.write(progress.step, progress.consumed_tokens, values, note)
 
 
-def report_validation(run: Run, writer: MetricWriter | None, progress: Progress, plan: BatchPlan) -> None:
+def report_validation(run: Run, writer: MetricWriter | None, progress: Progress, plan: BatchPlan, watch: LearningWatch) -> None:
     """Validate on the held-out rows, on every rank, and write the scalars."""
     if run.data.held_out is None:
         return
     batches = validation_batches(run.data.held_out, plan, run.config.intervals.validation_rows)
     values = validate(run.engine, batches, run.config.model.exit_layers, run.context, run.config.objective)
     report(writer, progress, values)
+    watch.read_validation(progress.step, values)
 
 
 def save(run: Run, progress: Progress) -> None:

@@ -20,6 +20,7 @@ from pretrain.monitoring.learning import (
     LARGEST_RATIO,
     UPDATE_RATIO,
     clipping_warning,
+    fitted_task_warning,
     half_interval,
     large_steps_warning,
     masked_tokens_warning,
@@ -122,6 +123,8 @@ def _losses(config: PretrainConfig, source: _Source, levels: Levels) -> list[Fin
             value = f"{accuracy:.3f} +- {half_interval(source.rows):.3f}"
             enough = source.rows >= FEWEST_ROWS
             warning = task_warning(task, accuracy, source.rows, levels.chance) if enough else ""
+            held_out = source.mean("loss", layer, task) if source.prefix == VALIDATION else None
+            warning = warning or (fitted_task_warning(task, held_out) if held_out is not None else "")
             reference = f"chance {levels.chance:.3f}" + ("" if enough else ", too few rows to judge")
             found.append(Finding(f"exit {layer:02d} {task} accuracy", value, reference, warning))
     return found

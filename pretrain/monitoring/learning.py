@@ -1,4 +1,5 @@
-"""Warns when a run does not learn: masked tokens stay at the unigram level, a task stays at chance, or steps are too large.
+"""Warns when a run does not learn: masked tokens stay at the unigram level, a task stays at chance or fits the training
+repositories alone, or steps are too large.
 
 Letters: V vocabulary.
 """
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mose.array_types import INT64_ARRAY
+from mose.run_directory import VALIDATION, exit_scalar
 from pretrain.config.objective import NONE
 from pretrain.config.run import PretrainConfig
 from pretrain.data.micro_batch import MicroBatch
@@ -26,6 +28,8 @@ UNIGRAM_MARGIN = 0.1
 ROWS_TO_JUDGE = 2000
 # Steps in a row that must all be clipped, and the share by which one step may change a group's weights, after the warm-up.
 CLIPPED_STEPS, LARGEST_RATIO = 20, 0.03
+# Nats above a coin's loss from which the task counts as fitted to the training repositories: more than 128 rows vary by chance.
+HELD_OUT_MARGIN = 0.05
 # Sampled values per weight matrix: a sample of a 1B-parameter model takes about 4 MB, so that reading it costs next to nothing.
 _VALUES_PER_WEIGHT = 4096
 _NORMAL_QUANTILE = 1.959964
@@ -158,6 +162,15 @@ class LearningWatch:
             print(f"step {step}: {line}", file=sys.stderr, flush=True)
         return ratios
 
+    def read_validation(self, step: int, values: Mapping[str, float]) -> None:
+        """Print the warning about the scalars of a validation on standard error: once, and again at the end of the run."""
+        task = self._config.objective.sequence_task
+        loss = values.get(VALIDATION + exit_scalar("loss", self._config.model.exit_layers[-1], task))
+        line = fitted_task_warning(task, loss) if loss is not None and self._is_main else ""
+        if line and ("held_out" not in self._printed or step >= self._config.max_steps):
+            self._printed.add("held_out")
+            print(f"step {step}: {line}", file=sys.stderr, flush=True)
+
     def lines(self, step: int, ratios: Mapping[str, float]) -> list[str]:
         """The warnings after `step` steps: each kind once, and again at the end of the run."""
         window, last = self._window, step >= self._config.max_steps
@@ -209,6 +222,17 @@ def task_warning(name: str, accuracy: float, rows: int, chance: float) -> str:
     return (
         f"not learnt: {name} accuracy {accuracy:.3f} +- {half:.3f} over {rows:,} rows, chance is {chance:.3f}; look at "
         "the row length and how many chunks a row has (packing.*), objective.task_weight, and the rows still to come"
+    )
+
+
+def fitted_task_warning(name: str, held_out_loss: float) -> str:
+    """What to look at where the task on whole rows is predicted worse than by a coin on held-out rows; else empty."""
+    coin = math.log(2)
+    if held_out_loss <= coin + HELD_OUT_MARGIN:
+        return ""
+    return (
+        f"fitted, not learnt: {name} loss {held_out_loss:.2f} nats on held-out rows, a coin has {coin:.2f}; the training "
+        "repositories are too few for new ones to be told apart; look at `mose-data stats` and objective.task_weight"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mose.dataset.packed_sequence import SpecialTokens
+from mose.run_directory import VALIDATION, exit_scalar
 from mose.schedule import ScheduleConfig
 from pretrain.config.run import PretrainConfig
 from pretrain.data.micro_batch import MicroBatch, placeholder
@@ -65,6 +66,17 @@ def test_a_task_at_chance_is_told_once_enough_rows_were_seen(dataset: Path) -> N
     found = said(dataset, step_of(mlm=3.0, task_correct=51.0))
     assert list(found) == [25, STEPS]
     assert "icc accuracy 0.510 +- 0.022 over 2,000 rows, chance is 0.500" in found[25][0]
+
+
+def test_a_task_that_fits_the_training_repositories_alone_is_told_once_and_at_the_end(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch, name = LearningWatch(config_of(dataset), nn.Module()), VALIDATION + exit_scalar("loss", 4, "icc")
+    for step, loss in ((10, 0.70), (20, 0.77), (30, 0.80), (STEPS, 0.78)):
+        watch.read_validation(step, {name: loss})
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["step 20", f"step {STEPS}"]
+    assert "icc loss 0.77 nats on held-out rows, a coin has 0.69" in lines[0]
 
 
 def test_clipping_at_every_step_is_told(dataset: Path) -> None:
