@@ -4,13 +4,14 @@ Every rank holds the same weights and the same optimiser, so the first rank writ
 All random numbers are functions of the seed and the step: weights, optimiser and step are the whole state.
 """
 
+import contextlib
 import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from mose.config import fingerprint
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_folder, file_sha256, write_json, write_text
 from mose.files.json_file import parse_json
+from mose.files.lock import Holder, Lock
 from mose.files.records import from_plain
 from mose.run_directory import RunDirectory
 
@@ -30,6 +32,7 @@ RANKS = "ranks"
 _DAMAGED_MARK = "damaged-"
 _NAME = re.compile(r"step-[0-9]{6,18}")
 _MODEL, _OPTIMIZER = "model", "optimizer"
+State = TypeVar("State")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,17 @@ class ResumePoint:
 
     folder: Path
     manifest: Manifest
+
+    def stage_state(self, kind: type[State]) -> State:
+        """What the stage added to the position, as a `kind`.
+
+        Raises:
+            MoseError: it is not one.
+        """
+        try:
+            return from_plain(kind, self.manifest.progress.state, "progress.state")
+        except ValueError as error:
+            raise MoseError(f"{self.folder}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -225,6 +239,13 @@ class TrainingCheckpoints:
             shutil.rmtree(left_over, ignore_errors=True)
         if not self.run.saved.exists():
             self.run.write_saved(None)
+
+
+def hold_output(run: RunDirectory, world: World, held: contextlib.ExitStack) -> Lock[Holder] | None:
+    """Let the first rank hold the run directory until `held` ends; None on the others, which raise its fault too."""
+    locks: list[Lock[Holder]] = []
+    on_first(world, lambda: locks.append(held.enter_context(run.hold())))
+    return locks[0] if locks else None
 
 
 def due(step: int, every: int, last: int) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -30,6 +31,14 @@ def precision(device: torch.device, bf16: bool) -> contextlib.AbstractContextMan
     if device.type != "cuda" or not bf16:
         return contextlib.nullcontext()
     return torch.autocast("cuda", dtype=torch.bfloat16)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw dropout masks from `seed` inside the block; the outer generators keep their state."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def check_attention_dropout(dropout: float, device: torch.device, bf16: bool) -> None:

@@ -113,10 +113,15 @@ def on_first(world: World, work: Callable[[], Result]) -> Result:
     return cast(Result, result)
 
 
+def summed(values: Tensor, world: World) -> Tensor:
+    """The sum over ranks, in place."""
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values
+
+
 def any_rank(world: World, flag: bool, device: torch.device) -> bool:
     """Whether `flag` is set on any rank: all ranks then act on it at the same step."""
     if world.size == 1:
         return flag
-    count = torch.tensor(int(flag), device=device)
-    dist.all_reduce(count)
-    return bool(count)
+    return bool(summed(torch.tensor(int(flag), device=device), world))

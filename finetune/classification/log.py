@@ -6,16 +6,12 @@ Letters: E exits.
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-
-from torch.utils.tensorboard import SummaryWriter
 
 from finetune.classification.evaluate import SplitScores
 from finetune.config import ClassificationConfig
-from mose.config import save_config
-from mose.files.atomic_file import named_errors
+from finetune.scalar_log import ScalarLog
 from mose.files.streams import make_console
-from mose.run_directory import LOSS_TOTAL, VALIDATION, RunDirectory, exit_scalar
+from mose.run_directory import LOSS_TOTAL, VALIDATION, exit_scalar
 
 
 @dataclass(frozen=True)
@@ -37,25 +33,16 @@ class TrainingLog:
 
     config: ClassificationConfig
     exit_layers: Sequence[int]
-    run: RunDirectory
-    writer: SummaryWriter
+    scalars: ScalarLog
     last: dict[str, float] = field(default_factory=dict)
     reports: list[StepReport] = field(default_factory=list)
 
     @classmethod
     def open(cls, config: ClassificationConfig, exit_layers: Sequence[int], step: int = 0) -> "TrainingLog":
-        """Write config.yaml and versions.json into the run directory, and drop metrics of steps after `step`.
-
-        Those are of a run that was killed after its last checkpoint; the resumed run writes them again.
-        """
-        run = RunDirectory(Path(config.output))
-        run.create(resume=True)
-        save_config(config, run.config)
-        run.write_versions()
-        run.trim(step)
-        writer = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
-        lines = [line for line in run.read_metrics() if LOSS_TOTAL in line]
-        return cls(config, exit_layers, run, writer, lines[-1] if lines else {})
+        """Open the run directory's files; metrics of steps after `step` are dropped (see `ScalarLog`)."""
+        scalars = ScalarLog.open(config, step)
+        lines = [line for line in scalars.run.read_metrics() if LOSS_TOTAL in line]
+        return cls(config, exit_layers, scalars, lines[-1] if lines else {})
 
     def add(self, step: int, report: StepReport) -> None:
         """Take in the step that made the model's step count `step`."""
@@ -63,7 +50,7 @@ class TrainingLog:
         if step % self.config.log_every_steps == 0 or step == self.config.steps:
             scalars = self.means()
             self.last = {"step": step, **scalars}
-            self._write(step, scalars)
+            self.scalars.write(step, scalars)
             self.reports.clear()
             exits = " ".join(f"{layer:02d} {scalars[exit_scalar('loss', layer, 'classes')]:.3f}" for layer in self.exit_layers)
             norm, speed = scalars["optimizer/gradient_norm"], scalars["throughput/rows_per_second"]
@@ -77,7 +64,7 @@ class TrainingLog:
         for scores in split.exits.values():
             for term in ("f1", "accuracy"):
                 scalars[VALIDATION + exit_scalar(term, scores.layer, "argmax")] = getattr(scores.argmax, term)
-        self._write(step, scalars)
+        self.scalars.write(step, scalars)
         exits = " ".join(f"{name} {scores.argmax.f1:.3f}" for name, scores in split.exits.items())
         self._print(f"step {step}/{self.config.steps} validation F1 {exits}")
 
@@ -94,16 +81,9 @@ class TrainingLog:
         scalars["throughput/rows_per_second"] = sum(report.rows for report in self.reports) / seconds
         return scalars
 
-    def _write(self, step: int, scalars: dict[str, float]) -> None:
-        self.run.append_metrics({"step": step, **scalars})
-        with named_errors(self.run.tensorboard):
-            for name, value in scalars.items():
-                self.writer.add_scalar(name, value, step)
-
     def _print(self, line: str) -> None:
         make_console().print(line, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Flush TensorBoard."""
-        with named_errors(self.run.tensorboard):
-            self.writer.close()
+        self.scalars.close()

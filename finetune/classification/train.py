@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from finetune.checkpoints import NEVER, RANKS, Progress, ResumePoint, TrainingCheckpoints, due
+from finetune.checkpoints import NEVER, RANKS, Progress, ResumePoint, TrainingCheckpoints, due, hold_output
 from finetune.classification.evaluate import ClassificationScores, choose_thresholds, score_split, scores_table
 from finetune.classification.examples import Example, ExampleOrder, Format, count_classes, read_examples
 from finetune.classification.log import StepReport, TrainingLog
@@ -27,7 +27,6 @@ from mose.config import to_plain
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256, named_errors, write_json, write_text
 from mose.files.lock import Holder, Lock
-from mose.files.records import from_plain
 from mose.files.stop_signal import LauncherWatch, Process, StopSignal
 from mose.run_directory import RunDirectory
 
@@ -84,10 +83,7 @@ class Run:
             MoseError: it does not fit this model.
         """
         self.checkpoints.load(point, self.trainer.state)
-        try:
-            pending = from_plain(Pending, self.progress.state, "progress.state")
-        except ValueError as error:
-            raise MoseError(f"{point.folder}: {error}") from None
+        pending = point.stage_state(Pending)
         if self.log is not None:
             self.log.reports = pending.logged
 
@@ -118,8 +114,7 @@ def train(config: ClassificationConfig, resume: str = NEVER, launcher: tuple[Pro
     device = pick_device(config.device)
     with process_group(device) as world, contextlib.ExitStack() as held:
         directory = RunDirectory(Path(config.output))
-        locks: list[Lock[Holder]] = []
-        on_first(world, lambda: locks.append(held.enter_context(directory.hold())))
+        lock = hold_output(directory, world, held)
         if config.batch_rows < world.size:
             raise MoseError(f"batch_rows: {config.batch_rows}, expected one row or more for each of the {world.size} ranks")
         data = read_data(config)
@@ -131,7 +126,7 @@ def train(config: ClassificationConfig, resume: str = NEVER, launcher: tuple[Pro
         checkpoints.begin()
         progress = point.manifest.progress if point is not None else Progress(0)
         log = TrainingLog.open(config, trainer.exit_layers, progress.step) if world.is_first else None
-        run = Run(config, world, trainer, data, checkpoints, log, locks[0] if locks else None, stop, progress)
+        run = Run(config, world, trainer, data, checkpoints, log, lock, stop, progress)
         if point is not None:
             run.restore(point)
         finished = loop(run)

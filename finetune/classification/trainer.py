@@ -3,7 +3,6 @@
 Letters: B rows of a chunk, R rows of a split, E exits, C classes.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,8 +21,8 @@ from finetune.classification.log import StepReport
 from finetune.classification.rows import encode_rows
 from finetune.classification.scores import LABELS
 from finetune.config import LINEAR, ClassificationConfig
-from finetune.device import check_attention_dropout, precision
-from finetune.distributed import World, sum_gradients
+from finetune.device import check_attention_dropout, precision, seeded
+from finetune.distributed import World, sum_gradients, summed
 from mose.checkpoint.converted_checkpoint import classification_from_pretrained, load_pretrained, random_like
 from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
@@ -57,14 +55,6 @@ def open_checkpoint(folder: Path) -> tuple[ModularStarEncoder, Tokenizer]:
             "expected the tokenizer of its pre-training"
         )
     return model, tokenizer
-
-
-@contextlib.contextmanager
-def dropout_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw dropout masks from `seed` inside the block; the outer generators keep their state."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 @dataclass
@@ -117,7 +107,7 @@ class Trainer:
         started = time.perf_counter()
         sums_2E = self.backward(examples, step)
         sum_gradients(self.model.parameters())
-        losses_E, accuracies_E = (_summed(sums_2E, self.world) / len(examples)).cpu()
+        losses_E, accuracies_E = (summed(sums_2E, self.world) / len(examples)).cpu()
         total = float(losses_E @ self._weights_E())
         if not math.isfinite(total):
             raise MoseError(f"step {step + 1}: the loss is {total}; expected a finite one: look at learning_rate, warmup_steps")
@@ -134,7 +124,7 @@ class Trainer:
         for number, (places_B, batch) in enumerate(self._chunks(own)):
             labels_B = torch.tensor([own[place].label for place in places_B], device=self.device)
             seed = derive_key(self.config.seed, "classification dropout", step, number, self.world.rank) >> 1
-            with dropout_seed(seed, self.device):
+            with seeded(seed, self.device):
                 logits_EBC = self._logits(batch)
             losses_E = torch.stack([F.cross_entropy(logits_BC, labels_B, reduction="sum") for logits_BC in logits_EBC])
             # Divided by the rows of the whole batch, so that neither chunks nor ranks change the gradient.
@@ -165,7 +155,7 @@ class Trainer:
                 logits_ERC[:, [rows[place] for place in places_B]] = self._logits(batch)
         self.model.train()
         # A row that one rank computed is zero on every other one.
-        return _summed(logits_ERC, self.world).cpu(), np.array([example.label for example in examples])
+        return summed(logits_ERC, self.world).cpu(), np.array([example.label for example in examples])
 
     def _logits(self, batch: PackedBatch) -> Tensor:
         with precision(self.device, self.config.bf16):
@@ -177,10 +167,3 @@ class Trainer:
         rows = encode_rows(self.tokenizer, [example.texts for example in examples], max_length)
         for places_B in chunks_by_length([len(row) for row in rows], len(rows), self.config.chunk_tokens):
             yield places_B.tolist(), pack_rows([rows[place] for place in places_B]).to(self.device)
-
-
-def _summed(values: Tensor, world: World) -> Tensor:
-    """The sum over ranks."""
-    if world.size > 1:
-        dist.all_reduce(values)
-    return values

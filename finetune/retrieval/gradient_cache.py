@@ -3,8 +3,7 @@
 After Gao et al. 2021 (GradCache). Letters: R rows (texts of this rank), B rows of one chunk, D width, E exits.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune.batches import PackedBatch
+from finetune.device import seeded
 
 Loss = TypeVar("Loss")
 Embed = Callable[[PackedBatch], Sequence[Tensor]]
@@ -24,14 +24,6 @@ class Chunk:
     places_B: Tensor
     batch: PackedBatch
     seed: int
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw dropout masks from `seed` inside the block; the outer generators keep their state."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def embed_chunk(embed: Embed, chunk: Chunk) -> list[Tensor]:

@@ -4,19 +4,16 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from rich.progress import Progress, TaskID
-from torch.utils.tensorboard import SummaryWriter
 
 from finetune.config import RetrievalConfig
 from finetune.retrieval.loss import LossRecord, RetrievalLoss
 from finetune.retrieval.optimization import learning_rate
-from mose.config import save_config
-from mose.files.atomic_file import named_errors
+from finetune.scalar_log import ScalarLog
 from mose.files.streams import make_console, progress_bar
-from mose.run_directory import LOSS_TOTAL, RunDirectory, exit_scalar
+from mose.run_directory import LOSS_TOTAL, exit_scalar
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,7 @@ class TrainingLog:
 
     config: RetrievalConfig
     exit_layers: Sequence[int]
-    run: RunDirectory
-    writer: SummaryWriter
+    scalars: ScalarLog
     progress: Progress
     task: TaskID
     last: dict[str, float] = field(default_factory=dict)
@@ -65,21 +61,13 @@ class TrainingLog:
 
     @classmethod
     def open(cls, config: RetrievalConfig, exit_layers: Sequence[int], step: int = 0) -> "TrainingLog":
-        """Write config.yaml and versions.json into the run directory, and drop metrics of steps after `step`.
-
-        Those are of a run that was killed after its last checkpoint; the resumed run writes them again.
-        """
-        run = RunDirectory(Path(config.output))
-        run.create(resume=True)
-        save_config(config, run.config)
-        run.write_versions()
-        run.trim(step)
+        """Open the run directory's files; metrics of steps after `step` are dropped (see `ScalarLog`)."""
+        scalars = ScalarLog.open(config, step)
         progress = progress_bar(console=make_console(), transient=True, disable=not sys.stderr.isatty())
         progress.start()
         task = progress.add_task("retrieval", total=config.steps, completed=step)
-        lines = run.read_metrics()
-        writer = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
-        return cls(config, exit_layers, run, writer, progress, task, lines[-1] if lines else {})
+        lines = scalars.run.read_metrics()
+        return cls(config, exit_layers, scalars, progress, task, lines[-1] if lines else {})
 
     def add(self, step: int, report: StepReport, validation: dict[str, float]) -> None:
         """Take in the step that made the model's step count `step`, and the validation scores if it was followed by one."""
@@ -100,10 +88,7 @@ class TrainingLog:
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
         self.last = {"step": step, **scalars}
-        self.run.append_metrics(self.last)
-        with named_errors(self.run.tensorboard):
-            for name, value in scalars.items():
-                self.writer.add_scalar(name, value, step)
+        self.scalars.write(step, scalars)
 
     def means(self, step: int) -> dict[str, float]:
         """Means over the steps since the last line up to step count `step`, by scalar name."""
@@ -126,8 +111,7 @@ class TrainingLog:
     def close(self) -> None:
         """Flush TensorBoard and remove the progress bar."""
         self.progress.stop()
-        with named_errors(self.run.tensorboard):
-            self.writer.close()
+        self.scalars.close()
 
 
 def console_line(step: int, steps: int, scalars: dict[str, float]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.checkpoints import NEVER, RANKS, Progress, ResumePoint, TrainingCheckpoints, due
+from finetune.checkpoints import NEVER, RANKS, Progress, ResumePoint, TrainingCheckpoints, due, hold_output
 from finetune.config import CONSTANT, RANDOM, RetrievalConfig
 from finetune.device import pick_device
 from finetune.distributed import World, any_rank, on_first, process_group
@@ -23,7 +23,6 @@ from mose.dataset.pairs import Pair
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256, named_errors
 from mose.files.lock import Holder, Lock
-from mose.files.records import from_plain
 from mose.files.stop_signal import LauncherWatch, Process, StopSignal
 from mose.run_directory import RunDirectory
 
@@ -75,10 +74,7 @@ class Run:
             MoseError: it does not fit this model.
         """
         self.checkpoints.load(point, self.trainer.state)
-        try:
-            pending = from_plain(Pending, self.progress.state, "progress.state")
-        except ValueError as error:
-            raise MoseError(f"{point.folder}: {error}") from None
+        pending = point.stage_state(Pending)
         self.watch.reports = [record.restored(self.trainer.device) for record in pending.watched]
         self.watch.collapsed = set(pending.collapsed)
         if self.log is not None:
@@ -99,8 +95,7 @@ def train(config: RetrievalConfig, resume: str = NEVER, launcher: tuple[Process,
     device = pick_device(config.device)
     with process_group(device) as world, contextlib.ExitStack() as held:
         directory = RunDirectory(Path(config.output))
-        locks: list[Lock[Holder]] = []
-        on_first(world, lambda: locks.append(held.enter_context(directory.hold())))
+        lock = hold_output(directory, world, held)
         if config.batch_pairs % world.size:
             raise MoseError(f"batch_pairs: {config.batch_pairs}, expected a multiple of the {world.size} ranks")
         pairs = read_pair_files(config.pair_files, "train")
@@ -116,7 +111,6 @@ def train(config: RetrievalConfig, resume: str = NEVER, launcher: tuple[Process,
         progress = point.manifest.progress if point is not None else Progress(0)
         watch = CollapseWatch(trainer.exit_layers, config.log_every_steps, config.warmup_steps)
         log = TrainingLog.open(config, trainer.exit_layers, progress.step) if world.is_first else None
-        lock = locks[0] if locks else None
         run = Run(config, world, trainer, examples, open_validation(config), checkpoints, watch, log, lock, stop, progress)
         if point is not None:
             run.restore(point)

@@ -353,15 +353,10 @@ class ModularStarEncoderPreTrainedModel(PreTrainedModel):
         return implementation not in OWN_ATTENTION and "flash" not in implementation
 
 
-class ModularStarEncoder(ModularStarEncoderPreTrainedModel):
-    """The pre-trained model: trunk, pooler, MLM and ICC heads."""
+class PredictsTokens:
+    """What transformers asks a model with the MLM head, as `self.cls`, for."""
 
-    def __init__(self, config: Config, exit_layer: int | None = None):
-        super().__init__(config, exit_layer)
-        self.starEncoder2 = StarEncoder2(config)
-        self.pooler = StarEncoder2Pooler(config)
-        self.cls = StarEncoder2PreTrainingHeads(config)
-        self.post_init()
+    cls: StarEncoder2PreTrainingHeads
 
     def get_output_embeddings(self) -> nn.Module:
         """The MLM decoder, which is not tied to the token embedding."""
@@ -371,6 +366,17 @@ class ModularStarEncoder(ModularStarEncoderPreTrainedModel):
         """Replace the MLM decoder; its bias, which is the head's own, gets zeros for new rows."""
         self.cls.predictions.decoder = value
         self.cls.predictions.resize_bias()
+
+
+class ModularStarEncoder(PredictsTokens, ModularStarEncoderPreTrainedModel):
+    """The pre-trained model: trunk, pooler, MLM and ICC heads."""
+
+    def __init__(self, config: Config, exit_layer: int | None = None):
+        super().__init__(config, exit_layer)
+        self.starEncoder2 = StarEncoder2(config)
+        self.pooler = StarEncoder2Pooler(config)
+        self.cls = StarEncoder2PreTrainingHeads(config)
+        self.post_init()
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(

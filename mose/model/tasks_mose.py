@@ -20,6 +20,7 @@ from .configuration_mose import ModularStarEncoderConfig as Config
 from .modeling_mose import (
     ModularStarEncoder,
     ModularStarEncoderPreTrainedModel,
+    PredictsTokens,
     StarEncoder2,
     StarEncoder2PreTrainingHeads,
     TrunkStates,
@@ -36,7 +37,7 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != IGNORED).sum().clamp_min(1)
 
 
-class ModularStarEncoderForMaskedLM(ModularStarEncoderPreTrainedModel):
+class ModularStarEncoderForMaskedLM(PredictsTokens, ModularStarEncoderPreTrainedModel):
     """Trunk and MLM head: token logits and loss of one exit, as fill-mask and masked-language-model training want them."""
 
     def __init__(self, config: Config, exit_layer: int | None = None):
@@ -49,15 +50,6 @@ class ModularStarEncoderForMaskedLM(ModularStarEncoderPreTrainedModel):
         # Without the second task's head, no parameter is left without a gradient (distributed training refuses those).
         del self.cls.seq_relationship
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The MLM decoder, which is not tied to the token embedding."""
-        return self.cls.predictions.decoder  # type: ignore[no-any-return]
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replace the MLM decoder; its bias, which is the head's own, gets zeros for new rows."""
-        self.cls.predictions.decoder = value
-        self.cls.predictions.resize_bias()
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(

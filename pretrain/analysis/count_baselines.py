@@ -55,21 +55,17 @@ def _places(pairs: COUNTS, wanted_P: COUNTS) -> COUNTS:
     return np.where(found, places, len(pairs))
 
 
-def token_counts(rows: Rows, vocabulary_size: int, max_rows: int) -> COUNTS:
-    """How often each token [V] stands in the first rows of a split, padding left out."""
-    counts_V = np.zeros(vocabulary_size, dtype=np.int64)
+def count_rows(rows: Rows, vocabulary_size: int, max_rows: int, ordinary_V: NDArray[np.bool_]) -> tuple[COUNTS, COUNTS]:
+    """Of the first rows of a split, padding left out: how often each token [V] stands there, and pairs of neighbours [P].
+
+    A pair is left * V + token, for each token that can be masked (`ordinary_V`) and has one on its left.
+    """
+    counts_V, found = np.zeros(vocabulary_size, dtype=np.int64), [np.zeros(0, dtype=np.int64)]
     for tokens_RT, real_RT in _blocks(rows, max_rows):
         counts_V += np.bincount(tokens_RT[real_RT], minlength=vocabulary_size)
-    return counts_V
-
-
-def neighbour_pairs(rows: Rows, vocabulary_size: int, max_rows: int, ordinary_V: NDArray[np.bool_]) -> COUNTS:
-    """left * V + token [P] of the first rows of a split, for the tokens that can be masked (`ordinary_V`)."""
-    found = []
-    for tokens_RT, real_RT in _blocks(rows, max_rows):
         left, token = tokens_RT[:, :-1].astype(np.int64), tokens_RT[:, 1:]
         found.append((left * vocabulary_size + token)[real_RT[:, :-1] & ordinary_V[token]])
-    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+    return counts_V, np.concatenate(found)
 
 
 def _blocks(rows: Rows, max_rows: int) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.bool_]]]:

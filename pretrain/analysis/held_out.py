@@ -15,13 +15,7 @@ from mose.dataset.manifest import read_manifest
 from mose.files.atomic_file import write_json
 from mose.run_directory import exit_scalar
 from mose.tokenizer import load_tokenizer
-from pretrain.analysis.count_baselines import (
-    cross_entropy_of_frequencies,
-    entropy,
-    left_bigram_cross_entropy,
-    neighbour_pairs,
-    token_counts,
-)
+from pretrain.analysis.count_baselines import count_rows, cross_entropy_of_frequencies, entropy, left_bigram_cross_entropy
 from pretrain.config.objective import NONE, ObjectiveConfig, SequenceTask, sequence_task
 from pretrain.data.loader import BatchPlan, validation_batches
 from pretrain.model.terms.registry import COLUMNS, terms_of
@@ -74,16 +68,15 @@ def evaluate_held_out(checkpoint: Path, dataset: Path, split: str, max_rows: int
     train, size = open_split(dataset, "train", tokenizer.fingerprint()), tokenizer.vocabulary_size
     train_rows = max(1, COUNTED_TOKENS // train.sequence_length)
     ordinary_V = np.isin(np.arange(size), tokenizer.ordinary_ids())
-    train_P, held_out_P = neighbour_pairs(train, size, train_rows, ordinary_V), neighbour_pairs(rows, size, num_rows, ordinary_V)
+    frequencies_V, train_P = count_rows(train, size, train_rows, ordinary_V)
+    _, held_out_P = count_rows(rows, size, num_rows, ordinary_V)
     task = objective.sequence_task
     majority = {} if task == NONE else {f"{task}_majority_rate": max(mixed, num_rows - mixed) / max(num_rows, 1)}
     return report | {
         "rows": num_rows,
         "masked_tokens": int(counts_V.sum()),
         "unigram_cross_entropy": entropy(counts_V),
-        "unigram_cross_entropy_by_training_frequencies": cross_entropy_of_frequencies(
-            counts_V, token_counts(train, size, train_rows)
-        ),
+        "unigram_cross_entropy_by_training_frequencies": cross_entropy_of_frequencies(counts_V, frequencies_V),
         "left_bigram_cross_entropy": left_bigram_cross_entropy(train_P, held_out_P, size),
         "sequence_task": task,
         **majority,

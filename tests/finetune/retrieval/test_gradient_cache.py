@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from finetune.batches import PackedBatch, chunks_by_length, pack_rows
-from finetune.retrieval.gradient_cache import Chunk, backward, gather_chunks, seeded
+from finetune.device import seeded
+from finetune.retrieval.gradient_cache import Chunk, backward, gather_chunks
 from finetune.retrieval.loss import multi_exit_loss
 from mose.checkpoint.converted_checkpoint import random_like, retrieval_from_pretrained
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval

@@ -8,13 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy as scipy_entropy
 
-from pretrain.analysis.count_baselines import (
-    cross_entropy_of_frequencies,
-    entropy,
-    left_bigram_cross_entropy,
-    neighbour_pairs,
-    token_counts,
-)
+from pretrain.analysis.count_baselines import count_rows, cross_entropy_of_frequencies, entropy, left_bigram_cross_entropy
 from pretrain.storage.local_rows import LocalRows
 
 
@@ -50,11 +44,11 @@ def test_bigram_of_a_chain_reaches_its_entropy_rate() -> None:
 def test_counts_are_those_of_real_tokens(dataset: Path) -> None:
     rows = LocalRows(dataset, "held_out")
     size = rows.table.manifest.vocabulary_size
-    counts_V = token_counts(rows, size, len(rows))
+    every_V = np.ones(size, dtype=bool)
+    counts_V, pairs_P = count_rows(rows, size, len(rows), every_V)
     assert counts_V.sum() == rows.table.manifest.tokens("held_out")
-    assert token_counts(rows, size, 1).sum() == rows.labels(np.array([0])).num_tokens.sum()
+    assert count_rows(rows, size, 1, every_V)[0].sum() == rows.labels(np.array([0])).num_tokens.sum()
     # Each row's first real token has nothing on its left but padding.
-    pairs_P = neighbour_pairs(rows, size, len(rows), np.ones(size, dtype=bool))
     first_V = counts_V - np.bincount(pairs_P % size, minlength=size)
     assert 0 <= first_V.sum() <= len(rows)
-    assert set(np.unique(neighbour_pairs(rows, size, len(rows), np.arange(size) > 10) % size)) <= set(range(11, size))
+    assert set(np.unique(count_rows(rows, size, len(rows), np.arange(size) > 10)[1] % size)) <= set(range(11, size))
