@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,10 @@ from finetune.classification.trainer import Trainer
 from finetune.config import ClassificationConfig
 from mose.errors import MoseError
 from mose.run_directory import RunDirectory
+from tests.finetune.interruptions import Killed, at_step, die, lines_but_speed
 
 STEPS = 7
 SAVED = ("checkpoint", "best")
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no handler of the run sees it as an error of its own."""
 
 
 def settings(checkpoint: Path, files: dict[str, Path], output: Path) -> ClassificationConfig:
@@ -55,27 +51,10 @@ def config(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> Classifi
     return settings(checkpoint, files, tmp_path / "run")
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, wanted: int, action: Callable[[], Any]) -> None:
-    """Call `action` inside optimiser step `wanted`, counted from 0."""
-    plain = Trainer.step
-
-    def step(self: Trainer, examples: Any, number: int) -> Any:
-        if number == wanted:
-            action()
-        return plain(self, examples, number)
-
-    monkeypatch.setattr(Trainer, "step", step)
-
-
-def die() -> None:
-    raise Killed
-
-
 def ends(run: RunDirectory) -> tuple[Any, ...]:
     """What must be equal: every line but its speed, the scores, and the weights of both exported folders."""
-    lines = [{k: v for k, v in line.items() if not k.startswith("throughput/")} for line in run.read_metrics()]
     weights = [(run.path / name / "model.safetensors").read_bytes() for name in SAVED]
-    return lines, (run.path / "evaluation.json").read_text(), weights
+    return lines_but_speed(run), (run.path / "evaluation.json").read_text(), weights
 
 
 def test_killed_three_times_stopped_once_and_resumed_is_bit_equal(
@@ -87,11 +66,11 @@ def test_killed_three_times_stopped_once_and_resumed_is_bit_equal(
     run = RunDirectory(Path(config.output))
     for step in (1, 3, 5):
         with monkeypatch.context() as patch:
-            at_step(patch, step, die)
+            at_step(patch, Trainer, step, die)
             with pytest.raises(Killed):
                 train(config, AUTO)
     with monkeypatch.context() as patch:
-        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        at_step(patch, Trainer, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert not train(config, AUTO)
     assert "stopped by a signal after step 5; the same command resumes it" in capsys.readouterr().err
     assert not (run.path / "checkpoint").exists()

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,9 @@ from finetune.retrieval.validation import Validation
 from mose.errors import MoseError
 from mose.run_directory import RunDirectory
 from tests.commands import command_line, environment, run_well
+from tests.finetune.interruptions import Killed, at_step, die, lines_but_speed
 
 STEPS = 9
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no handler of the run sees it as an error of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -53,27 +49,10 @@ def undisturbed(config: RetrievalConfig) -> RunDirectory:
     return RunDirectory(Path(config.output))
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, wanted: int, action: Callable[[], Any]) -> None:
-    """Call `action` inside optimiser step `wanted`, counted from 0."""
-    plain = Trainer.step
-
-    def step(self: Trainer, examples: Any, number: int) -> Any:
-        if number == wanted:
-            action()
-        return plain(self, examples, number)
-
-    monkeypatch.setattr(Trainer, "step", step)
-
-
-def die() -> None:
-    raise Killed
-
-
 def ends(run: RunDirectory) -> tuple[Any, ...]:
     """What must be equal: every line but its speed, and the weights of both exported folders."""
-    lines = [{k: v for k, v in line.items() if not k.startswith("throughput/")} for line in run.read_metrics()]
     weights = [(run.path / name / "model.safetensors").read_bytes() for name in ("checkpoint", "best")]
-    return lines, weights
+    return lines_but_speed(run), weights
 
 
 def test_killed_five_times_and_resumed_is_bit_equal(
@@ -82,7 +61,7 @@ def test_killed_five_times_and_resumed_is_bit_equal(
     config = replace(config, output=str(tmp_path / "run"))
     for step in (1, 4, 4, 6, 8):
         with monkeypatch.context() as patch:
-            at_step(patch, step, die)
+            at_step(patch, Trainer, step, die)
             with pytest.raises(Killed):
                 train(config, AUTO)
     assert train(config, AUTO)
@@ -101,7 +80,7 @@ def test_a_signal_saves_and_the_resumed_run_is_bit_equal(
     config = replace(config, output=str(tmp_path / "run"))
     run = RunDirectory(tmp_path / "run")
     with monkeypatch.context() as patch:
-        at_step(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        at_step(patch, Trainer, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert not train(config, AUTO)
     assert f"stopped by a signal after step {step + 1}; the same command resumes it" in capsys.readouterr().err
     assert (run.checkpoints / LATEST_NAME).read_text().strip() == f"step-{step + 1:06d}"
