@@ -54,6 +54,9 @@ class PackConfig:
     """Processes that run tasks in parallel; the bytes of the data set do not depend on it."""
     held_out_fraction: float = 0.02
     """Share of repositories whose rows go to the split held_out, chosen by a hash of the name."""
+    held_out_repository_bytes: int = 0
+    """Most bytes of each held-out repository; 0 means no limit. With a limit, held-out figures describe many repositories, not
+    the few largest."""
     seed: int = 0
     """Decides the held-out repositories, the order of repositories and chunks, and the labels."""
 
@@ -64,6 +67,10 @@ class PackConfig:
         require(self.num_workers > 0, f"num_workers: is {self.num_workers}, expected 1 or more")
         require(
             0 <= self.held_out_fraction < 1, f"held_out_fraction: is {self.held_out_fraction}, expected 0 or more and below 1"
+        )
+        require(
+            self.held_out_repository_bytes >= 0,
+            f"held_out_repository_bytes: is {self.held_out_repository_bytes}, expected 0 or more",
         )
 
     def resolve(self) -> "PackConfig":

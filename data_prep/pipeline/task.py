@@ -13,7 +13,7 @@ from data_prep.pipeline.chunker import Chunker, TextBatcher
 from data_prep.pipeline.config import PackConfig, content_fingerprint
 from data_prep.pipeline.split_writer import SplitWriter
 from data_prep.pipeline.task_marker import TaskMarker, write_marker
-from data_prep.sources.repositories import RepositoryRef, SourceFile, split_of
+from data_prep.sources.repositories import HELD_OUT, OVER_HELD_OUT_LIMIT, RepositoryRef, SourceFile, split_of
 from mose.dataset.manifest import SPLITS
 from mose.files.storage import storage_path
 from mose.tokenizer import Tokenizer, load_tokenizer
@@ -92,7 +92,10 @@ class _Reading:
 
     def add(self, ref: RepositoryRef, files: Iterable[SourceFile]) -> None:
         """Read one whole repository."""
-        batcher = self._batchers[split_of(ref.name, self._config.seed, self._config.held_out_fraction)]
+        split = split_of(ref.name, self._config.seed, self._config.held_out_fraction)
+        batcher = self._batchers[split]
+        if split == HELD_OUT and self._config.held_out_repository_bytes:
+            files = _first_bytes(files, self._config.held_out_repository_bytes)
         is_usable = False
         for text in filter_repository(files, self._config.filters, self.filters, self._dropped):
             batcher.add(text)
@@ -112,6 +115,15 @@ class _Reading:
         counts = [writer.counts for writer in self._writers.values()]
         rows, tokens = sum(count.rows for count in counts), sum(count.tokens for count in counts)
         return TaskProgress(self.repositories, rows, tokens, self.filters.reasons[KEPT].bytes)
+
+
+def _first_bytes(files: Iterable[SourceFile], limit: int) -> Iterator[SourceFile]:
+    """The files in order; those beyond `limit` bytes in total have no content, and a problem under which they are counted."""
+    total = 0
+    for file in files:
+        fits = total + len(file.content) <= limit
+        total += len(file.content) if fits else 0
+        yield file if fits or file.problem else dataclasses.replace(file, content=b"", problem=OVER_HELD_OUT_LIMIT)
 
 
 def _row_statistics(writer: SplitWriter) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class SourceFile:
     """Why there is no content (`missing`, `not_fetched`, `not_gzip`, ...); empty if there is."""
 
 
+OVER_HELD_OUT_LIMIT = "over_held_out_repository_bytes"
+"""`SourceFile.problem` of the files beyond `held_out_repository_bytes`."""
+
+
 @dataclass(frozen=True)
 class SourceKind:
     """A kind of source: how to list the repositories of a config entry, and how to read one of them."""

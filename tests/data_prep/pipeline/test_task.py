@@ -108,6 +108,23 @@ def test_all_text_is_in_the_rows_and_the_splits_share_no_repository(tmp_path: Pa
     assert not repositories[0] & repositories[1]
 
 
+def test_a_held_out_repository_gives_its_first_bytes_and_the_rest_is_counted(tmp_path: Path) -> None:
+    _, whole = run_only_task(tmp_path / "whole")
+    sizes = {path: path.stat().st_size for path in (tmp_path / "whole" / "repositories").rglob("*.py")}
+    limit = 3 * max(sizes.values())
+    dataset, result = run_only_task(tmp_path / "limited", held_out_repository_bytes=limit)
+    lineage = pq.read_table(dataset / result.shards["held_out"].lineage_path).to_pylist()
+    files = {(line["repository"], line["path"]) for line in lineage}
+    read: dict[str, int] = {}
+    for repository, path in files:
+        read[repository] = read.get(repository, 0) + sizes[tmp_path / "whole" / "repositories" / repository / path.lstrip("/")]
+    assert max(read.values()) <= limit
+    left_out = result.filters["reasons"]["over_held_out_repository_bytes"]["files"]
+    assert left_out > 0
+    assert left_out == whole.filters["reasons"]["kept"]["files"] - result.filters["reasons"]["kept"]["files"]
+    assert result.rows["train"] == whole.rows["train"]
+
+
 @pytest.mark.parametrize("mode", ["faithful", "nsp"])
 def test_the_other_modes_write_rows_too(tmp_path: Path, mode: str) -> None:
     packing = PackingConfig(mode=PackingMode(mode), sequence_length=512)
