@@ -98,7 +98,7 @@ def _report(parsed: Namespace) -> None:
 
 
 def _search(parsed: Namespace) -> None:
-    from finetune.search.command import search
+    from finetune.embedding.search.command import search
 
     search(read_config(parsed, SearchConfig), parsed.folder, parsed.question or [])
 

@@ -83,12 +83,13 @@ ORDER = {
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",
     "pretrain.monitoring": "garbage metrics step_times throughput profiler step_log learning",
-    "finetune": "config device distributed scalar_log checkpoints pair_files batches retrieval evaluation classification "
-    "search cli",
+    "finetune": "config device distributed scalar_log checkpoints pair_files batches retrieval evaluation "
+    "classification embedding cli",
+    "finetune.embedding": "forward encoder search",
     "finetune.classification": "examples rows scores evaluate log trainer train",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
     "finetune.evaluation": "metrics ranking lexical embedding results bag baselines paired table picture tasks report",
-    "finetune.search": "functions index command",
+    "finetune.embedding.search": "functions index command",
     "finetune.evaluation.tasks": "task docstring_search registry command",
     "cluster": "config script launch cli",
     "pretrain.analysis": "count_baselines estimate validation held_out exit_gradients plot learning_report diagnose step_rows "

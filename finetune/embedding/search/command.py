@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.config import SearchConfig
+from finetune.embedding.search.functions import Function, function_of_pair, functions_of_folder
+from finetune.embedding.search.index import Index, SearchEncoder, embed_questions
 from finetune.evaluation.ranking import distinct_codes
 from finetune.evaluation.results import exit_name
 from finetune.pair_files import read_pair_files
-from finetune.search.functions import Function, function_of_pair, functions_of_folder
-from finetune.search.index import Index, SearchEncoder, embed_questions
 from mose.dataset.pairs import Pair
 from mose.errors import MoseError
 from mose.files.streams import escaped

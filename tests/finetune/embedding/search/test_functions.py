@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.search.functions import function_of_pair, functions_of_folder
+from finetune.embedding.search.functions import function_of_pair, functions_of_folder
 from mose.dataset.pairs import Pair
 from mose.errors import MoseError
 

@@ -7,9 +7,8 @@ import pytest
 
 from finetune.cli import commands
 from finetune.config import SearchConfig
-from finetune.search.command import OWN, held_out_questions
-from finetune.search.index import Index
-from mose.checkpoint.converted_checkpoint import load_pretrained, retrieval_from_pretrained, write_checkpoint
+from finetune.embedding.search.command import OWN, held_out_questions
+from finetune.embedding.search.index import Index
 from mose.command import run_command
 from mose.config import document_fields
 from mose.dataset.pairs import Pair, write_pairs
@@ -19,14 +18,6 @@ from tests.finetune.conftest import make_pairs
 def run(*words: object) -> int:
     document_fields()
     return run_command("mose-finetune", "test", commands(), [str(word) for word in words])
-
-
-@pytest.fixture(scope="module")
-def retrieval(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
-    """A retrieval checkpoint with exits 1, 2, 4, not trained."""
-    folder = tmp_path_factory.mktemp("search") / "checkpoint"
-    write_checkpoint(folder, retrieval_from_pretrained(load_pretrained(checkpoint), 0), checkpoint, {})
-    return folder
 
 
 def test_held_out_questions_are_answered_at_both_ends(

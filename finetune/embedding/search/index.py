@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from finetune.config import SearchConfig
 from finetune.device import pick_device
+from finetune.embedding.search.functions import Function
 from finetune.evaluation.embedding import embed_rows
 from finetune.retrieval.prompts import Prompt, code_prompt, encode_prompts, text_prompt
-from finetune.search.functions import Function
 from mose.checkpoint.converted_checkpoint import load_retrieval
 from mose.errors import MoseError
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
