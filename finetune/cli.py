@@ -5,7 +5,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from finetune.config import ClassificationConfig, EvaluationConfig, ReportConfig, RetrievalConfig, SearchConfig
+from finetune.config import ClassificationConfig, EvaluationConfig, ReportConfig, RetrievalConfig
+from finetune.embedding.config import SearchConfig
 from mose.command import STOPPED, Command, add_config, read_config, run_command
 from mose.config import document_fields
 
@@ -61,7 +62,7 @@ def _resumable(config_class: type[Any]) -> Any:
 
 def _add_search(parser: ArgumentParser) -> None:
     add_config(parser, SearchConfig)
-    parser.add_argument("folder", type=str, nargs="?", help="Folder whose Python functions are searched.")
+    parser.add_argument("folder", type=str, nargs="?", help="Folder whose functions are searched.")
     parser.add_argument("question", type=str, nargs="*", help="What to look for, in plain words; may be given more than once.")
 
 

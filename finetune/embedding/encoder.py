@@ -86,6 +86,10 @@ class Encoder:
         longest = max_length or int(model.config.max_position_embeddings)
         return cls(model, load_tokenizer(place), exits, chosen, longest, tokens, threads)
 
+    def at(self, exits: tuple[int, ...]) -> "Encoder":
+        """The same model at fewer exits: layers above the deepest of them do not run."""
+        return Encoder(self.model, self.tokenizer, exits, self.device, self.max_length, self.batch_tokens, self.threads)
+
     @property
     def width(self) -> int:
         """Elements D of an embedding."""

@@ -1,20 +1,21 @@
-"""The functions that can be found: those of a tree of Python files, or those of a file of pairs."""
+"""The functions that can be found: those of a tree of source files, or those of a file of pairs."""
 
-import ast
+import hashlib
+import os
 import re
-import textwrap
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mose.dataset.functions import LARGEST_SOURCE_BYTES, FunctionReader
+from mose.dataset.languages import BY_SUFFIX
 from mose.dataset.pairs import Pair
 from mose.errors import MoseError
 
-LANGUAGE = "Python"
 # A definition is looked for first: the first name before a bracket may be a decorator's.
 _NAMES = (re.compile(r"^\s*(?:async\s+)?(?:def|function|func|fn)\s+(\w+)", re.MULTILINE), re.compile(r"(\w+)\s*\("))
-AnyFunction = ast.FunctionDef | ast.AsyncFunctionDef
+# Folders of code that others wrote or a tool made; hidden ones are left out as well.
+_LEFT_OUT = ("node_modules", "__pycache__", "site-packages", "venv")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,26 @@ class Function:
     code: str
     language: str
     place: str
+    """`path:line`, or repository and path of a pair."""
+    signature: str = ""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file: its path relative to the folder searched, its bytes and their digest."""
+
+    path: str
+    content: bytes
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that differ where the content or its kind does."""
+        return hashlib.blake2b(self.content, digest_size=16, key=Path(self.path).suffix.encode()[:64]).digest()
+
+    def functions(self, reader: FunctionReader) -> list[Function]:
+        """The functions of the file."""
+        found = reader.read(self.content, Path(self.path).suffix)
+        return [Function(each.name, each.code, each.language, f"{self.path}:{each.line}", each.signature) for each in found]
 
 
 def function_of_pair(pair: Pair) -> Function:
@@ -34,60 +55,44 @@ def function_of_pair(pair: Pair) -> Function:
     return Function(name, pair.code_a, pair.lang_a, f"{pair.repository} {pair.path}".strip())
 
 
-def functions_of_folder(folder: Path) -> list[Function]:
-    """The functions and methods of every Python file below `folder`, file by file in path order; hidden folders are left out.
+def source_files(folder: Path) -> Iterator[SourceFile]:
+    """The source files below `folder` in path order; links, hidden folders and those of packages are left out.
 
-    Files that do not parse are skipped.
+    Files that cannot be read or are larger than `LARGEST_SOURCE_BYTES` are skipped.
 
     Raises:
-        MoseError: there is no such folder, or it holds no Python function.
+        MoseError: there is no such folder.
     """
     if not folder.is_dir():
-        raise MoseError(f"{folder}: no such folder, expected one with Python files")
-    paths = [path for path in sorted(folder.rglob("*.py")) if path.is_file() and not _is_hidden(path.relative_to(folder))]
-    functions = [function for path in paths for function in _functions_of_file(path, folder)]
+        raise MoseError(f"{folder}: no such folder, expected one with source files")
+    paths = []
+    for base, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _LEFT_OUT]
+        paths += [Path(base) / name for name in names if not name.startswith(".") and Path(name).suffix in BY_SUFFIX]
+    for path in sorted(paths):
+        try:
+            if not path.is_file() or path.is_symlink() or path.stat().st_size > LARGEST_SOURCE_BYTES:
+                continue
+            content = path.read_bytes()
+        except OSError:
+            continue
+        # A name that is not UTF-8 is shown with its bytes escaped, and no store could hold it otherwise.
+        yield SourceFile(os.fsencode(path.relative_to(folder)).decode("utf-8", "backslashreplace"), content)
+
+
+def functions_of_folder(folder: Path) -> list[Function]:
+    """The functions and methods of every source file below `folder`, file by file in path order.
+
+    Raises:
+        MoseError: there is no such folder, or it holds no function.
+    """
+    files, reader = list(source_files(folder)), FunctionReader()
+    functions = [function for file in files for function in file.functions(reader)]
     if not functions:
-        raise MoseError(f"{folder}: no Python function in {len(paths)} .py files, expected one or more")
+        raise no_functions(folder, len(files))
     return functions
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _functions_of_file(path: Path, folder: Path) -> list[Function]:
-    try:
-        source = path.read_text("utf-8", errors="replace")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
-    # Lines as ast counts them: str.splitlines would also split at form feeds and U+2028.
-    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    found = []
-    for name, node in _definitions(tree.body, ""):
-        place = f"{path.relative_to(folder)}:{node.lineno}"
-        found.append(Function(name, _code_without_docstring(node, lines), LANGUAGE, place))
-    return found
-
-
-def _definitions(body: Sequence[ast.stmt], prefix: str) -> Iterator[tuple[str, AnyFunction]]:
-    """Functions of a module and of its classes, with the class in front of the name; not those inside functions."""
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield prefix + node.name, node
-        elif isinstance(node, ast.ClassDef):
-            yield from _definitions(node.body, f"{prefix}{node.name}.")
-
-
-def _code_without_docstring(node: AnyFunction, lines: Sequence[str]) -> str:
-    """The function's source. Its docstring is left out, as in training, where it is the question."""
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    last = node.end_lineno or node.lineno
-    kept = lines[first - 1 : last]
-    if ast.get_docstring(node) is not None and len(node.body) > 1 and node.body[1].lineno > (node.body[0].end_lineno or 0):
-        docstring = node.body[0]
-        if docstring.lineno > node.lineno:
-            kept = [*lines[first - 1 : docstring.lineno - 1], *lines[docstring.end_lineno or docstring.lineno : last]]
-    return textwrap.dedent("\n".join(kept))
+def no_functions(folder: Path, files: int) -> MoseError:
+    """What is raised where there is nothing to search."""
+    return MoseError(f"{folder}: no function in {files} source files, expected one or more")

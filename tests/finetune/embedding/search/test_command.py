@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 
 from finetune.cli import commands
-from finetune.config import SearchConfig
-from finetune.embedding.search.command import OWN, held_out_questions
+from finetune.embedding.config import SearchConfig
+from finetune.embedding.search.command import held_out_questions
 from finetune.embedding.search.index import Index
+from finetune.embedding.search.page import OWN
 from mose.command import run_command
 from mose.config import document_fields
 from mose.dataset.pairs import Pair, write_pairs
 from tests.finetune.conftest import make_pairs
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def run(*words: object) -> int:
