@@ -6,7 +6,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from finetune.config import ClassificationConfig, EvaluationConfig, ReportConfig, RetrievalConfig
-from finetune.embedding.config import SearchConfig
+from finetune.embedding.config import ChooseExitConfig, EmbedConfig, SearchConfig
 from mose.command import STOPPED, Command, add_config, read_config, run_command
 from mose.config import document_fields
 
@@ -33,6 +33,10 @@ def commands() -> dict[str, Command]:
         ),
         "report": Command(
             "Join a pre-training run and its retrieval scores in one table and picture.", _takes(ReportConfig), _report
+        ),
+        "embed": Command("Embed texts of files at one or several exits, into .npy or .parquet.", _takes(EmbedConfig), _embed),
+        "choose-exit": Command(
+            "Time each exit on this machine, and recommend one for a budget.", _takes(ChooseExitConfig), _choose_exit
         ),
         "search": Command(
             "Answer a question with functions of a folder, or held-out questions of a pairs file, at several exits.",
@@ -96,6 +100,18 @@ def _report(parsed: Namespace) -> None:
     from finetune.evaluation.report import report
 
     report(read_config(parsed, ReportConfig))
+
+
+def _embed(parsed: Namespace) -> None:
+    from finetune.embedding.embed import embed
+
+    embed(read_config(parsed, EmbedConfig))
+
+
+def _choose_exit(parsed: Namespace) -> None:
+    from finetune.embedding.choose_exit import choose_exit
+
+    choose_exit(read_config(parsed, ChooseExitConfig))
 
 
 def _search(parsed: Namespace) -> None:

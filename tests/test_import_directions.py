@@ -85,7 +85,7 @@ ORDER = {
     "pretrain.monitoring": "garbage metrics step_times throughput profiler step_log learning",
     "finetune": "config device distributed scalar_log checkpoints pair_files batches retrieval embedding evaluation "
     "classification cli",
-    "finetune.embedding": "config fingerprint forward encoder search",
+    "finetune.embedding": "config fingerprint forward encoder processes inputs vector_files embed exit_costs choose_exit search",
     "finetune.classification": "examples rows scores evaluate log trainer train",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
     "finetune.evaluation": "metrics ranking lexical embedding results bag baselines paired table picture tasks report",

@@ -125,7 +125,7 @@ class Encoder:
         rows = encode_prompts(self.tokenizer, prompts, self.max_length) if prompts else []
         tables = {layer: np.empty((len(rows), self.width), dtype=np.float32) for layer in self.exits}
         chunks = chunks_by_length([len(row) for row in rows], max_rows=max(1, len(rows)), max_tokens=self.batch_tokens)
-        with torch.inference_mode(), self._threads():
+        with torch.inference_mode(), self.limited_threads():
             for chunk in chunks:
                 batch = pack_rows([rows[index] for index in chunk]).to(self.device)
                 for layer, embeddings_BD in zip(self.exits, embed_batch(self.model, batch, self.exits), strict=True):
@@ -137,8 +137,8 @@ class Encoder:
         return tables
 
     @contextlib.contextmanager
-    def _threads(self) -> Iterator[None]:
-        """torch's number of threads is the process's: set for the block, and put back."""
+    def limited_threads(self) -> Iterator[None]:
+        """Within the block torch uses the encoder's number of threads, which is the whole process's."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:
