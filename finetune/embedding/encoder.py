@@ -27,7 +27,7 @@ from mose.tokenizer import Tokenizer, load_tokenizer
 KINDS = (QUERY, CODE) = ("query", "code")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Tokens per forward pass. A CPU is fastest while what lies between the feed-forward layers fits its caches (docs/search.md).
-CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 32_768
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1024, 32_768
 Vectors = NDArray[np.float32]
 
 

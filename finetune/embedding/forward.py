@@ -3,6 +3,8 @@
 Letters: B rows (texts), T slots of the longest row, N tokens of all rows, D width, H heads, G key-value heads, K head width.
 """
 
+import functools
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from finetune.batches import PackedBatch
 from mose.model.attention_mose import rotary_angles, rotate
-from mose.model.modeling_mose import ModularStarEncoderForRetrieval, StarEncoder2Layer
+from mose.model.modeling_mose import ModularStarEncoderForRetrieval, StarEncoder2Layer, StarEncoder2MLP
 
 
 def embed_batch(model: ModularStarEncoderForRetrieval, batch: PackedBatch, exits: Sequence[int]) -> list[Tensor]:
@@ -30,7 +32,8 @@ def embed_batch(model: ModularStarEncoderForRetrieval, batch: PackedBatch, exits
         if depth == exits[-1]:
             state_BD = _last_layer(layer, x_ND, rotary, batch)
         else:
-            x_ND = layer(x_ND, rotary, batch.cu_seqlens, batch.max_length)
+            x_ND = x_ND + layer.self_attn(layer.input_layernorm(x_ND), rotary, batch.cu_seqlens, batch.max_length)
+            x_ND = x_ND + _feed_forward(layer.mlp, layer.post_attention_layernorm(x_ND))
             state_BD = x_ND[last_B]
         if depth in exits:
             state_BD = trunk.norm(state_BD) if depth == len(trunk.layers) else state_BD
@@ -59,4 +62,22 @@ def _last_layer(layer: StarEncoder2Layer, x_ND: Tensor, rotary: tuple[Tensor, Te
         q_BHK.unsqueeze(2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2), attn_mask=real_BT[:, None, None], enable_gqa=True
     )
     x_BD = x_ND[last_B] + attend.o_proj(mixed_BH1K.flatten(1))
-    return x_BD + layer.mlp(layer.post_attention_layernorm(x_BD))  # type: ignore[no-any-return]
+    return x_BD + _feed_forward(layer.mlp, layer.post_attention_layernorm(x_BD))
+
+
+def _feed_forward(mlp: StarEncoder2MLP, x_ND: Tensor) -> Tensor:
+    """The two feed-forward layers; where oneDNN runs them, with GELU inside the first matrix product.
+
+    GELU by itself reads and writes 12 D numbers per token at the 1B shape: a tenth to a fifth of a layer's time on a CPU. The
+    operator is the one that torch.compile emits on x86; elsewhere, or in another precision, the plain layers run.
+    """
+    fused = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _has_onednn() else None
+    if fused is None or x_ND.device.type != "cpu" or x_ND.dtype != torch.float32:
+        return mlp(x_ND)  # type: ignore[no-any-return]
+    wide: Tensor = fused(x_ND, mlp.c_fc.weight, mlp.c_fc.bias, "gelu", [], "tanh")
+    return mlp.c_proj(wide)  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    return platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()

@@ -27,9 +27,10 @@ def test_each_set_of_exits_gives_the_models_own_embeddings(rng: np.random.Genera
 
 def test_no_layer_above_the_deepest_exit_runs(rng: np.random.Generator) -> None:
     model = retrieval_from_pretrained(random_like(tiny_config(), seed=1), seed=2).eval()
-    run: list[int] = []
+    run: list[tuple[int, int]] = []
     for number, layer in enumerate(model.starEncoder2.layers, start=1):
-        layer.mlp.register_forward_pre_hook(lambda _, inputs, number=number: run.append((number, len(inputs[0]))))
+        norm = layer.post_attention_layernorm
+        norm.register_forward_pre_hook(lambda _, inputs, number=number: run.append((number, len(inputs[0]))))
     batch = pack_rows([rng.integers(5, 400, size=7).astype(np.uint16) for _ in range(3)])
     embed_batch(model, batch, (1, 2))
     assert run == [(1, 21), (2, 3)]
