@@ -61,7 +61,7 @@ def _last_layer(layer: StarEncoder2Layer, x_ND: Tensor, rotary: tuple[Tensor, Te
     mixed_BH1K = F.scaled_dot_product_attention(
         q_BHK.unsqueeze(2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2), attn_mask=real_BT[:, None, None], enable_gqa=True
     )
-    x_BD = x_ND[last_B] + attend.o_proj(mixed_BH1K.flatten(1))
+    x_BD: Tensor = x_ND[last_B] + attend.o_proj(mixed_BH1K.flatten(1))
     return x_BD + _feed_forward(layer.mlp, layer.post_attention_layernorm(x_BD))
 
 
@@ -80,4 +80,4 @@ def _feed_forward(mlp: StarEncoder2MLP, x_ND: Tensor) -> Tensor:
 
 @functools.cache
 def _has_onednn() -> bool:
-    return platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+    return platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
