@@ -6,13 +6,16 @@ STORAGE = ["fsspec", "universal_pathlib", "s3fs", "aiohttp", "botocore"]
 CONFIG = ["jsonargparse[signatures]", "pyyaml"]
 DATA = [*STORAGE, *CONFIG, "numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "isal", "rich", "matplotlib"]
 MODEL = ["numpy", "torch", "transformers>=5,<6", "safetensors", "sentencepiece", "tokenizers", "rich"]
+# Parsers of the languages in mose/dataset/languages.py; each wheel holds its grammar.
+GRAMMARS = ["python", "java", "javascript", "typescript", "go", "rust", "c", "cpp", "c-sharp", "php", "ruby", "kotlin", "scala"]
+PARSERS = ["tree-sitter", *(f"tree-sitter-{name}" for name in (*GRAMMARS, "bash", "lua"))]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"]
 # What users do with an exported folder, tried by tests; sentence-transformers' trainer takes `datasets`.
 FOLDER_TOOLS = ["sentence-transformers>=6,<7", "datasets", "peft", "onnx", "onnxscript", "onnxruntime"]
 EXTRAS = {
     "data": DATA,
     "train": [*MODEL, *CONFIG, *STORAGE, "deepspeed", "megatron-core", "isal", "tensorboard", "matplotlib"],
-    "finetune": [*MODEL, *CONFIG, "pyarrow", "scikit-learn", "matplotlib"],
+    "finetune": [*MODEL, *CONFIG, *PARSERS, "pyarrow", "scikit-learn", "matplotlib"],
     "cluster": [*CONFIG, "rich"],
     "gpu": ["flash-attn"],
     "dev": [*TOOLS, *FOLDER_TOOLS, "accelerate", "webdataset", "ir-measures", "moto[s3]", "flask", "flask-cors"],

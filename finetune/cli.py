@@ -5,7 +5,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from finetune.config import ClassificationConfig, EvaluationConfig, ReportConfig, RetrievalConfig, SearchConfig
+from finetune.config import ClassificationConfig, EvaluationConfig, ReportConfig, RetrievalConfig
+from finetune.embedding.config import ChooseExitConfig, EmbedConfig, SearchConfig
 from mose.command import STOPPED, Command, add_config, read_config, run_command
 from mose.config import document_fields
 
@@ -32,6 +33,10 @@ def commands() -> dict[str, Command]:
         ),
         "report": Command(
             "Join a pre-training run and its retrieval scores in one table and picture.", _takes(ReportConfig), _report
+        ),
+        "embed": Command("Embed texts of files at one or several exits, into .npy or .parquet.", _takes(EmbedConfig), _embed),
+        "choose-exit": Command(
+            "Time each exit on this machine, and recommend one for a budget.", _takes(ChooseExitConfig), _choose_exit
         ),
         "search": Command(
             "Answer a question with functions of a folder, or held-out questions of a pairs file, at several exits.",
@@ -61,7 +66,7 @@ def _resumable(config_class: type[Any]) -> Any:
 
 def _add_search(parser: ArgumentParser) -> None:
     add_config(parser, SearchConfig)
-    parser.add_argument("folder", type=str, nargs="?", help="Folder whose Python functions are searched.")
+    parser.add_argument("folder", type=str, nargs="?", help="Folder whose functions are searched.")
     parser.add_argument("question", type=str, nargs="*", help="What to look for, in plain words; may be given more than once.")
 
 
@@ -97,8 +102,20 @@ def _report(parsed: Namespace) -> None:
     report(read_config(parsed, ReportConfig))
 
 
+def _embed(parsed: Namespace) -> None:
+    from finetune.embedding.embed import embed
+
+    embed(read_config(parsed, EmbedConfig))
+
+
+def _choose_exit(parsed: Namespace) -> None:
+    from finetune.embedding.choose_exit import choose_exit
+
+    choose_exit(read_config(parsed, ChooseExitConfig))
+
+
 def _search(parsed: Namespace) -> None:
-    from finetune.search.command import search
+    from finetune.embedding.search.command import search
 
     search(read_config(parsed, SearchConfig), parsed.folder, parsed.question or [])
 

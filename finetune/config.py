@@ -170,45 +170,6 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class SearchConfig:
-    """Questions answered with functions, at several exits side by side. The index is kept in memory."""
-
-    checkpoint: str
-    """Folder of a converted retrieval checkpoint (`mose-finetune retrieval`)."""
-    pairs: tuple[str, ...] | str = ()
-    """File of pairs to draw questions and functions from, or several as [a.parquet,b.parquet]; not with a folder."""
-    split: str = "held_out"
-    """Split of the pairs: held_out or train."""
-    questions: int = 10
-    """Questions to draw from the pairs, of as many repositories as there are."""
-    exits: tuple[int, ...] = ()
-    """Layers of the exits that answer; empty: the shallowest and the deepest."""
-    top: int = 3
-    """Functions to show for each question and exit."""
-    max_length: int = 0
-    """Longest prompt in tokens, `<cls>` included; 0 takes the model's longest row."""
-    chunk_tokens: int = 16_384
-    """Tokens run through the model at once; it bounds memory."""
-    seed: int = 0
-    """Decides which questions are drawn."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    bf16: bool = True
-    """On a GPU, run the model in bfloat16 autocast."""
-
-    def __post_init__(self) -> None:
-        require(self.split in SPLITS, f"split: {self.split!r}, expected one of {', '.join(SPLITS)}")
-        for name in ("questions", "top", "chunk_tokens"):
-            require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")
-        require(self.max_length >= 0, f"max_length: {self.max_length}, expected 0 or more")
-
-    @property
-    def pair_files(self) -> tuple[Path, ...]:
-        """The files of `pairs`."""
-        return _paths(self.pairs)
-
-
-@dataclass(frozen=True)
 class ReportConfig:
     """One table and one picture of a pre-training run and the retrieval scores of the model fine-tuned from it."""
 

@@ -51,7 +51,7 @@ ORDER = {
     "mose": "errors array_types seeding files command config schedule dataset tokenizer model run_directory checkpoint",
     "mose.files": "storage safe_path mapped_file atomic_file json_file records yaml_file npy_file parquet_errors lock "
     "stop_signal streams",
-    "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs",
+    "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs languages functions",
     "mose.model": "configuration_mose initialization projection_heads attention_mose rows_mose modeling_mose tasks_mose "
     "sharding size model_config exits",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
@@ -83,12 +83,13 @@ ORDER = {
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",
     "pretrain.monitoring": "garbage metrics step_times throughput profiler step_log learning",
-    "finetune": "config device distributed scalar_log checkpoints pair_files batches retrieval evaluation classification "
-    "search cli",
+    "finetune": "config device distributed scalar_log checkpoints pair_files batches retrieval embedding evaluation "
+    "classification cli",
+    "finetune.embedding": "config fingerprint forward encoder processes inputs vector_files embed exit_costs choose_exit search",
     "finetune.classification": "examples rows scores evaluate log trainer train",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
     "finetune.evaluation": "metrics ranking lexical embedding results bag baselines paired table picture tasks report",
-    "finetune.search": "functions index command",
+    "finetune.embedding.search": "functions store index page command",
     "finetune.evaluation.tasks": "task docstring_search registry command",
     "cluster": "config script launch cli",
     "pretrain.analysis": "count_baselines estimate validation held_out exit_gradients plot learning_report diagnose step_rows "

@@ -6,6 +6,7 @@ exporter adds `parity.json`, the largest difference to the training model at eac
 
 import copy
 import hashlib
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -79,9 +80,9 @@ def load_pretrained(folder: Path) -> ModularStarEncoder:
     return _load(folder, ModularStarEncoder)
 
 
-def load_retrieval(folder: Path) -> ModularStarEncoderForRetrieval:
-    """Open a converted retrieval checkpoint; errors as in `load_pretrained`."""
-    return _load(folder, ModularStarEncoderForRetrieval)
+def load_retrieval(folder: Path, exit_layer: int | None = None) -> ModularStarEncoderForRetrieval:
+    """Open a converted retrieval checkpoint, up to `exit_layer` if one is given; errors as in `load_pretrained`."""
+    return _load(folder, ModularStarEncoderForRetrieval, exit_layer)
 
 
 def load_classification(folder: Path) -> ModularStarEncoderForSequenceClassification:
@@ -146,8 +147,11 @@ def _check_shape(path: Path, values: dict[str, Any]) -> None:
         raise MoseError(f"{path}: num_attention_heads: {heads}, expected a divisor of hidden_size, a multiple of the key heads")
 
 
-def _load(folder: Path, model_class: type[Model]) -> Model:
+def _load(folder: Path, model_class: type[Model], exit_layer: int | None = None) -> Model:
     config = read_model_config(folder)
+    if exit_layer is not None and exit_layer not in config.computed_exit_layers:
+        raise MoseError(f"exit {exit_layer}: {folder} has exits {config.computed_exit_layers}")
+    config.exit_layer = config.exit_layer if exit_layer is None else exit_layer
     found = (config.architectures or [None])[0]
     if found != model_class.__name__:
         raise MoseError(f"{folder / 'config.json'}: architectures is {found}, expected {model_class.__name__}")
@@ -162,7 +166,8 @@ def _load(folder: Path, model_class: type[Model]) -> Model:
 def _fill(model: PreTrainedModel, folder: Path) -> None:
     parameters = dict(model.named_parameters())
     with WeightFiles(folder) as weights:
-        check_names(weights, parameters)
+        deeper = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ["(?!)"]))
+        check_names(weights, parameters, {name: name for name in weights.entries if not deeper.search(name)})
         for name, parameter in parameters.items():
             parameter.copy_(weights.read_finite(name))
 

@@ -6,27 +6,24 @@ import numpy as np
 import pytest
 
 from finetune.cli import commands
-from finetune.config import SearchConfig
-from finetune.search.command import OWN, held_out_questions
-from finetune.search.index import Index
-from mose.checkpoint.converted_checkpoint import load_pretrained, retrieval_from_pretrained, write_checkpoint
+from finetune.embedding.config import SearchConfig
+from finetune.embedding.search.command import held_out_questions
+from finetune.embedding.search.index import Index
+from finetune.embedding.search.page import OWN
 from mose.command import run_command
 from mose.config import document_fields
 from mose.dataset.pairs import Pair, write_pairs
 from tests.finetune.conftest import make_pairs
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def run(*words: object) -> int:
     document_fields()
     return run_command("mose-finetune", "test", commands(), [str(word) for word in words])
-
-
-@pytest.fixture(scope="module")
-def retrieval(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
-    """A retrieval checkpoint with exits 1, 2, 4, not trained."""
-    folder = tmp_path_factory.mktemp("search") / "checkpoint"
-    write_checkpoint(folder, retrieval_from_pretrained(load_pretrained(checkpoint), 0), checkpoint, {})
-    return folder
 
 
 def test_held_out_questions_are_answered_at_both_ends(

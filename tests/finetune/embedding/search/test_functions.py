@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.search.functions import function_of_pair, functions_of_folder
+from finetune.embedding.search.functions import function_of_pair, functions_of_folder
 from mose.dataset.pairs import Pair
 from mose.errors import MoseError
 
@@ -61,7 +61,7 @@ def test_a_folder_without_functions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MoseError, match=r"gone: no such folder"):
         functions_of_folder(tmp_path / "gone")
     write(tmp_path, "a.py", "x = 1\n")
-    with pytest.raises(MoseError, match=r"no Python function in 1 .py files"):
+    with pytest.raises(MoseError, match=r"no function in 1 source files"):
         functions_of_folder(tmp_path)
 
 
