@@ -83,11 +83,12 @@ ORDER = {
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",
     "pretrain.monitoring": "garbage metrics step_times throughput profiler step_log learning",
-    "finetune": "config device distributed scalar_log checkpoints pair_files batches retrieval evaluation classification "
+    "finetune": "config device distributed scalar_log checkpoints pair_files batches retrieval classification evaluation "
     "search cli",
     "finetune.classification": "examples rows scores evaluate log trainer train",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
-    "finetune.evaluation": "metrics ranking lexical embedding results bag baselines paired table picture tasks report",
+    "finetune.evaluation": "metrics ranking embedding baselines results paired table picture tasks report",
+    "finetune.evaluation.baselines": "lexical bag pairs",
     "finetune.search": "functions index command",
     "finetune.evaluation.tasks": "task docstring_search registry command",
     "cluster": "config script launch cli",

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from finetune.config import SearchConfig
 from finetune.evaluation.ranking import distinct_codes
-from finetune.evaluation.results import exit_name
 from finetune.pair_files import read_pair_files
 from finetune.search.functions import Function, function_of_pair, functions_of_folder
 from finetune.search.index import Index, SearchEncoder, embed_questions
 from mose.dataset.pairs import Pair
 from mose.errors import MoseError
 from mose.files.streams import escaped
+from mose.run_directory import exit_name
 from mose.seeding import generator
 
 # What `escaped` leaves and a line of a list cannot hold: line breaks, tabs, and characters of no width, which hide in a name.
