@@ -90,7 +90,9 @@ ORDER = {
     "finetune.evaluation": "metrics ranking embedding baselines results paired table picture tasks report",
     "finetune.evaluation.baselines": "lexical bag pairs",
     "finetune.search": "functions index command",
-    "finetune.evaluation.tasks": "task docstring_search registry command",
+    "finetune.evaluation.tasks": "task docstring_search parts codesearchnet code_translation poj104 bigclonebench judged_search "
+    "registry command",
+    "finetune.evaluation.tasks.parts": "problem judges readers",
     "cluster": "config script launch cli",
     "pretrain.analysis": "count_baselines estimate validation held_out exit_gradients plot learning_report diagnose step_rows "
     "compare list_checkpoints doctor",
