@@ -87,7 +87,9 @@ ORDER = {
     "search cli",
     "finetune.classification": "examples rows scores evaluate log trainer train",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
-    "finetune.evaluation": "metrics ranking embedding baselines results paired table picture tasks report",
+    "finetune.evaluation": "metrics ranking embedding baselines results paired table picture tasks systems benchmark report",
+    "finetune.evaluation.systems": "system store embedding mose_model sentence_model server lexical classifier",
+    "finetune.evaluation.benchmark": "config models statistics result run table figures command",
     "finetune.evaluation.baselines": "lexical bag pairs",
     "finetune.search": "functions index command",
     "finetune.evaluation.tasks": "task docstring_search parts codesearchnet code_translation poj104 bigclonebench judged_search "
