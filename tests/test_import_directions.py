@@ -88,7 +88,7 @@ ORDER = {
     "finetune.classification": "examples rows scores evaluate log trainer train",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
     "finetune.evaluation": "metrics ranking embedding baselines results paired table picture tasks systems benchmark report",
-    "finetune.evaluation.systems": "system store embedding mose_model sentence_model server lexical classifier",
+    "finetune.evaluation.systems": "system store embedding mose_model sentence_model server mteb_exit lexical classifier",
     "finetune.evaluation.benchmark": "config models statistics result run table figures command",
     "finetune.evaluation.baselines": "lexical bag pairs",
     "finetune.search": "functions index command",

@@ -1,6 +1,6 @@
 """The config of `mose-finetune benchmark`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.evaluation.tasks.parts.problem import Options
@@ -17,8 +17,10 @@ class BenchmarkConfig:
     server:URL#MODEL (OpenAI-compatible embeddings), tfidf, or bm25."""
     output: str
     """Folder for benchmark.json, benchmark.md, figures/ and the embeddings; the same one continues a killed run."""
-    tasks: dict[str, list[str]]
+    tasks: dict[str, list[str]] = field(default_factory=dict)
     """Task -> its files, in the order of finetune/evaluation/tasks/registry.py; TASK:LABEL scores a task on other files."""
+    mteb_tasks: tuple[str, ...] = ()
+    """Tasks of mteb by name, as [CosQA,CodeSearchNetCCRetrieval]: mteb loads their data and scores each exit as a model."""
     split: str = "held_out"
     """Split of the files to score: held_out or train; a file of another split is refused."""
     distractors: int = 999
@@ -56,7 +58,7 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.models), "models: none, expected NAME: MODEL for each model to score")
-        require(bool(self.tasks), "tasks: none, expected TASK: [FILE, ...] for each task")
+        require(bool(self.tasks or self.mteb_tasks), "tasks: none, expected TASK: [FILE, ...] for each task, or mteb_tasks")
         require(self.split in SPLITS, f"split: {self.split!r}, expected one of {', '.join(SPLITS)}")
         for name in ("distractors", "resamples", "permutations", "chunk_tokens", "block_texts", "flops_tokens"):
             require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")

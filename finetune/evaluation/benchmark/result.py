@@ -74,6 +74,8 @@ class ModelResult:
     exits: Mapping[str, ExitResult]
     tests: Mapping[str, Mapping[str, ExitTests]]
     """By task and part; empty for a model with one exit."""
+    mteb: Mapping[str, Mapping[str, float]]
+    """mteb's main score by mteb task and exit; empty for models that do not embed."""
 
 
 @dataclass(frozen=True)

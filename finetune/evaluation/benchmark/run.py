@@ -26,11 +26,14 @@ from finetune.evaluation.benchmark.statistics import (
     unit_groups,
 )
 from finetune.evaluation.metrics import Score
+from finetune.evaluation.systems.embedding import EmbeddingSystem
+from finetune.evaluation.systems.mteb_exit import mteb_scores, named_tasks
 from finetune.evaluation.systems.system import System
 from finetune.evaluation.tasks.parts.problem import Benchmark, Judged, Part, Values
 from finetune.evaluation.tasks.registry import benchmark_named
 from mose.errors import MoseError, first_line
-from mose.files.atomic_file import atomic_write, file_sha256
+from mose.files.atomic_file import atomic_write, file_sha256, write_json
+from mose.files.json_file import parse_json
 
 _HIT_MEASURE = "recall_at_1"
 
@@ -69,10 +72,14 @@ def run(config: BenchmarkConfig) -> BenchmarkResult:
     """
     # All files are read before any model is opened: a fault in the last file shows at once.
     tasks = {key: OpenTask.open(key, config) for key in config.tasks}
+    mteb_tasks = named_tasks(config.mteb_tasks) if config.mteb_tasks else []
     for task in tasks.values():
         for note in task.result().notes:
             print(f"{task.task.name}: {note}", file=sys.stderr)
-    models = {system.name: _score_model(config, system, tasks) for system in open_models(config)}
+    models = {
+        system.name: dataclasses.replace(_score_model(config, system, tasks), mteb=_mteb(config, system, mteb_tasks))
+        for system in open_models(config)
+    }
     return BenchmarkResult(
         split=config.split,
         distractors=config.distractors,
@@ -102,7 +109,28 @@ def _score_model(config: BenchmarkConfig, system: System, tasks: Mapping[str, Op
         row.name: ExitResult(row.layer, row.parameters, row.gflops_per_row, exit_scores)
         for row, exit_scores in zip(system.exits, scores, strict=True)
     }
-    return ModelResult(config.models[system.name], system.kind, exits, tests)
+    return ModelResult(config.models[system.name], system.kind, exits, tests, {})
+
+
+def _mteb(config: BenchmarkConfig, system: System, tasks: Sequence[Any]) -> dict[str, dict[str, float]]:
+    """mteb's scores by task and exit, from disk where they are there."""
+    if not isinstance(system, EmbeddingSystem):
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    for task in tasks:
+        name = str(task.metadata.name)
+        path = Path(config.output) / "values" / system.name.replace(" ", "-") / f"mteb-{name}.json"
+        inputs = {"model": system.fingerprint, "revision": str(task.metadata.dataset.get("revision"))}
+        there = parse_json(path.read_bytes()) if path.is_file() else None
+        if there is not None and there["inputs"] != inputs:
+            raise MoseError(f"{path}: scores of another model or revision, expected a new `output`, or this file removed")
+        if there is None:
+            print(f"{system.name}: mteb {name}", file=sys.stderr, flush=True)
+            names = [row.name for row in system.exits]
+            there = {"inputs": inputs, "scores": dict(zip(names, mteb_scores(system, task), strict=True))}
+            write_json(path, there)
+        found[name] = there["scores"]
+    return found
 
 
 def _draws(config: BenchmarkConfig, key: str, part: Part, by_exit: Sequence[Judged]) -> dict[str, FLOATS]:

@@ -15,7 +15,7 @@ def markdown(result: BenchmarkResult) -> str:
     lines = ["# Benchmark", "", *summary(result), ""]
     for key, task in result.tasks.items():
         lines += [f"## {task.title}", "", *_task_lines(result, key, task), ""]
-    lines += list(_test_lines(result))
+    lines += [*_mteb_lines(result), *_test_lines(result)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -49,7 +49,11 @@ def summary(result: BenchmarkResult) -> list[str]:
 def _rows(result: BenchmarkResult) -> Iterator[tuple[str, ExitResult]]:
     for name, model in result.models.items():
         for exit_name, row in model.exits.items():
-            yield (name if exit_name == ONLY_EXIT else f"{name}, exit {exit_name}"), row
+            yield _row_name(name, exit_name), row
+
+
+def _row_name(name: str, exit_name: str) -> str:
+    return name if exit_name == ONLY_EXIT else f"{name}, exit {exit_name}"
 
 
 def _cost_cells(row: ExitResult) -> list[str]:
@@ -78,6 +82,21 @@ def _interval_cell(score: Score | None) -> str:
     if score is None:
         return MISSING
     return f"{100 * score.value:.1f} [{100 * score.interval[0]:.1f}, {100 * score.interval[1]:.1f}]"
+
+
+def _mteb_lines(result: BenchmarkResult) -> Iterator[str]:
+    """Main scores by mteb's own code."""
+    tasks = list(dict.fromkeys(task for model in result.models.values() for task in model.mteb))
+    if not tasks:
+        return
+    yield from ("## Tasks of mteb", "", "The main score of each task (NDCG@10 for CoIR), percent, by mteb's own runner.", "")
+    body = [
+        [_row_name(name, exit_name), *(f"{100 * model.mteb[task][exit_name]:.1f}" for task in tasks)]
+        for name, model in result.models.items()
+        for exit_name in model.exits
+        if model.mteb
+    ]
+    yield from (*_table(["model", *tasks], body), "")
 
 
 def _test_lines(result: BenchmarkResult) -> Iterator[str]:
