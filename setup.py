@@ -12,13 +12,15 @@ PARSERS = ["tree-sitter", *(f"tree-sitter-{name}" for name in (*GRAMMARS, "bash"
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"]
 # What users do with an exported folder, tried by tests; sentence-transformers' trainer takes `datasets`.
 FOLDER_TOOLS = ["sentence-transformers>=6,<7", "datasets", "peft", "onnx", "onnxscript", "onnxruntime"]
+# CoIR and other tasks of mteb by name; mteb needs Python 3.11.
+MTEB = 'mteb; python_version >= "3.11"'
 EXTRAS = {
     "data": DATA,
     "train": [*MODEL, *CONFIG, *STORAGE, "deepspeed", "megatron-core", "isal", "tensorboard", "matplotlib"],
     "finetune": [*MODEL, *CONFIG, *PARSERS, "pyarrow", "scikit-learn", "matplotlib"],
     "cluster": [*CONFIG, "rich"],
     "gpu": ["flash-attn"],
-    "dev": [*TOOLS, *FOLDER_TOOLS, "accelerate", "webdataset", "ir-measures", "moto[s3]", "flask", "flask-cors"],
+    "dev": [*TOOLS, *FOLDER_TOOLS, "accelerate", "webdataset", "ir-measures", MTEB, "moto[s3]", "flask", "flask-cors"],
 }
 
 setup(

@@ -31,6 +31,11 @@ def commands() -> dict[str, Command]:
         "evaluate": Command(
             "Score every exit against distractors, with baselines on the same candidates.", _takes(EvaluationConfig), _evaluate
         ),
+        "benchmark": Command(
+            "Score models on benchmarks: every exit in one pass, one table, figures.",
+            _add_benchmark,
+            _benchmark,
+        ),
         "report": Command(
             "Join a pre-training run and its retrieval scores in one table and picture.", _takes(ReportConfig), _report
         ),
@@ -70,6 +75,12 @@ def _add_search(parser: ArgumentParser) -> None:
     parser.add_argument("question", type=str, nargs="*", help="What to look for, in plain words; may be given more than once.")
 
 
+def _add_benchmark(parser: ArgumentParser) -> None:
+    from finetune.evaluation.benchmark.config import BenchmarkConfig
+
+    add_config(parser, BenchmarkConfig)
+
+
 # Each stage is imported when it runs, so that `--help` does not wait for torch, scikit-learn and matplotlib.
 def _retrieval(parsed: Namespace) -> int | None:
     from mose.files.stop_signal import launcher_processes
@@ -94,6 +105,13 @@ def _evaluate(parsed: Namespace) -> None:
     from finetune.evaluation.tasks.command import evaluate
 
     evaluate(read_config(parsed, EvaluationConfig))
+
+
+def _benchmark(parsed: Namespace) -> None:
+    from finetune.evaluation.benchmark.command import benchmark
+    from finetune.evaluation.benchmark.config import BenchmarkConfig
+
+    benchmark(read_config(parsed, BenchmarkConfig))
 
 
 def _report(parsed: Namespace) -> None:

@@ -21,6 +21,7 @@ from mose.files.records import from_plain
 from mose.files.streams import without_credentials
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "numpy", "flash-attn", "mose-at-scale")
+EVALUATION_NAME = "evaluation.json"
 VALIDATION = "validation/"
 LOSS_TOTAL = "loss/total"
 _ONE_WRITER = "one process at a time per run directory"
@@ -28,7 +29,12 @@ _ONE_WRITER = "one process at a time per run directory"
 
 def exit_scalar(kind: str, exit_layer: int, term: str) -> str:
     """The name of a scalar of one exit, e.g. `loss/exit_04/mlm`: kind `loss` or `accuracy`, and the term of the loss."""
-    return f"{kind}/exit_{exit_layer:02d}/{term}"
+    return f"{kind}/exit_{exit_name(exit_layer)}/{term}"
+
+
+def exit_name(exit_layer: int) -> str:
+    """The name of an exit in results: `04` for layer 4."""
+    return f"{exit_layer:02d}"
 
 
 def checkpoint_name(step: int) -> str:

@@ -83,14 +83,19 @@ ORDER = {
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",
     "pretrain.monitoring": "garbage metrics step_times throughput profiler step_log learning",
-    "finetune": "config device distributed scalar_log checkpoints pair_files batches retrieval embedding evaluation "
-    "classification cli",
+    "finetune": "config device distributed scalar_log checkpoints pair_files batches retrieval embedding classification "
+    "evaluation cli",
     "finetune.embedding": "config fingerprint forward encoder processes inputs vector_files embed exit_costs choose_exit search",
     "finetune.classification": "examples rows scores evaluate log trainer train",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
-    "finetune.evaluation": "metrics ranking lexical embedding results bag baselines paired table picture tasks report",
+    "finetune.evaluation": "metrics ranking embedding baselines results paired table picture tasks systems benchmark report",
+    "finetune.evaluation.systems": "system store embedding mose_model sentence_model server mteb_exit lexical classifier",
+    "finetune.evaluation.benchmark": "config models statistics result run table figures command",
+    "finetune.evaluation.baselines": "lexical bag pairs",
     "finetune.embedding.search": "functions store index page command",
-    "finetune.evaluation.tasks": "task docstring_search registry command",
+    "finetune.evaluation.tasks": "task docstring_search parts codesearchnet code_translation poj104 bigclonebench judged_search "
+    "registry command",
+    "finetune.evaluation.tasks.parts": "problem judges readers",
     "cluster": "config script launch cli",
     "pretrain.analysis": "count_baselines estimate validation held_out exit_gradients plot learning_report diagnose step_rows "
     "compare list_checkpoints doctor",

@@ -21,7 +21,8 @@ from benchmarks.science.jobs import (
 from benchmarks.science.study import ABLATIONS, ICC_NSP, PRETRAINED, SELF_DISTILLED, SINGLE_EXIT, StudyConfig
 from finetune.evaluation.metrics import Score
 from finetune.evaluation.paired import difference_over_seeds
-from finetune.evaluation.results import EVALUATION_NAME, Evaluation, exit_name, read_evaluation
+from finetune.evaluation.results import Evaluation, read_evaluation
+from mose.run_directory import EVALUATION_NAME, exit_name
 
 MEASURES = ("mrr", "recall_at_1")
 

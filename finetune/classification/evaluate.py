@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from finetune.classification.scores import LABELS, ClassScores, best_threshold, class_scores
-from finetune.evaluation.results import exit_name
+from mose.run_directory import exit_name
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,14 @@ from finetune.classification.trainer import Trainer
 from finetune.config import CONSTANT, ClassificationConfig
 from finetune.device import pick_device
 from finetune.distributed import World, any_rank, on_first, process_group
-from finetune.evaluation.results import EVALUATION_NAME
-from finetune.evaluation.table import as_text
 from mose.checkpoint.converted_checkpoint import write_checkpoint
 from mose.config import to_plain
 from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256, named_errors, write_json, write_text
 from mose.files.lock import Holder, Lock
 from mose.files.stop_signal import LauncherWatch, Process, StopSignal
-from mose.run_directory import RunDirectory
+from mose.files.streams import table_text
+from mose.run_directory import EVALUATION_NAME, RunDirectory
 
 CHECKPOINT_NAME, BEST_NAME, TABLE_NAME = "checkpoint", "best", "evaluation.txt"
 # What may differ when a run is resumed: it changes no number of a step. Files of examples are compared by content.
@@ -198,7 +197,7 @@ def finish(run: Run) -> None:
     progress, output = run.progress, Path(run.config.output)
     scores = run.scores()
     splits = {"validation": scores.validation, "test": scores.test}
-    text = "\n".join(as_text(scores_table(name, split)) for name, split in splits.items() if split is not None)
+    text = "\n".join(table_text(scores_table(name, split)) for name, split in splits.items() if split is not None)
 
     def write() -> None:
         write_json(output / EVALUATION_NAME, scores.as_dict())

@@ -23,14 +23,19 @@ Item = TypeVar("Item")
 
 
 def embed_rows(
-    model: ModularStarEncoderForRetrieval, rows: Sequence[TOKENS], chunk_tokens: int, device: torch.device, bf16: bool
+    model: ModularStarEncoderForRetrieval,
+    rows: Sequence[TOKENS],
+    chunk_tokens: int,
+    device: torch.device,
+    bf16: bool,
+    progress: bool = True,
 ) -> list[NDArray[np.float32]]:
     """E tables [R, D] of normalised embeddings of token rows: one forward pass, rows of similar length together."""
     model.to(device).eval()
     tables = [np.empty((len(rows), model.config.hidden_size), dtype=np.float32) for _ in model.config.exit_layers]
     chunks = chunks_by_length([len(row) for row in rows], max_rows=len(rows), max_tokens=chunk_tokens)
     with torch.inference_mode(), precision(device, bf16):
-        for chunk in with_progress(chunks, len(chunks), "embedding"):
+        for chunk in with_progress(chunks, len(chunks), "embedding") if progress else chunks:
             batch = pack_rows([rows[index] for index in chunk]).to(device)
             outputs = model.embed(batch.input_ids_N, batch.positions_N, batch.cu_seqlens, batch.max_length)
             for table, embeddings_BD in zip(tables, outputs, strict=True):

@@ -14,7 +14,8 @@ from mose.errors import MoseError
 from mose.seeding import generator
 
 # Queries per block against the whole corpus: 256 x 100,000 similarities are 100 MB in float32.
-_QUERIES_AT_ONCE = 256
+QUERIES_AT_ONCE = 256
+Similarities = Callable[[slice], NDArray[np.floating]]
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ def draw_candidates(own_Q: NDArray[np.int64], num_codes: int, distractors: int, 
     return Candidates(own_Q, others_QC)
 
 
-def rank_queries(candidates: Candidates, similarities: Callable[[slice], NDArray[np.floating]]) -> RANKS:
+def rank_queries(candidates: Candidates, similarities: Similarities) -> RANKS:
     """Rank [Q] of each query's own code; `similarities` gives [q, K] for a slice of the queries."""
     ranks = []
-    for start in range(0, len(candidates.own_Q), _QUERIES_AT_ONCE):
-        part = slice(start, start + _QUERIES_AT_ONCE)
+    for start in range(0, len(candidates.own_Q), QUERIES_AT_ONCE):
+        part = slice(start, start + QUERIES_AT_ONCE)
         scores_QK = similarities(part)
         own_Q = np.take_along_axis(scores_QK, candidates.own_Q[part, None], axis=1)[:, 0]
         ranks.append(ranks_of(own_Q, np.take_along_axis(scores_QK, candidates.distractors_QC[part], axis=1)))

@@ -10,10 +10,11 @@ from finetune.config import ReportConfig
 from finetune.evaluation.paired import mrr_difference
 from finetune.evaluation.picture import draw_report, exit_series
 from finetune.evaluation.results import Evaluation, read_evaluation
-from finetune.evaluation.table import MISSING, as_text, gflops_cell, parameters_cell, score_cell, signed_score_cell
+from finetune.evaluation.table import MISSING, gflops_cell, parameters_cell, score_cell, signed_score_cell
 from mose.errors import MoseError
 from mose.files.atomic_file import write_text
 from mose.files.json_file import parse_json
+from mose.files.streams import table_text
 from mose.run_directory import RunDirectory
 
 HELD_OUT_NAME = "held_out.json"
@@ -43,7 +44,7 @@ def report(config: ReportConfig) -> None:
     control = read_evaluation(Path(config.control)) if config.control else None
     start = read_evaluation(Path(config.start)) if config.start else None
     held_out = read_held_out(Path(config.pretrain), metrics)
-    table = as_text(report_table(held_out, evaluation, control, start))
+    table = table_text(report_table(held_out, evaluation, control, start))
     lines = "\n".join(notes(held_out, evaluation, control, start)) + "\n"
     output = Path(config.output)
     write_text(output / REPORT_TEXT, table + lines)

@@ -10,8 +10,7 @@ from finetune.evaluation.metrics import Score
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
 from mose.files.json_file import parse_json
-
-EVALUATION_NAME = "evaluation.json"
+from mose.run_directory import EVALUATION_NAME
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,6 @@ class Evaluation:
     """Each query's repository."""
     ranks: dict[str, list[int]]
     """Rank of each query's own code, by exit and by baseline: what paired differences are made of."""
-
-
-def exit_name(layer: int) -> str:
-    """The name of an exit in results: `04` for layer 4."""
-    return f"{layer:02d}"
 
 
 def write_evaluation(folder: Path, evaluation: Any) -> None:

@@ -1,17 +1,13 @@
 """How scores are written for people: cells, the table of one evaluation, and a table as plain text."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from finetune.evaluation.metrics import Score
 from finetune.evaluation.results import Result
-from mose.files.streams import make_console
 
 MISSING = "-"
-# Wide enough for every column of the report, so that a pipe or a log file never folds a row.
-_TEXT_WIDTH = 220
 
 
 def score_cell(score: Score) -> str:
@@ -69,10 +65,3 @@ def _add_exits(table: Table, prefix: str, columns: Mapping[str, str], result: Re
     for name, exit_scores in result.exits.items():
         cells = (parameters_cell(exit_scores.parameters), gflops_cell(exit_scores.gflops_per_row))
         table.add_row(f"{prefix}exit {name}", *cells, *(score_cell(getattr(exit_scores, field)) for field in columns))
-
-
-def as_text(table: Table) -> str:
-    """A table as plain text, no line longer than its columns ask for."""
-    file = io.StringIO()
-    make_console(file=file, width=_TEXT_WIDTH, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"

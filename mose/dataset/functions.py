@@ -186,7 +186,7 @@ def _is_comment(node: "Node") -> bool:
 
 def _touches(above: "Node", below: "Node") -> bool:
     """Whether no line stands between two nodes; a comment of Rust ends at the start of the next line."""
-    return below.start_point[0] - above.end_point[0] <= 1
+    return bool(below.start_point[0] - above.end_point[0] <= 1)
 
 
 def _text(node: "Node") -> str:

@@ -5,6 +5,7 @@ safe without a call at each `print`. `escaping_streams` covers what is printed, 
 """
 
 import contextlib
+import io
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,10 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
 
+# Wide enough for every column of a report, so that a pipe or a log file never folds a row.
+_TEXT_WIDTH = 220
 # What would move the cursor, ring, change colours or turn the direction of writing; line feed and tab stay. Lone surrogates are
 # how Python holds a file name that is not UTF-8: no stream could encode them.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -124,6 +128,13 @@ def make_console(stderr: bool = False, **options: Any) -> "Console":
 
     file = options.pop("file", sys.stderr if stderr else sys.stdout)
     return EscapingConsole(**{"file": _bare(file), "markup": False, "highlight": False, **options})
+
+
+def table_text(table: "Table") -> str:
+    """A table as plain text, no line longer than its columns ask for."""
+    file = io.StringIO()
+    make_console(file=file, width=_TEXT_WIDTH, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
 def progress_bar(*columns: Any, console: "Console", **options: Any) -> "Progress":

@@ -1,4 +1,4 @@
-"""The learning curve of the in-context task: its model learns planted topics, its cosines see alternation, its plot is written."""
+"""The learning curve of the in-context task: its model learns planted topics, its cosines see alternation, it has a plot."""
 
 from pathlib import Path
 

@@ -17,10 +17,11 @@ from benchmarks.science.page import write_page
 from benchmarks.science.study import ICC_NSP, PARTS, PRETRAINED, SELF_DISTILLED, StudyConfig
 from finetune.evaluation.metrics import Score
 from finetune.evaluation.paired import difference_over_seeds
-from finetune.evaluation.results import EVALUATION_NAME, Evaluation, ExitScores, write_evaluation
+from finetune.evaluation.results import Evaluation, ExitScores, write_evaluation
 from mose.command import run_command
 from mose.dataset.manifest import Manifest, ShardEntry, write_manifest
 from mose.errors import MoseError
+from mose.run_directory import EVALUATION_NAME
 from tests.commands import command_line, environment
 
 ROOT = Path(__file__).parents[2]

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from finetune.config import EvaluationConfig
 from finetune.evaluation.results import write_evaluation
-from finetune.evaluation.table import as_text, evaluation_table
+from finetune.evaluation.table import evaluation_table
 from finetune.evaluation.tasks.registry import task_named
 from mose.files.atomic_file import write_text
+from mose.files.streams import table_text
 
 
 def evaluate(config: EvaluationConfig) -> None:
@@ -18,7 +19,7 @@ def evaluate(config: EvaluationConfig) -> None:
     task = task_named(config.task)
     compared = {name: task.read(path) for name, path in config.compared.items()}
     result = task.score(config)
-    text = as_text(evaluation_table(task.columns, task.title(result), result, task.references(result), compared))
+    text = table_text(evaluation_table(task.columns, task.title(result), result, task.references(result), compared))
     write_evaluation(Path(config.output), result)
     write_text(Path(config.output) / "evaluation.txt", text)
     if note := task.note(config, result):

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import EvaluationConfig
-from finetune.evaluation.baselines import encode_pairs, rank_lexical, rank_trained
+from finetune.evaluation.baselines.pairs import encode_pairs, rank_lexical, rank_trained
 from finetune.evaluation.metrics import RANKS, bootstrap, chance_mrr, hits_at_1, reciprocal_ranks
 from finetune.evaluation.ranking import Candidates, distinct_codes, draw_candidates, rank_embeddings
-from finetune.evaluation.results import Evaluation, ExitCost, ExitScores, RankScores, exit_name, read_evaluation
+from finetune.evaluation.results import Evaluation, ExitCost, ExitScores, RankScores, read_evaluation
 from finetune.evaluation.table import score_cell
 from finetune.evaluation.tasks.task import Checkpoint, Task
 from finetune.pair_files import read_pair_files
+from mose.run_directory import exit_name
 from mose.seeding import generator
 
 

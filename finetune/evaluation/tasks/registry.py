@@ -1,10 +1,21 @@
-"""The evaluation tasks by name."""
+"""The evaluation tasks by name: `TASKS` of `mose-finetune evaluate`, `BENCHMARKS` of `mose-finetune benchmark`."""
 
+import dataclasses
+
+from finetune.evaluation.tasks.bigclonebench import BIGCLONEBENCH
+from finetune.evaluation.tasks.code_translation import CODE_TRANSLATION
+from finetune.evaluation.tasks.codesearchnet import CODESEARCHNET
 from finetune.evaluation.tasks.docstring_search import DOCSTRING_SEARCH
+from finetune.evaluation.tasks.judged_search import JUDGED_SEARCH
+from finetune.evaluation.tasks.parts.problem import Benchmark
+from finetune.evaluation.tasks.poj104 import POJ104
 from finetune.evaluation.tasks.task import AnyTask
 from mose.errors import MoseError
 
 TASKS: dict[str, AnyTask] = {task.name: task for task in (DOCSTRING_SEARCH,)}
+BENCHMARKS: dict[str, Benchmark] = {
+    task.name: task for task in (CODESEARCHNET, CODE_TRANSLATION, POJ104, BIGCLONEBENCH, JUDGED_SEARCH)
+}
 
 
 def task_named(name: str) -> AnyTask:
@@ -17,3 +28,17 @@ def task_named(name: str) -> AnyTask:
         known = ", ".join(f"{task.name} (reads {task.reads})" for task in TASKS.values())
         raise MoseError(f"task: {name!r}, expected one of {known}")
     return TASKS[name]
+
+
+def benchmark_named(key: str) -> Benchmark:
+    """The benchmark of a key of the config's `tasks`: a name, or `name:label` where one task is scored on several sets of files.
+
+    Raises:
+        MoseError: there is none.
+    """
+    name, _, label = key.partition(":")
+    if name not in BENCHMARKS:
+        known = ", ".join(f"{task.name} (reads {task.files})" for task in BENCHMARKS.values())
+        raise MoseError(f"tasks: {key!r}, expected one of {known}")
+    task = BENCHMARKS[name]
+    return dataclasses.replace(task, name=key, title=label) if label else task

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from finetune.config import EvaluationConfig
 from finetune.device import pick_device
 from finetune.evaluation.embedding import embed_rows
-from finetune.evaluation.results import AnyResult, ExitCost, exit_name
+from finetune.evaluation.results import AnyResult, ExitCost
 from finetune.retrieval.prompts import Prompt, encode_prompts
 from mose.checkpoint.converted_checkpoint import load_retrieval
 from mose.dataset.packed_sequence import TOKENS
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
 from mose.model.size import encoder_parameters, flops_per_row
+from mose.run_directory import exit_name
 from mose.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from finetune.config import RetrievalConfig
-from finetune.evaluation.baselines import encode_pairs
+from finetune.evaluation.baselines.pairs import encode_pairs
 from finetune.evaluation.embedding import embed_rows
 from finetune.evaluation.ranking import draw_candidates, rank_embeddings
 from finetune.retrieval.train import train

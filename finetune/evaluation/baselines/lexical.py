@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from finetune.evaluation.metrics import RANKS
-from finetune.evaluation.ranking import Candidates, rank_queries
+from finetune.evaluation.ranking import Candidates, Similarities, rank_queries
 
 # BM25's saturation of counts and share of length normalisation: the usual values (Robertson and Zaragoza 2009).
 _K1, _B = 1.2, 0.75
@@ -31,8 +31,8 @@ def lexical_terms(text: str) -> list[str]:
     return terms
 
 
-def rank_tfidf(candidates: Candidates, queries: Sequence[str], codes: Sequence[str]) -> RANKS:
-    """Rank [Q] of each query's own code by cosine of TF-IDF vectors (sublinear counts), fitted on the K codes."""
+def tfidf_similarities(queries: Sequence[str], codes: Sequence[str]) -> Similarities:
+    """Cosines of TF-IDF vectors (sublinear counts), fitted on the K codes."""
     vectorizer = TfidfVectorizer(analyzer=lexical_terms, sublinear_tf=True, dtype=np.float32)
     codes_KV = vectorizer.fit_transform(codes)
     queries_QV = vectorizer.transform(queries)
@@ -41,11 +41,11 @@ def rank_tfidf(candidates: Candidates, queries: Sequence[str], codes: Sequence[s
         dense: NDArray[np.floating] = (queries_QV[part] @ codes_KV.T).toarray()
         return dense
 
-    return rank_queries(candidates, similarities)
+    return similarities
 
 
-def rank_bm25(candidates: Candidates, queries: Sequence[str], codes: Sequence[str]) -> RANKS:
-    """Rank [Q] of each query's own code by BM25; document frequencies are those of the K codes."""
+def bm25_similarities(queries: Sequence[str], codes: Sequence[str]) -> Similarities:
+    """BM25 scores; document frequencies are those of the K codes."""
     vectorizer = CountVectorizer(analyzer=lexical_terms, dtype=np.float32)
     counts_KV = vectorizer.fit_transform(codes)
     queries_QV = vectorizer.transform(queries)
@@ -61,4 +61,14 @@ def rank_bm25(candidates: Candidates, queries: Sequence[str], codes: Sequence[st
         dense: NDArray[np.floating] = (queries_QV[part] @ weights_KV.T).toarray()
         return dense
 
-    return rank_queries(candidates, similarities)
+    return similarities
+
+
+def rank_tfidf(candidates: Candidates, queries: Sequence[str], codes: Sequence[str]) -> RANKS:
+    """Rank [Q] of each query's own code by TF-IDF."""
+    return rank_queries(candidates, tfidf_similarities(queries, codes))
+
+
+def rank_bm25(candidates: Candidates, queries: Sequence[str], codes: Sequence[str]) -> RANKS:
+    """Rank [Q] of each query's own code by BM25."""
+    return rank_queries(candidates, bm25_similarities(queries, codes))

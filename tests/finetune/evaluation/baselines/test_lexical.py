@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from finetune.evaluation.lexical import lexical_terms, rank_bm25, rank_tfidf
+from finetune.evaluation.baselines.lexical import lexical_terms, rank_bm25, rank_tfidf
 from finetune.evaluation.ranking import draw_candidates
 from tests.finetune.conftest import make_pairs
 

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from finetune.evaluation.bag import rank_bag, train_bag
-from finetune.evaluation.baselines import encode_pairs
+from finetune.evaluation.baselines.bag import rank_bag, train_bag
+from finetune.evaluation.baselines.pairs import encode_pairs
 from finetune.evaluation.ranking import draw_candidates
 from mose.tokenizer import Tokenizer
 from tests.finetune.conftest import make_pairs

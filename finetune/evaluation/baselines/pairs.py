@@ -1,10 +1,10 @@
-"""What every exit is compared with, on the same queries and candidates."""
+"""The baselines of docstring search: each ranks the same queries among the same candidates as the exits."""
 
 from collections.abc import Sequence
 
 from finetune.config import EvaluationConfig
-from finetune.evaluation.bag import rank_bag, train_bag
-from finetune.evaluation.lexical import rank_bm25, rank_tfidf
+from finetune.evaluation.baselines.bag import rank_bag, train_bag
+from finetune.evaluation.baselines.lexical import rank_bm25, rank_tfidf
 from finetune.evaluation.metrics import RANKS
 from finetune.evaluation.ranking import Candidates
 from finetune.pair_files import read_pair_files
