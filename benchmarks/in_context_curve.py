@@ -203,7 +203,7 @@ def measure_point(arguments: argparse.Namespace, folders: Sequence[Path], held_o
             "training_rows": accuracy(model, shares_RV[:8000], labels_R[:8000]),
             "held_out": accuracy(model, held_out_RV, held_out_labels_R),
         }
-        if len(folders) in arguments.encoder_counts:
+        if len(folders) in arguments.encoder_counts and seed == arguments.seeds[0]:
             place = work / f"encoder_{len(folders)}_{seed}"
             scores = encoder_scores(place, dataset, work / "held_out", arguments.sequence_length, arguments.encoder_steps, seed)
             point["encoder"][str(seed)] = scores
@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--piece_tokens", type=int, default=30, help="Most tokens of a snippet.")
     parser.add_argument("--width", type=int, default=64, help="Width of the model of row means.")
     parser.add_argument("--rows", type=int, default=48_000, help="Rows that the model of row means is trained on.")
-    parser.add_argument("--encoder_counts", type=numbers, default=[], help="Points at which the encoder is trained too.")
+    parser.add_argument("--encoder_counts", type=numbers, default=[], help="Points at which the encoder is trained too, of the first seed.")
     parser.add_argument("--encoder_steps", type=int, default=3000, help="Optimiser steps of the encoder.")
     parser.add_argument("--output", default="", help="JSON file for the result.")
     parser.add_argument("--plot", default="", help="PNG file for the plot.")

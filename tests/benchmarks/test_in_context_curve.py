@@ -44,12 +44,12 @@ def test_the_model_of_row_means_learns_planted_topics() -> None:
     torch.testing.assert_close(shares_RV.sum(1), torch.ones(400))
     assert not shares_RV[:, :4].any()
     labels_R = torch.from_numpy(train.mixed_R.astype(np.int64))
-    model = train_means(shares_RV, labels_R, width=32, rows=6400, seed=0)
+    model = train_means(shares_RV, labels_R, width=32, rows=12800, seed=0)
     held_out_RV = token_shares(held_out.tokens_RT, SPECIAL, VOCABULARY)
-    assert accuracy(model, held_out_RV, torch.from_numpy(held_out.mixed_R.astype(np.int64))) > 0.9
+    assert accuracy(model, held_out_RV, torch.from_numpy(held_out.mixed_R.astype(np.int64))) > 0.75
     shuffled = labels_R[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
-    without = train_means(shares_RV, shuffled, width=32, rows=6400, seed=0)
-    assert accuracy(without, held_out_RV, torch.from_numpy(held_out.mixed_R.astype(np.int64))) < 0.7
+    without = train_means(shares_RV, shuffled, width=32, rows=12800, seed=0)
+    assert accuracy(without, held_out_RV, torch.from_numpy(held_out.mixed_R.astype(np.int64))) < 0.65
 
 
 def test_cosines_of_neighbouring_snippets_tell_rows_in_which_two_topics_alternate() -> None:
