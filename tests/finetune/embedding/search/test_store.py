@@ -82,9 +82,10 @@ def test_an_index_that_grew_answers_as_a_new_one(config: SearchConfig, folder: P
             found.append([(index.functions[hit.function].place, hit.score) for hit in index.nearest(4, question[4][0], 9)])
     plain = Index.build(encoder, functions_of_folder(folder))
     found.append([(plain.functions[hit.function].place, hit.score) for hit in plain.nearest(4, question[4][0], 9)])
-    assert [place for place, _ in found[0]] == [place for place, _ in found[1]] == [place for place, _ in found[2]]
+    assert [place for place, _ in found[0]] == [place for place, _ in found[1]]
+    # In memory equal codes are two rows, which may differ in their last bits and so change places.
     for others in found[1:]:
-        assert [score for _, score in found[0]] == pytest.approx([score for _, score in others], abs=1e-6)
+        assert dict(found[0]) == pytest.approx(dict(others), abs=1e-6)
 
 
 def test_a_search_that_is_killed_goes_on_where_it_was(
