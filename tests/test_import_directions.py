@@ -63,7 +63,7 @@ ORDER = {
     "data_prep.ingest": "folder_lock blob_writer grouping fetching",
     "data_prep.ingest.grouping": "columns config bucket_file sorting parts run command",
     "data_prep.ingest.fetching": "config counts wanted remote fetcher command",
-    "data_prep.filters": "dropped_log opt_out filters word_hashes ngram_table evaluation_texts evaluation_ngrams decontamination "
+    "data_prep.filters": "dropped_log name_list opt_out filters word_hashes ngram_table evaluation_texts evaluation_ngrams decontamination "
     "fingerprint",
     "data_prep.packing": "config rows dense faithful next_sentence pack",
     "data_prep.shards": "lineage rows summary",

@@ -62,7 +62,7 @@ def row_names(path: str, has_store: bool) -> list[str]:
     """
     check_repositories(path, has_store)
     try:
-        names: list[str] = open_parquet(path).read(columns=["repo_name"]).column("repo_name").to_pylist()
+        names: list[str] = open_parquet(path).read(columns=["repo_name"], use_threads=False).column("repo_name").to_pylist()
     except PARQUET_ERRORS as error:
         raise corrupt(path, error) from None
     for row, name in enumerate(names):
