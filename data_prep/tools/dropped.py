@@ -84,6 +84,11 @@ def _paths(dataset: Path) -> list[Path]:
     return paths
 
 
+def dropped_batches(dataset: Path) -> Iterator[pa.RecordBatch]:
+    """The lines of all finished tasks in task order, as record batches; see `read_dropped` for what it raises."""
+    return _batches(_paths(dataset))
+
+
 def _batches(paths: list[Path]) -> Iterator[pa.RecordBatch]:
     for path in paths:
         try:
