@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--piece_tokens", type=int, default=30, help="Most tokens of a snippet.")
     parser.add_argument("--width", type=int, default=64, help="Width of the model of row means.")
     parser.add_argument("--rows", type=int, default=48_000, help="Rows that the model of row means is trained on.")
-    parser.add_argument("--encoder_counts", type=numbers, default=[], help="Points at which the encoder is trained too, of the first seed.")
+    parser.add_argument("--encoder_counts", type=numbers, default=[], help="Points at which the encoder is trained too.")
     parser.add_argument("--encoder_steps", type=int, default=3000, help="Optimiser steps of the encoder.")
     parser.add_argument("--output", default="", help="JSON file for the result.")
     parser.add_argument("--plot", default="", help="PNG file for the plot.")

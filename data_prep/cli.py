@@ -1,44 +1,70 @@
 """The command `mose-data`."""
 
+import importlib
+import signal
 import sys
 
-from data_prep import pairs
-from data_prep.execution import finish, pack, status
-from data_prep.ingest.fetching import command as fetch
-from data_prep.ingest.grouping import command as group
-from data_prep.tokenization import train_tokenizer
-from data_prep.tools import dropped, inspect_row, lineage, verify
-from data_prep.tools.removal import command as remove
-from data_prep.tools.stats import command as stats
-from mose.command import Command, run_command
+from jsonargparse import ArgumentParser, Namespace
+
+from mose.command import INTERRUPTED, Command, run_command
 from mose.config import document_fields
 
 DESCRIPTION = "Repositories in, packed shards out."
 
+# Name, module below this package, and summary of each subcommand, in the order of their use. A module is imported only when its
+# command runs: importing all of them takes two seconds.
+COMMANDS = (
+    ("train-tokenizer", "tokenization.train_tokenizer", "Train a sentencepiece tokenizer on the training repositories."),
+    ("group", "ingest.grouping.command", "Group The Stack v2's rows by repository into parts, in bounded memory."),
+    ("fetch", "ingest.fetching.command", "Fetch bodies of The Stack v2 from Software Heritage into a blob store."),
+    ("pack", "execution.pack", "Pack repositories into a data set; a rerun completes what is missing."),
+    ("status", "execution.status", "Show the progress of a data set; exit code 0 when all tasks are done, else 1."),
+    ("finish", "execution.finish", "Merge the tasks of a data set that ran one by one, and check that nothing is missing."),
+    ("verify", "tools.verify", "Check every shard, index and lineage table of a data set against its manifest."),
+    ("inspect", "tools.inspect_row", "Print one row as text, with where its snippets come from."),
+    ("lineage", "tools.lineage", "Show which files a row holds, or which rows hold a file or a repository."),
+    ("stats", "tools.stats.command", "Show what a data set holds, as tables and as one page."),
+    ("dropped", "tools.dropped", "List the files and pieces that were dropped, each with its reason."),
+    (
+        "remove",
+        "tools.removal.command",
+        "Remove listed files from a data set; every row keeps its number; exit code 1 if an entry matches nothing.",
+    ),
+    ("pairs", "pairs", "Mine (docstring, function) pairs for fine-tuning from the repositories' Python files."),
+)
+
 
 def commands() -> dict[str, Command]:
-    """The subcommands by name, in the order of their use."""
-    return {
-        "train-tokenizer": train_tokenizer.COMMAND,
-        "group": group.COMMAND,
-        "fetch": fetch.COMMAND,
-        "pack": pack.COMMAND,
-        "status": status.COMMAND,
-        "finish": finish.COMMAND,
-        "verify": verify.COMMAND,
-        "inspect": inspect_row.COMMAND,
-        "lineage": lineage.COMMAND,
-        "stats": stats.COMMAND,
-        "dropped": dropped.COMMAND,
-        "remove": remove.COMMAND,
-        "pairs": pairs.COMMAND,
-    }
+    """The subcommands by name, in the order of their use; each imports its module when its arguments are needed."""
+    return {name: _late(f"{__package__}.{module}", summary) for name, module, summary in COMMANDS}
+
+
+def _late(module: str, summary: str) -> Command:
+    def found() -> Command:
+        command: Command = importlib.import_module(module).COMMAND
+        return command
+
+    def add_arguments(parser: ArgumentParser) -> None:
+        found().add_arguments(parser)
+
+    def run(parsed: Namespace) -> int | None:
+        try:
+            return found().run(parsed)
+        except KeyboardInterrupt:
+            print("mose-data: interrupted; the same command goes on from what is finished", file=sys.stderr, flush=True)
+            return INTERRUPTED
+
+    return Command(summary, add_arguments, run)
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
     document_fields()
-    sys.exit(run_command("mose-data", DESCRIPTION, commands()))
+    code = run_command("mose-data", DESCRIPTION, commands())
+    if code == INTERRUPTED:
+        # A second Ctrl-C would only interrupt the end of the interpreter, with a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

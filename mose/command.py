@@ -73,11 +73,14 @@ def _run_command(program: str, description: str, commands: dict[str, Command], w
 def _dispatch(program: str, description: str, commands: dict[str, Command], words: list[str]) -> int:
     parser = ArgumentParser(prog=program, description=description, exit_on_error=False)
     group = parser.add_subcommands(metavar="COMMAND")
+    # Only the options of the command that is asked for: building those of all, and importing what they need, takes seconds.
+    chosen = next((word for word in words if not word.startswith("-")), None)
     for name, command in commands.items():
         # Filled after it was added: jsonargparse requires that a command's own subcommands are added later than the command.
         subparser = ArgumentParser(description=command.summary, exit_on_error=False)
         group.add_subcommand(name, subparser, help=command.summary)
-        _fill(subparser, command)
+        if name == chosen:
+            _fill(subparser, command)
     if not words:
         parser.print_help()
         return BAD_INPUT

@@ -14,6 +14,7 @@ from data_prep.execution.statistics import merge_statistics
 from data_prep.execution.task_files import failure_path, lease_path, list_names, list_tasks, remove_manifest_leftovers
 from data_prep.filters.filters import KEPT, FilterCounts
 from data_prep.pipeline.config import PackConfig, content_fields
+from data_prep.pipeline.task import too_many_bad
 from data_prep.pipeline.task_marker import TaskMarker
 from data_prep.shards.summary import print_summary
 from mose.command import Command
@@ -50,10 +51,13 @@ def write_manifest_of(dataset: Path, config: PackConfig, inputs: Inputs, results
     """Merge the markers of all tasks into the manifest.
 
     Raises:
-        MoseError: no task has a row.
+        MoseError: no task has a row, or more repositories than `max_bad_repositories` cannot be read.
     """
     if not any(result.shards for result in results):
         raise MoseError(no_rows(results))
+    bad = [repository for result in results for repository in result.bad_repositories]
+    if len(bad) > config.max_bad_repositories:
+        raise MoseError(too_many_bad(config.max_bad_repositories, bad))
     remove_manifest_leftovers(dataset)
     _remove_records_of_done_tasks(dataset)
     with opened_tokenizer(dataset) as tokenizer:
@@ -90,6 +94,8 @@ def no_rows(results: Sequence[TaskMarker]) -> str:
     reasons = FilterCounts.merge([result.filters for result in results]).reasons
     files = {name: tally.files for name, tally in reasons.items() if tally.files}
     dropped = ", ".join(f"{name} {count}" for name, count in files.items() if name != KEPT) or "no files at all"
+    bad = [repository for result in results for repository in result.bad_repositories]
+    dropped += f"; {len(bad)} cannot be read: {bad[0].reason}" if bad else ""
     kept = f"; {files[KEPT]} files passed but filled no row" if KEPT in files else ""
     repositories = sum(result.repositories for result in results)
     return f"sources: none of {repositories} repositories gave a row; expected usable files, dropped were: {dropped}{kept}"

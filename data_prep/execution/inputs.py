@@ -25,6 +25,8 @@ from mose.tokenizer import (
 )
 
 CONFIG_NAME = "config.yaml"
+_LONGEST_DIFFERENCE = 300
+_NAMED_ENTRIES = 3
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,11 @@ def bind_dataset(config: PackConfig, tokenizer: Tokenizer, inputs: Inputs) -> No
         and read_inputs(dataset) == inputs
         and _tokenizer_of(dataset) == inputs.tokenizer
     ):
+        if there.max_bad_repositories != config.max_bad_repositories:
+            # `finish` reads the limit here.
+            save_config(config, path)
         return
-    elif _is_bound(dataset):
+    elif is_bound(dataset, time.time()):
         _check_same(there, config, path)
         _check_inputs(read_inputs(dataset), inputs, dataset)
     if there != config:
@@ -148,22 +153,34 @@ def _check_is_free(dataset: Path) -> None:
         raise MoseError(f"{dataset}: output: holds files but no {CONFIG_NAME}; expected a new folder or a data set to complete")
 
 
-def _is_bound(dataset: Path) -> bool:
-    """Whether a task has finished or is running."""
+def is_bound(dataset: Path, now: float) -> bool:
+    """Whether a task has finished or is running at this time (seconds since 1970): its inputs may not change any more."""
     states = list_tasks(dataset)
     if states.done:
         return True
     leases = (read_lease(dataset, task) for task in states.held)
-    return any(lease is not None and lease.is_alive(time.time()) for lease in leases)
+    return any(lease is not None and lease.is_alive(now) for lease in leases)
 
 
 def _check_same(there: PackConfig, asked: PackConfig, path: Path) -> None:
     difference = _first_difference(to_plain(there.resolve()), to_plain(asked.resolve()))
     if difference:
         name, old, new = difference
-        raise MoseError(
-            f"{path}: {name}: is {old!r} in this data set, {new!r} was asked for; expected the same, or another output"
-        )
+        said = f"is {old!r} in this data set, {new!r} was asked for"
+        if isinstance(old, list) and isinstance(new, list) and len(said) > _LONGEST_DIFFERENCE:
+            said = _list_difference(old, new)
+        free = f" (only {', '.join(FREE_FIELDS)} may change)" if name.startswith("sources.") else ""
+        raise MoseError(f"{path}: {name}: {said}; expected the same, or another output{free}")
+
+
+def _list_difference(old: list[Any], new: list[Any]) -> str:
+    """What two long lists do not share, the first entries of each."""
+    parts = []
+    for what, entries in (("without", [item for item in old if item not in new]), ("with", [i for i in new if i not in old])):
+        if entries:
+            more = f" and {len(entries) - _NAMED_ENTRIES} more" if len(entries) > _NAMED_ENTRIES else ""
+            parts.append(f"{what} {', '.join(map(str, entries[:_NAMED_ENTRIES]))}{more}")
+    return f"is a list of {len(old)} in this data set, one {' and '.join(parts) or 'in another order'} was asked for"
 
 
 def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:

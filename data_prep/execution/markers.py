@@ -1,6 +1,6 @@
 """Reads the markers of finished tasks, many at a time, and checks them against the files that they list."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -9,6 +9,8 @@ from data_prep.console import show_progress
 from data_prep.execution.inputs import Inputs
 from data_prep.execution.task_files import array_specification
 from data_prep.pipeline.task_marker import TaskMarker, marker_path, read_marker
+from data_prep.sources.registry import SourcesConfig, read_repository
+from data_prep.sources.repositories import RepositoryRef
 from mose.dataset.manifest import ShardEntry
 from mose.dataset.row_index import INDEX_DTYPE, INDEX_OFFSET
 from mose.errors import MoseError
@@ -36,6 +38,26 @@ def is_finished(dataset: Path, task: int, inputs: Inputs) -> bool:
         return False
     _check_inputs(result, marker_path(dataset, task), inputs)
     return damage(dataset, result) is None
+
+
+def mended(dataset: Path, task: int, refs: Sequence[RepositoryRef], sources: SourcesConfig) -> list[str]:
+    """The repositories that a finished task left out as bad and that can be read now.
+
+    Raises:
+        MoseError: the marker cannot be read.
+    """
+    result = read_marker(marker_path(dataset, task))
+    names = {bad.name for bad in result.bad_repositories} if result else set()
+    return [ref.name for ref in refs if ref.name in names and _is_readable(ref, sources)]
+
+
+def _is_readable(ref: RepositoryRef, sources: SourcesConfig) -> bool:
+    try:
+        for _ in read_repository(ref, sources):
+            pass
+    except (MoseError, OSError):
+        return False
+    return True
 
 
 def read_results(dataset: Path, num_tasks: int, inputs: Inputs, *, checksums: bool = False) -> list[TaskMarker]:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from data_prep.filters.filters import FilterCounts
+from data_prep.filters.filters import KEPT, FilterCounts
 from data_prep.packing.config import PackingConfig
 from data_prep.packing.rows import RowCounts
 from data_prep.pipeline.task_marker import TaskMarker
@@ -14,16 +14,38 @@ _EXAMPLES = 20
 
 
 def merge_statistics(results: Sequence[TaskMarker], config: PackingConfig) -> dict[str, Any]:
-    """Packing mode, counts and shares by split, counts of the filters, and repositories without a usable file."""
+    """Packing mode, counts and shares by split, counts of the filters, repositories left out, and the ledger of files."""
     examples = sorted(name for result in results for name in result.unusable_examples)
-    return {
+    filters = FilterCounts.merge([result.filters for result in results])
+    statistics = {
         "mode": config.mode,
         "wanted_mixed_share": config.mixed_share,
         "splits": {split: _split_statistics([result.rows[split] for result in results], config) for split in SPLITS},
-        "filters": FilterCounts.merge([result.filters for result in results]).to_plain(),
+        "filters": filters.to_plain(),
         "repositories": sum(result.repositories for result in results),
         "unusable_repositories": sum(result.unusable_repositories for result in results),
         "unusable_examples": examples[:_EXAMPLES],
+    }
+    # Tasks of earlier versions did not count what their sources gave.
+    if not all(result.seen or not result.repositories for result in results):
+        return statistics
+    bad = [{"name": bad.name, "reason": bad.reason} for result in results for bad in result.bad_repositories]
+    copies = sum(result.kept_copies_of_held_out for result in results)
+    more = {"copies_of_held_out_in_train": copies} if copies else {}
+    return {**statistics, **more, "bad_repositories": bad, "ledger": _ledger(results, filters)}
+
+
+def _ledger(results: Sequence[TaskMarker], filters: FilterCounts) -> dict[str, Any]:
+    """Files and bytes that the sources gave, by kind of source, and what became of them: both sides are equal."""
+    seen: dict[str, Counter[str]] = {}
+    for result in results:
+        for kind, counts in result.seen.items():
+            seen.setdefault(kind, Counter()).update(counts)
+    outcomes = {name: vars(tally) for name, tally in filters.reasons.items() if tally.files}
+    return {
+        "seen": {kind: dict(counts) for kind, counts in sorted(seen.items())},
+        "packed": outcomes.pop(KEPT, {"files": 0, "bytes": 0}),
+        "dropped": outcomes,
     }
 
 

@@ -16,7 +16,7 @@ from data_prep.execution.inputs import read_config_of
 from data_prep.execution.lease import LeaseRecord, read_lease
 from data_prep.execution.markers import in_threads
 from data_prep.execution.task_files import array_specification, list_tasks, read_failure
-from data_prep.pipeline.task_marker import marker_path, read_marker
+from data_prep.pipeline.task_marker import BadRepository, TaskMarker, marker_path, read_marker
 from mose.command import Command
 from mose.dataset.manifest import MANIFEST_NAME
 from mose.errors import MoseError
@@ -92,6 +92,8 @@ class Status:
     seconds_left: float | None
     """At the present pace; None if that is not known."""
     has_manifest: bool
+    bad_repositories: tuple[BadRepository, ...] = ()
+    """Repositories that finished tasks left out because they cannot be read; of a sample of the tasks if there are many."""
 
     @property
     def to_run(self) -> tuple[int, ...]:
@@ -118,7 +120,8 @@ def status_of(dataset: Path) -> Status:
     alive = {task.task for task in running}
     failed = sorted(states.failed - done - alive)
     dead = sorted({lease.task for lease in leases} - alive - set(failed))
-    rows_per_task = _rows_per_task(dataset, sorted(done))
+    markers = _markers(dataset, sorted(done))
+    rows_per_task = _rows_per_task(markers)
     rows_per_second, seconds_left = _forecast(running, rows_per_task, num_tasks - len(done))
     return Status(
         num_tasks=num_tasks,
@@ -133,13 +136,18 @@ def status_of(dataset: Path) -> Status:
         rows_per_second=rows_per_second,
         seconds_left=seconds_left,
         has_manifest=(dataset / MANIFEST_NAME).is_file(),
+        bad_repositories=tuple(bad for marker in markers for bad in marker.bad_repositories),
     )
 
 
-def _rows_per_task(dataset: Path, done: Sequence[int]) -> float | None:
-    """Mean of the finished tasks, or of a sample if there are many."""
+def _markers(dataset: Path, done: Sequence[int]) -> list[TaskMarker]:
+    """The markers of the finished tasks, or of a sample if there are many."""
     step = max(1, -(-len(done) // _READ_MARKERS))
-    markers = [marker for marker in in_threads(lambda task: read_marker(marker_path(dataset, task)), done[::step]) if marker]
+    return [marker for marker in in_threads(lambda task: read_marker(marker_path(dataset, task)), done[::step]) if marker]
+
+
+def _rows_per_task(markers: Sequence[TaskMarker]) -> float | None:
+    """Mean of the finished tasks."""
     return statistics.fmean(sum(shard.rows for shard in marker.shards.values()) for marker in markers) if markers else None
 
 
@@ -180,6 +188,8 @@ def print_status(dataset: Path, status: Status) -> None:
     more = len(status.failed_tasks) - len(status.failed)
     if more:
         console.print(f"{more} more failed", style="red")
+    for bad in status.bad_repositories[:_NAMED_FAILURES]:
+        console.print(f"left out, cannot be read: {bad.name}: {bad.reason}", style="yellow", soft_wrap=True, markup=False)
     console.print(_next_step(dataset, status), soft_wrap=True, markup=False)
 
 
@@ -189,6 +199,8 @@ def _counts(status: Status) -> Table:
     numbers = {"done": status.done, "running": len(status.running), "failed": len(status.failed_tasks)}
     for name, number in {**numbers, "dead": len(status.dead), "missing": len(status.missing)}.items():
         table.add_row(name, f"{number:,}")
+    if status.bad_repositories:
+        table.add_row("bad repositories", f"{len(status.bad_repositories):,}")
     about = "about " if status.rows_are_estimated else ""
     table.add_row("rows so far", f"{about}{status.rows:,}")
     if status.rows_per_second is not None:

@@ -65,7 +65,7 @@ def list_names(folder: Path) -> list[str]:
     """Names of a folder's entries; none if there is no such folder."""
     try:
         return os.listdir(folder) if is_local(folder) else [path.name for path in folder.iterdir()]  # noqa: PTH208 (no objects)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

@@ -1,17 +1,18 @@
 """Runs one task under its lease: removes what a dead process left of it, packs it, and records a failure."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from data_prep.execution.inputs import Inputs
 from data_prep.execution.lease import Lease, TaskHeldError
-from data_prep.execution.markers import is_finished
+from data_prep.execution.markers import is_finished, mended
 from data_prep.execution.task_files import failure_path, remove_leftovers, write_failure
 from data_prep.filters.filters import KEPT
 from data_prep.pipeline.assignment import TaskInputs
 from data_prep.pipeline.config import PackConfig
 from data_prep.pipeline.task import TaskProgress, run_task
-from data_prep.pipeline.task_marker import TaskMarker
+from data_prep.pipeline.task_marker import TaskMarker, marker_path
 from mose.command import one_line
 from mose.errors import MoseError
 from mose.files.storage import storage_path
@@ -23,6 +24,17 @@ class TaskRunner:
 
     config: PackConfig
     inputs: Inputs
+
+    def is_done(self, task: int, task_inputs: TaskInputs) -> bool:
+        """Whether a task is finished and none of the repositories that it left out has been mended.
+
+        Raises:
+            MoseError: its marker cannot be read, or has other inputs.
+        """
+        dataset = storage_path(self.config.output)
+        if not is_finished(dataset, task, self.inputs):
+            return False
+        return not mended(dataset, task, task_inputs.refs, self.config.sources)
 
     def run(self, task: int, task_inputs: TaskInputs, observe: Callable[[TaskProgress], None]) -> None:
         """Run one task unless it is finished; calls `observe` after each repository, and with the totals at the end.
@@ -39,8 +51,12 @@ class TaskRunner:
                 observe(progress)
 
             # Another process may have finished the task after the caller read its marker and before this lease.
-            if not is_finished(dataset, task, self.inputs):
+            if not self.is_done(task, task_inputs):
                 remove_leftovers(dataset, task)
+                if names := mended(dataset, task, task_inputs.refs, self.config.sources):
+                    print(f"task {task} is packed again: {', '.join(names[:3])} can be read now", file=sys.stderr, flush=True)
+                # A marker of the earlier content would vouch for files that are being replaced.
+                marker_path(dataset, task).unlink(missing_ok=True)
                 try:
                     marker = run_task(self.config, task, task_inputs.read(self.config.sources), self.inputs.sources, seen)
                 except TaskHeldError:

@@ -33,7 +33,23 @@ def dropped_path(task: int) -> str:
     return f"{FOLDER}/dropped-{task:06d}.parquet"
 
 
-class DroppedLog(contextlib.AbstractContextManager["DroppedLog"]):
+class DroppedLines:
+    """Dropped files and pieces in memory."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Line] = []
+
+    def add(self, repository: str, path: str, blob_id: str, reason: str, num_bytes: int, detail: str = "") -> None:
+        """Note one dropped file or piece; keeps the first 400 characters of `detail`."""
+        self._waiting.append((repository, path, blob_id, reason, num_bytes, detail[:MAX_DETAIL_CHARACTERS]))
+
+    def take(self) -> list[Line]:
+        """Remove and return the lines."""
+        lines, self._waiting = self._waiting, []
+        return lines
+
+
+class DroppedLog(DroppedLines, contextlib.AbstractContextManager["DroppedLog"]):
     """Collects a task's dropped files and pieces in bounded memory.
 
     The file appears atomically, at `close` or at the end of the `with` block; after an error in the block it does not appear.
@@ -41,8 +57,8 @@ class DroppedLog(contextlib.AbstractContextManager["DroppedLog"]):
     """
 
     def __init__(self, dataset: Path, task: int):
+        super().__init__()
         self._path = dataset / dropped_path(task)
-        self._waiting: list[Line] = []
         self._open_files = contextlib.ExitStack()
         self._writer: pq.ParquetWriter | None = None
         self._is_closed = False
@@ -50,8 +66,8 @@ class DroppedLog(contextlib.AbstractContextManager["DroppedLog"]):
         """Lines so far."""
 
     def add(self, repository: str, path: str, blob_id: str, reason: str, num_bytes: int, detail: str = "") -> None:
-        """Log one dropped file or piece; keeps the first 400 characters of `detail`."""
-        self._waiting.append((repository, path, blob_id, reason, num_bytes, detail[:MAX_DETAIL_CHARACTERS]))
+        """Log one dropped file or piece."""
+        super().add(repository, path, blob_id, reason, num_bytes, detail)
         self.lines += 1
         if len(self._waiting) >= GROUP_LINES:
             self._flush()
@@ -74,9 +90,8 @@ class DroppedLog(contextlib.AbstractContextManager["DroppedLog"]):
         self._open_files.__exit__(*error)
 
     def _flush(self) -> None:
-        columns = list(zip(*self._waiting, strict=True)) or [()] * len(DROPPED_SCHEMA)
+        columns = list(zip(*self.take(), strict=True)) or [()] * len(DROPPED_SCHEMA)
         self._opened().write_table(pa.table(list(map(pa.array, columns, DROPPED_SCHEMA.types)), schema=DROPPED_SCHEMA))
-        self._waiting = []
 
     def _opened(self) -> pq.ParquetWriter:
         if self._writer is None:

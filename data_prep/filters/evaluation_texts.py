@@ -68,7 +68,7 @@ def _chosen(file: str, examples: Iterable[Any], fields: tuple[str, ...]) -> Iter
 
 def _parquet_rows(path: Path) -> Iterator[Any]:
     with path.open("rb") as stored:
-        for batch in pq.ParquetFile(stored, buffer_size=1 << 20, pre_buffer=False).iter_batches(_BATCH_ROWS):
+        for batch in pq.ParquetFile(stored, buffer_size=1 << 20, pre_buffer=False).iter_batches(_BATCH_ROWS, use_threads=False):
             yield from batch.to_pylist()
 
 

@@ -1,6 +1,7 @@
 """The filters that decide which files become training text; drops are counted under the name of the filter."""
 
 import dataclasses
+import difflib
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -10,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.filters.dropped_log import DroppedLog
+from data_prep.filters.dropped_log import DroppedLines
 from data_prep.filters.opt_out import load_opt_out
 from data_prep.sources.repositories import READ_LIMIT_BYTES, SourceFile, TextFile, is_utf8
 from mose.config import require
 
 KEPT = "kept"
+LICENCE_TYPES = ("permissive", "no_license", "unknown", "copyleft")
 UNDECODABLE = "undecodable"
 DUPLICATE = "duplicate_in_repository"
+COPY_OF_HELD_OUT = "copy_of_held_out"
 
 # Control characters that text does not contain: all except \b \t \n \v \f \r and escape (terminal colours).
 _CONTROL = bytes(set(range(32)) - {8, 9, 10, 11, 12, 13, 27})
@@ -60,6 +63,10 @@ class FiltersConfig:
     """Drop a file with the same bytes as another file of the repository; keeps the first by path."""
 
     def __post_init__(self) -> None:
+        for name in self.licence_types:
+            near = difflib.get_close_matches(name, LICENCE_TYPES, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            require(name in LICENCE_TYPES, f"licence_types: {name!r} is none{hint}; expected {', '.join(LICENCE_TYPES)}")
         require(bool(self.licence_types), "licence_types: is empty, expected at least one of permissive, no_license, unknown")
         for name in ("allowed_licences", "denied_licences", "opt_out"):
             require(all(map(str.strip, getattr(self, name))), f"{name}: holds an empty text, expected none")
@@ -237,7 +244,7 @@ class FilterCounts:
 
     def count(self, file: SourceFile, outcome: str) -> None:
         """Count one file under `kept` or its drop reason, which may also be a problem of its source."""
-        size = len(file.content)
+        size = file.num_bytes
         _tally(self.reasons, outcome).add(size)
         if is_eligible(file):
             self.eligible.add(size)
@@ -247,6 +254,14 @@ class FilterCounts:
             _tally(self.languages, file.language).add(size)
             licences = file.licences
             _tally(self.licences, " AND ".join(sorted(licences)) if licences else file.licence_type).add(size)
+
+    def add(self, other: "FilterCounts") -> None:
+        """Add the counts of other repositories."""
+        self.eligible.add(other.eligible.bytes, other.eligible.files)
+        self.eligible_kept.add(other.eligible_kept.bytes, other.eligible_kept.files)
+        for name in ("reasons", "languages", "licences", "contaminated"):
+            for key, tally in getattr(other, name).items():
+                _tally(getattr(self, name), key).add(tally.bytes, tally.files)
 
     def count_contaminated(self, evaluation_file: str, num_bytes: int) -> None:
         """Count one piece that was dropped because it overlaps `evaluation_file`."""
@@ -279,11 +294,16 @@ def is_eligible(file: SourceFile) -> bool:
 
 
 def filter_repository(
-    files: Iterable[SourceFile], config: FiltersConfig, counts: FilterCounts, dropped: DroppedLog | None = None
+    files: Iterable[SourceFile],
+    config: FiltersConfig,
+    counts: FilterCounts,
+    dropped: DroppedLines | None = None,
+    is_copy: Callable[[str], bool] = lambda blob_id: False,
 ) -> Iterator[TextFile]:
     """The files of one repository that pass every filter, decoded.
 
-    Counts each file once in `counts`, and logs it in `dropped` if it does not pass.
+    Counts each file once in `counts`, and logs it in `dropped` if it does not pass. `is_copy` says of a blob id whether its
+    file is dropped as the copy of a held-out one.
 
     Raises:
         MoseError: a file of `config.opt_out` cannot be read.
@@ -293,13 +313,15 @@ def filter_repository(
         reason, text = _judge(file, config)
         if text is not None and config.drop_duplicates and file.blob_id in seen:
             reason, text = DUPLICATE, None
+        if text is not None and is_copy(file.blob_id):
+            reason, text = COPY_OF_HELD_OUT, None
         counts.count(file, reason)
         if text is not None:
             seen.add(file.blob_id)
             yield text
         elif dropped is not None:
             detail = _DETAILS.get(reason, _no_detail)(file, config)
-            dropped.add(file.repository, file.path, file.blob_id, reason, len(file.content), detail)
+            dropped.add(file.repository, file.path, file.blob_id, reason, file.num_bytes, detail)
 
 
 def decode(content: bytes, encoding: str) -> str | None:

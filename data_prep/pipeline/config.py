@@ -1,7 +1,7 @@
 """The config of `mose-data pack`: the inputs of a data set, and how its rows are built."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.filters.decontamination import DecontaminationConfig
 from data_prep.filters.filters import FiltersConfig
@@ -13,7 +13,10 @@ from mose.tokenizer import Tokenizer
 
 # These fields say where a data set and its inputs are, or how fast it is made, but not what is in it. Tokenizer, opt-out lists,
 # evaluation files and blob store count by their content.
-FREE_FIELDS = ("output", "num_workers", "tokenizer", "filters.opt_out", "decontamination.files", "sources.blob_store")
+FREE_FIELDS = (
+    *("output", "num_workers", "max_bad_repositories", "tokenizer"),
+    *("filters.opt_out", "decontamination.files", "sources.blob_store"),
+)
 
 # The fields of the first version. These always count in a fingerprint. A field that is added later is not listed here and only
 # counts where it differs from its default, so that the fingerprints of existing data sets do not change.
@@ -57,6 +60,12 @@ class PackConfig:
     held_out_repository_bytes: int = 0
     """Most bytes of each held-out repository; 0 means no limit. With a limit, held-out figures describe many repositories, not
     the few largest."""
+    held_out_copies: Literal["drop", "count", "ignore"] = "drop"
+    """What happens to a file of a train repository whose bytes a held-out repository holds, too: drop it (with held-out files in
+    train, validation measures memory), keep and count it, or ignore it. Counted and listed as copy_of_held_out."""
+    max_bad_repositories: int = 10
+    """Repositories that cannot be read (missing git objects, unreadable folder, damaged row) are left out and listed with their
+    reason by finish, status and dropped. With more of them than this, packing fails. One that was mended is packed by a rerun."""
     seed: int = 0
     """Decides the held-out repositories, the order of repositories and chunks, and the labels."""
 
@@ -65,6 +74,7 @@ class PackConfig:
         require(self.tokenizer != "", "tokenizer: is empty, expected a tokenizer.model or tokenizer.json")
         require(1 <= self.num_tasks <= 1_000_000, f"num_tasks: is {self.num_tasks}, expected 1 to 1000000")
         require(self.num_workers > 0, f"num_workers: is {self.num_workers}, expected 1 or more")
+        require(self.max_bad_repositories >= 0, f"max_bad_repositories: is {self.max_bad_repositories}, expected 0 or more")
         require(
             0 <= self.held_out_fraction < 1, f"held_out_fraction: is {self.held_out_fraction}, expected 0 or more and below 1"
         )

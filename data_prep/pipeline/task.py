@@ -2,33 +2,54 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.filters.blob_set import BlobSet
 from data_prep.filters.decontamination import Decontaminator
-from data_prep.filters.dropped_log import DroppedLog
-from data_prep.filters.filters import KEPT, FilterCounts, filter_repository
+from data_prep.filters.dropped_log import DroppedLines, DroppedLog
+from data_prep.filters.filters import KEPT, FilterCounts, Tally, filter_repository
 from data_prep.pipeline.chunker import Chunker, TextBatcher
 from data_prep.pipeline.config import PackConfig, content_fingerprint
+from data_prep.pipeline.held_out import held_out_path
 from data_prep.pipeline.split_writer import SplitWriter
-from data_prep.pipeline.task_marker import TaskMarker, write_marker
-from data_prep.sources.repositories import HELD_OUT, OVER_HELD_OUT_LIMIT, RepositoryRef, SourceFile, split_of
+from data_prep.pipeline.task_marker import BadRepository, TaskMarker, write_marker
+from data_prep.sources.repositories import (
+    HELD_OUT,
+    OVER_HELD_OUT_LIMIT,
+    TRAIN,
+    RepositoryRef,
+    SelectedFiles,
+    SourceFile,
+    TextFile,
+    split_of,
+)
+from mose.command import one_line
 from mose.dataset.manifest import SPLITS
+from mose.errors import MoseError
 from mose.files.storage import storage_path
 from mose.tokenizer import Tokenizer, load_tokenizer
 
 _EXAMPLES = 20
+BAD_REPOSITORY = "bad_repository"
+"""The reason under which the files of a repository are counted that cannot be read to its end."""
+# The texts of a repository wait until it is read to its end, so that a bad one is left out as a whole. Of a larger one, what was
+# read before the damage stays: its texts would not fit into the memory.
+_HELD_BYTES = 1 << 26
+_REPORT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class TaskProgress:
-    """Progress of a task: repositories read, rows and tokens packed, bytes of text that passed the filters."""
+    """Progress of a task: repositories and files read, rows and tokens packed, bytes of text that passed the filters."""
 
     repositories: int = 0
     rows: int = 0
     tokens: int = 0
     bytes: int = 0
+    files: int = 0
 
 
 def run_task(
@@ -38,13 +59,13 @@ def run_task(
     listing: str,
     observe: Callable[[TaskProgress], None] = lambda progress: None,
 ) -> TaskMarker:
-    """Write the shards of one task from its repositories, then its marker; calls `observe` after each repository.
+    """Write the shards of one task from its repositories, then its marker; calls `observe` after each repository, and during it.
 
     Repositories are read one after another, so they may be streamed. The bytes depend only on `config`, `task` and the files of
     `repositories` in their order, never on who runs the task or when. `listing` is written into the marker.
 
     Raises:
-        MoseError: a repository or the tokenizer cannot be read; no file of the task is left behind.
+        MoseError: more repositories than `max_bad_repositories` or the tokenizer cannot be read; no file of the task is left.
     """
     dataset = storage_path(config.output)
     tokenizer = load_tokenizer(storage_path(config.tokenizer))
@@ -54,7 +75,7 @@ def run_task(
             split: stack.enter_context(SplitWriter(dataset, split, task, config.seed, config.packing, tokenizer))
             for split in SPLITS
         }
-        reading = _Reading(config, tokenizer, writers, dropped)
+        reading = _Reading(config, tokenizer, writers, dropped, observe)
         for ref, files in repositories:
             reading.add(ref, files)
             observe(reading.progress())
@@ -70,6 +91,9 @@ def run_task(
         repositories=reading.repositories,
         unusable_repositories=reading.unusable_repositories,
         unusable_examples=reading.unusable_examples,
+        seen=reading.seen,
+        bad_repositories=reading.bad_repositories,
+        kept_copies_of_held_out=reading.kept_copies,
     )
     write_marker(dataset, marker)
     return marker
@@ -78,10 +102,19 @@ def run_task(
 class _Reading:
     """Reads the repositories of a task and sends their texts to the writer of their split."""
 
-    def __init__(self, config: PackConfig, tokenizer: Tokenizer, writers: dict[str, SplitWriter], dropped: DroppedLog):
+    def __init__(
+        self,
+        config: PackConfig,
+        tokenizer: Tokenizer,
+        writers: dict[str, SplitWriter],
+        dropped: DroppedLog,
+        observe: Callable[[TaskProgress], None],
+    ):
         self._config = config
         self._writers = writers
         self._dropped = dropped
+        self._observe = observe
+        self._due = 0.0
         decontaminator = Decontaminator(config.decontamination) if config.decontamination.files else None
         chunker = Chunker(tokenizer, config.packing, decontaminator)
         self.filters = FilterCounts()
@@ -89,21 +122,97 @@ class _Reading:
         self.repositories = 0
         self.unusable_repositories = 0
         self.unusable_examples: list[str] = []
+        self.bad_repositories: list[BadRepository] = []
+        self.seen: dict[str, dict[str, int]] = {}
+        self._files = 0
+        self.kept_copies = 0
+        path = held_out_path(storage_path(config.output))
+        self._held_out = BlobSet.read(path) if path.is_file() else BlobSet.of(())
 
     def add(self, ref: RepositoryRef, files: Iterable[SourceFile]) -> None:
-        """Read one whole repository."""
+        """Read one whole repository; one that cannot be read is counted and left out.
+
+        Raises:
+            MoseError: it is one more than `max_bad_repositories`.
+        """
         split = split_of(ref.name, self._config.seed, self._config.held_out_fraction)
         batcher = self._batchers[split]
+        repository = _Repository()
+        is_usable, error = False, ""
+        is_copy = self._is_copy if split == TRAIN else lambda blob_id: False
+        given = self._counted(ref.kind, files)
         if split == HELD_OUT and self._config.held_out_repository_bytes:
-            files = _first_bytes(files, self._config.held_out_repository_bytes)
-        is_usable = False
-        for text in filter_repository(files, self._config.filters, self.filters, self._dropped):
-            batcher.add(text)
+            given = _first_bytes(given, self._config.held_out_repository_bytes)
+        texts = filter_repository(given, self._config.filters, repository.counts, repository.dropped, is_copy)
+        while True:
+            # Only the reading is guarded: an error of packing, such as a full disk, is none of the repository.
+            try:
+                text = next(texts, None)
+            except (MoseError, OSError) as problem:
+                error = one_line(problem)
+                break
+            if text is None:
+                break
+            repository.add(text)
             is_usable = True
-        self.repositories += 1
-        if not is_usable:
+            if repository.held_bytes >= _HELD_BYTES:
+                self._commit(repository, batcher)
+        if error:
+            self._leave_out(ref, error, repository)
+        elif not is_usable:
             self.unusable_repositories += 1
             self.unusable_examples += [ref.name] if len(self.unusable_examples) < _EXAMPLES else []
+        self._commit(repository, batcher)
+        if isinstance(files, SelectedFiles) and files.selection.refused:
+            self._seen_of(ref.kind)["not_selected_files"] += files.selection.refused
+        self.repositories += 1
+
+    def _counted(self, kind: str, files: Iterable[SourceFile]) -> Iterator[SourceFile]:
+        """The same files, counted as the source gives them."""
+        seen = self._seen_of(kind)
+        for file in files:
+            seen["files"] += 1
+            seen["bytes"] += file.num_bytes
+            self._files += 1
+            yield file
+            if time.monotonic() >= self._due:
+                self._due = time.monotonic() + _REPORT_SECONDS
+                self._observe(self.progress())
+
+    def _is_copy(self, blob_id: str) -> bool:
+        """Whether a file of train is to be dropped as a copy of a held-out one; counts those that are kept."""
+        if blob_id not in self._held_out:
+            return False
+        self.kept_copies += self._config.held_out_copies == "count"
+        return self._config.held_out_copies == "drop"
+
+    def _seen_of(self, kind: str) -> dict[str, int]:
+        return self.seen.setdefault(kind, {"files": 0, "bytes": 0, "not_selected_files": 0})
+
+    def _commit(self, repository: "_Repository", batcher: TextBatcher) -> None:
+        """Pass on what was read of a repository."""
+        for line in repository.dropped.take():
+            self._dropped.add(*line)
+        self.filters.add(repository.counts)
+        for text in repository.texts:
+            batcher.add(text)
+        repository.texts, repository.held_bytes, repository.counts = [], 0, FilterCounts()
+
+    def _leave_out(self, ref: RepositoryRef, error: str, repository: "_Repository") -> None:
+        """Count a repository that cannot be read, and all that was read of it, as dropped."""
+        self.bad_repositories.append(BadRepository(ref.name, error))
+        if len(self.bad_repositories) > self._config.max_bad_repositories:
+            raise MoseError(too_many_bad(self._config.max_bad_repositories, self.bad_repositories))
+        files = sum(tally.files for tally in repository.counts.reasons.values())
+        num_bytes = sum(tally.bytes for tally in repository.counts.reasons.values())
+        repository.counts = FilterCounts()
+        repository.counts.reasons[BAD_REPOSITORY] = Tally(files, num_bytes)
+        lines = [(line[1], line[2], line[4]) for line in repository.dropped.take()]
+        lines += [(text.source.path, text.source.blob_id, text.source.num_bytes) for text in repository.texts]
+        # A line without a path stands for the repository where nothing of it was read.
+        for path, blob_id, size in sorted(lines) or [("", "", 0)]:
+            repository.dropped.add(ref.name, path, blob_id, BAD_REPOSITORY, size, error)
+        repository.texts = []
 
     def flush(self) -> None:
         """Chunk the texts of incomplete batches."""
@@ -114,7 +223,30 @@ class _Reading:
         """What has been read and packed so far."""
         counts = [writer.counts for writer in self._writers.values()]
         rows, tokens = sum(count.rows for count in counts), sum(count.tokens for count in counts)
-        return TaskProgress(self.repositories, rows, tokens, self.filters.reasons[KEPT].bytes)
+        return TaskProgress(self.repositories, rows, tokens, self.filters.reasons[KEPT].bytes, self._files)
+
+
+class _Repository:
+    """What was read of a repository so far."""
+
+    def __init__(self) -> None:
+        self.counts = FilterCounts()
+        self.dropped = DroppedLines()
+        self.texts: list[TextFile] = []
+        self.held_bytes = 0
+
+    def add(self, text: TextFile) -> None:
+        """Hold a text that passed the filters."""
+        self.texts.append(text)
+        self.held_bytes += len(text.source.content)
+
+
+def too_many_bad(limit: int, bad: Sequence[BadRepository]) -> str:
+    """The message for more bad repositories than the config allows."""
+    return (
+        f"max_bad_repositories: {len(bad)} repositories cannot be read, expected at most {limit}: mend them, leave them out of "
+        f"sources or raise the limit; {bad[-1].reason}"
+    )
 
 
 def _first_bytes(files: Iterable[SourceFile], limit: int) -> Iterator[SourceFile]:
@@ -123,7 +255,8 @@ def _first_bytes(files: Iterable[SourceFile], limit: int) -> Iterator[SourceFile
     for file in files:
         fits = total + len(file.content) <= limit
         total += len(file.content) if fits else 0
-        yield file if fits or file.problem else dataclasses.replace(file, content=b"", problem=OVER_HELD_OUT_LIMIT)
+        beyond = not fits and not file.problem
+        yield dataclasses.replace(file, content=b"", size=file.num_bytes, problem=OVER_HELD_OUT_LIMIT) if beyond else file
 
 
 def _row_statistics(writer: SplitWriter) -> dict[str, Any]:

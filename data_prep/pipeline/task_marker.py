@@ -17,6 +17,15 @@ Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
+class BadRepository:
+    """A repository that was left out because it cannot be read."""
+
+    name: str
+    reason: str
+    """The error in one line; it names the file."""
+
+
+@dataclass(frozen=True)
 class TaskMarker:
     """Shards that a finished task wrote, their inputs, and counts. Written last: a task without marker is not done."""
 
@@ -34,6 +43,12 @@ class TaskMarker:
     unusable_repositories: int
     """Repositories of which no file passed the filters."""
     unusable_examples: list[str] = field(default_factory=list)
+    seen: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Files and bytes that the sources gave, by kind of source, and the number of files without a wanted suffix: the left side of
+    the ledger, whose right side is `filters`. Empty in markers of earlier versions."""
+    bad_repositories: list[BadRepository] = field(default_factory=list)
+    kept_copies_of_held_out: int = 0
+    """Files of train that a held-out repository holds, too, where the config keeps them."""
 
 
 def marker_path(dataset: Path, task: int) -> Path:

@@ -1,7 +1,7 @@
 """Reads a shard's lineage table one row group at a time: by row number, by value, or as whole columns."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,10 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
         for group in range(self._parquet.metadata.num_row_groups):
             yield self._read(group, columns)
 
+    def values(self, column: str) -> set[str]:
+        """The distinct texts of a column, one row group at a time."""
+        return {text for group in self.groups([column]) for text in group[column].unique().to_pylist()}
+
     def columns(self, columns: Sequence[str]) -> Any:
         """These columns of the whole table, with one dictionary per column of repeated text.
 
@@ -132,7 +136,9 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
 
     def _read(self, group: int, columns: Sequence[str] | None) -> Any:
         try:
-            return self._parquet.read_row_group(group, columns=None if columns is None else list(columns))
+            # One thread: a thread of arrow that still releases our Python file when the interpreter ends aborts the process.
+            names = None if columns is None else list(columns)
+            return self._parquet.read_row_group(group, columns=names, use_threads=False)
         except PARQUET_ERRORS as error:
             raise self._unreadable(error) from None
 
@@ -148,6 +154,16 @@ def is_one_of(column: Any, values: Any) -> Any:
         else pc.is_in(chunk, value_set=values)
         for chunk in column.chunks
     ]
+    return pa.chunked_array(chunks, pa.bool_())
+
+
+def text_marks(column: Any, holds: Callable[[str], bool]) -> Any:
+    """Whether `holds` is true of the text of each line; calls it once per text of a dictionary."""
+    chunks = []
+    for chunk in column.chunks:
+        encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+        found = pa.array([holds(text or "") for text in encoded.dictionary.to_pylist()], pa.bool_())
+        chunks.append(pc.fill_null(pc.take(found, encoded.indices), False))
     return pa.chunked_array(chunks, pa.bool_())
 
 

@@ -18,6 +18,7 @@ _ROWS = (
     ("unmixed rows of one file", "single_file_share_of_unmixed"),
 )
 _LANGUAGES = 10
+_NAMED_BAD = 10
 # Deviation of the share of mixed rows from the configured one above which a warning is printed.
 _MIXED_TOLERANCE = 0.02
 
@@ -52,6 +53,15 @@ def cautions(statistics: dict[str, Any]) -> list[str]:
     if statistics["unusable_repositories"]:
         names = ", ".join(statistics["unusable_examples"][:3])
         lines.append(f"{statistics['unusable_repositories']} repositories have no usable file, among them {names}")
+    if copies := statistics.get("copies_of_held_out_in_train", 0):
+        lines.append(f"{copies:,} files of train stand in held_out, too: validation measures memory (held_out_copies: drop)")
+    bad = statistics.get("bad_repositories", [])
+    for repository in bad[:_NAMED_BAD]:
+        lines.append(f"left out, cannot be read: {repository['name']}: {repository['reason']}")
+    if len(bad) > _NAMED_BAD:
+        lines.append(
+            f"{len(bad) - _NAMED_BAD} more repositories cannot be read; `mose-data dropped --reason bad_repository` lists them"
+        )
     return lines
 
 

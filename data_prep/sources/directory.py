@@ -1,11 +1,22 @@
 """The source that reads plain folders: one folder as one repository, or each child of a folder."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
-from data_prep.sources.file_kinds import found_file
-from data_prep.sources.repositories import READ_LIMIT_BYTES, RepositoryRef, SourceFile, SourceKind
+from data_prep.sources.file_kinds import found_file, unread_file
+from data_prep.sources.repositories import (
+    OVER_REPOSITORY_LIMIT,
+    READ_LIMIT_BYTES,
+    RepositoryRef,
+    SourceFile,
+    SourceKind,
+    distinct,
+    is_full,
+)
 from mose.errors import MoseError
 
 KIND = "directory"
@@ -35,15 +46,24 @@ def list_one(folder: str) -> list[RepositoryRef]:
 def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFile]:
     """The repository's files in path order, without symbolic links and version-control folders.
 
+    Of two files whose names are equal once bytes outside UTF-8 are replaced, the second is named NAME#2.
+
     Raises:
         MoseError: a folder or a file cannot be read.
     """
     root = Path(ref.location)
     # Sort by the printable name, because that is the path that all later steps see.
-    found = {printable(path.relative_to(root).as_posix()): path for path in _walk(root)}
-    for name in sorted(found):
-        if wanted(name):
-            yield found_file(ref.name, name, read_content(found[name]))
+    found = sorted((printable(path.relative_to(root).as_posix()), os.fsencode(path), path) for path in _walk(root))
+    for name, (original, _, path) in zip(distinct(name for name, *_ in found), found, strict=True):
+        if not wanted(original):
+            continue
+        if is_full(wanted):
+            yield unread_file(ref.name, name, file_size(path), OVER_REPOSITORY_LIMIT)
+            continue
+        file = found_file(ref.name, original, read_content(path))
+        if len(file.content) > READ_LIMIT_BYTES:
+            file = replace(file, size=file_size(path))
+        yield file if name == original else replace(file, path="/" + name)
 
 
 def read_content(path: Path) -> bytes:
@@ -55,6 +75,18 @@ def read_content(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(READ_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise MoseError(f"{path}: file cannot be read: {error.strerror}; expected one that this user may read") from None
+
+
+def file_size(path: Path) -> int:
+    """A file's size in bytes.
+
+    Raises:
+        MoseError: the file is gone.
+    """
+    try:
+        return path.stat().st_size
     except OSError as error:
         raise MoseError(f"{path}: file cannot be read: {error.strerror}; expected one that this user may read") from None
 
@@ -87,5 +119,22 @@ def _walk(root: Path) -> Iterator[Path]:
                 yield Path(entry.path)
 
 
-CHILD_FOLDERS = SourceKind(KIND, lambda folder, _: list_children(folder), lambda ref, wanted, _: read(ref, wanted))
-FOLDER = SourceKind(KIND, lambda folder, _: list_one(folder), lambda ref, wanted, _: read(ref, wanted))
+def state_of(ref: RepositoryRef) -> str:
+    """Number, size and times of a repository's files in words, with a hash of them all.
+
+    Raises:
+        MoseError: a folder cannot be read.
+    """
+    files, size, newest, digest = 0, 0, 0, hashlib.sha256()
+    for path in sorted(_walk(Path(ref.location))):
+        status = path.stat()
+        files, size, newest = files + 1, size + status.st_size, max(newest, status.st_mtime_ns)
+        digest.update(os.fsencode(path) + f"\0{status.st_size} {status.st_mtime_ns}\n".encode())
+    when = datetime.fromtimestamp(newest // 10**9, timezone.utc).isoformat(timespec="seconds")
+    return f"{files} files of {size:,} bytes, the newest of {when} ({digest.hexdigest()[:8]})"
+
+
+CHILD_FOLDERS = SourceKind(
+    KIND, lambda folder, _: list_children(folder), lambda ref, wanted, _: read(ref, wanted), state=state_of
+)
+FOLDER = SourceKind(KIND, lambda folder, _: list_one(folder), lambda ref, wanted, _: read(ref, wanted), state=state_of)

@@ -67,6 +67,11 @@ def is_generated(content: bytes) -> bool:
     return any(mark in head for mark in GENERATED_MARKS)
 
 
+def unread_file(repository: str, path: str, size: int, problem: str) -> SourceFile:
+    """A file that was found but not read."""
+    return SourceFile(repository, "/" + path, b"", language_of(path), (), "unknown", "", problem=problem, size=size)
+
+
 def found_file(
     repository: str, path: str, content: bytes, licences: tuple[str, ...] = (), licence_type: str = "unknown"
 ) -> SourceFile:

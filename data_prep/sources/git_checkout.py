@@ -1,13 +1,22 @@
 """The source that reads git work trees: the files of HEAD, without uncommitted changes."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from data_prep.sources.directory import printable
-from data_prep.sources.file_kinds import found_file
+from data_prep.sources.file_kinds import found_file, unread_file
 from data_prep.sources.git_objects import GitObjects, find_objects
-from data_prep.sources.repositories import READ_LIMIT_BYTES, RepositoryRef, SourceFile, SourceKind
+from data_prep.sources.repositories import (
+    OVER_REPOSITORY_LIMIT,
+    READ_LIMIT_BYTES,
+    RepositoryRef,
+    SourceFile,
+    SourceKind,
+    distinct,
+    is_full,
+)
 from mose.errors import MoseError
 
 KIND = "git"
@@ -36,29 +45,49 @@ def list_one(folder: str) -> list[RepositoryRef]:
 
 
 def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFile]:
-    """The files of HEAD in path order.
+    """The files of HEAD in path order; of two whose names are equal after decoding, the second is named NAME#2.
 
     Raises:
-        MoseError: git cannot read the tree or one of its files.
+        MoseError: git cannot read the tree, or lacks the content of a file.
     """
     objects = find_objects(ref.location)
-    blobs = {name: blob for name, blob in _tree(objects) if wanted(name)}
+    entries = sorted(entry for entry in _tree(objects) if wanted(entry.name))
+    # Before any content is read, so that an incomplete clone is left out as a whole.
+    for entry in entries:
+        if entry.size < 0:
+            raise MoseError(f"{ref.location}: {entry.name}: git has no content of this file; expected a complete clone")
     # One `cat-file --batch` process serves all files: starting git once per file would dominate the run time.
     with objects.run("cat-file", "--batch") as process:
         if process.stdin is None or process.stdout is None:
             raise MoseError(f"{ref.location}: git cat-file has no pipes")
         try:
-            for name in sorted(blobs):
-                process.stdin.write(blobs[name] + b"\n")
+            for name, entry in zip(distinct(entry.name for entry in entries), entries, strict=True):
+                if is_full(wanted):
+                    yield unread_file(ref.name, name, entry.size, OVER_REPOSITORY_LIMIT)
+                    continue
+                process.stdin.write(entry.blob + b"\n")
                 process.stdin.flush()
-                yield found_file(ref.name, name, _blob(process.stdout, f"{ref.location}: {name}"))
+                file = found_file(ref.name, entry.name, _blob(process.stdout, f"{ref.location}: {entry.name}"))
+                if len(file.content) > READ_LIMIT_BYTES:
+                    file = replace(file, size=entry.size)
+                yield file if name == entry.name else replace(file, path="/" + name)
         except BrokenPipeError:
             raise MoseError(f"{ref.location}: git cat-file ended early; expected a work tree that `git fsck` accepts") from None
 
 
-def _tree(objects: GitObjects) -> Iterator[tuple[str, bytes]]:
-    """Path and hash of each regular file of HEAD."""
-    with objects.run("ls-tree", "-r", "-z", "--full-tree", objects.commit) as process:
+class _Entry(NamedTuple):
+    """A regular file of HEAD; sorts by its decoded name."""
+
+    name: str
+    raw: bytes
+    blob: bytes
+    size: int
+    """Bytes; -1 if git has no content of it."""
+
+
+def _tree(objects: GitObjects) -> Iterator[_Entry]:
+    """Each regular file of HEAD."""
+    with objects.run("ls-tree", "-r", "-l", "-z", "--full-tree", objects.commit) as process:
         if process.stdout is None:
             raise MoseError(f"{objects.folder}: git ls-tree has no pipes")
         for number, line in enumerate(_entries(process.stdout, objects.folder)):
@@ -67,7 +96,8 @@ def _tree(objects: GitObjects) -> Iterator[tuple[str, bytes]]:
             facts, _, name = line.partition(b"\t")
             mode, _, rest = facts.partition(b" ")
             if mode in REGULAR_FILES:
-                yield name.decode("utf-8", "replace"), rest.split(b" ")[1]
+                _, blob, size = rest.split()
+                yield _Entry(name.decode("utf-8", "replace"), name, blob, int(size) if size.isdigit() else -1)
         if process.wait():
             raise MoseError(f"{objects.folder}: git_checkouts: cannot list HEAD; expected a work tree that `git fsck` accepts")
 
@@ -97,4 +127,9 @@ def _blob(stream: IO[bytes], place: str) -> bytes:
     return content
 
 
-GIT_CHECKOUT = SourceKind(KIND, lambda folder, _: list_one(folder), lambda ref, wanted, _: read(ref, wanted))
+GIT_CHECKOUT = SourceKind(
+    KIND,
+    lambda folder, _: list_one(folder),
+    lambda ref, wanted, _: read(ref, wanted),
+    state=lambda ref: f"HEAD {find_objects(ref.location).commit}",
+)

@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from data_prep.sources.directory import read_content
-from data_prep.sources.file_kinds import LANGUAGE_OF_SUFFIX, found_file
-from data_prep.sources.repositories import RepositoryRef, SourceFile, SourceKind
+from data_prep.sources.directory import file_size, read_content
+from data_prep.sources.file_kinds import LANGUAGE_OF_SUFFIX, found_file, unread_file
+from data_prep.sources.repositories import OVER_REPOSITORY_LIMIT, RepositoryRef, SourceFile, SourceKind, is_full
 from mose.errors import MoseError
 
 KIND = "installed_package"
@@ -37,7 +37,10 @@ def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFi
     for name in sorted({entry.as_posix() for entry in dist.files or ()}):
         path = Path(str(dist.locate_file(name)))
         if _is_text(name) and wanted(name) and path.is_file():
-            yield found_file(ref.name, name, read_content(path), licences, licence_type)
+            if is_full(wanted):
+                yield unread_file(ref.name, name, file_size(path), OVER_REPOSITORY_LIMIT)
+            else:
+                yield found_file(ref.name, name, read_content(path), licences, licence_type)
 
 
 def licences_of(get_all: Callable[[str], list[str] | None]) -> tuple[tuple[str, ...], str]:
@@ -63,4 +66,9 @@ def _is_text(name: str) -> bool:
     return path.suffix.lower() in LANGUAGE_OF_SUFFIX and not outside and not path.parts[0].endswith((".dist-info", ".egg-info"))
 
 
-INSTALLED_PACKAGES = SourceKind(KIND, lambda *_: list_all(), lambda ref, wanted, _: read(ref, wanted))
+INSTALLED_PACKAGES = SourceKind(
+    KIND,
+    lambda *_: list_all(),
+    lambda ref, wanted, _: read(ref, wanted),
+    state=lambda ref: f"version {importlib.metadata.version(ref.location)}",
+)

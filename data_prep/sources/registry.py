@@ -1,14 +1,23 @@
 """The registry of sources: lists the repositories of a config by name and reads them one at a time."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from data_prep.sources.blobs.store import open_store
-from data_prep.sources.directory import CHILD_FOLDERS, FOLDER
+from data_prep.sources.directory import CHILD_FOLDERS, FOLDER, printable
 from data_prep.sources.git_checkout import GIT_CHECKOUT
 from data_prep.sources.installed_packages import INSTALLED_PACKAGES
-from data_prep.sources.repositories import RepositoryRef, SourceFile, SourceKind
+from data_prep.sources.repositories import (
+    OVER_REPOSITORY_LIMIT,
+    UNREADABLE,
+    RepositoryRef,
+    SelectedFiles,
+    Selection,
+    SourceFile,
+    SourceKind,
+)
 from data_prep.sources.stack_v2 import grouped
 from data_prep.sources.stack_v2.grouped import GROUPED
 from data_prep.sources.stack_v2.rows import ROWS
@@ -71,7 +80,33 @@ def read_repository(ref: RepositoryRef, config: SourcesConfig) -> Iterator[Sourc
         MoseError: a folder, file, commit or row cannot be read; the message names it.
     """
     readers = {kind.name: kind.read for kinds in _kinds().values() for kind in kinds}
-    return _capped(readers[ref.kind](ref, _wanted(config), config.blob_store), config.max_repository_bytes)
+    selection = Selection(config.include_suffixes)
+    return SelectedFiles(_capped(readers[ref.kind](ref, selection, config.blob_store), selection, config), selection)
+
+
+def sizes_of(refs: Iterable[RepositoryRef], config: SourcesConfig) -> Iterator[tuple[RepositoryRef, tuple[int, int]]]:
+    """Files and bytes of each listed repository within the byte limit, without reading content; 0 where it is unreadable."""
+    readers = {kind.name: kind.read for kinds in _kinds().values() for kind in kinds}
+    for ref in refs:
+        selection = Selection(config.include_suffixes)
+        selection.is_full = True
+        sizes: list[int] = []
+        try:
+            sizes += [file.num_bytes for file in readers[ref.kind](ref, selection, config.blob_store)]
+        except (MoseError, OSError):
+            sizes = []
+        yield ref, (len(sizes), sum(sizes))
+
+
+def state_of(ref: RepositoryRef, config: SourcesConfig) -> str:
+    """A text that changes when a listed repository does; empty where `source_fingerprint` covers its content."""
+    kind = next(kind for kinds in _kinds().values() for kind in kinds if kind.name == ref.kind)
+    if kind.state is None:
+        return ""
+    try:
+        return kind.state(ref)
+    except (MoseError, OSError):
+        return UNREADABLE
 
 
 def grouped_parts(config: SourcesConfig) -> list[grouped.GroupedPart]:
@@ -101,8 +136,14 @@ def read_part(part: grouped.GroupedPart, config: SourcesConfig) -> Iterator[tupl
     Raises:
         MoseError: the part or the blob store is damaged; the message names the file.
     """
-    for ref, files in grouped.read_part(part, _wanted(config), config.blob_store):
-        yield ref, _capped(files, config.max_repository_bytes)
+    selections: dict[RepositoryRef, Selection] = {}
+
+    def select(ref: RepositoryRef) -> Selection:
+        selections.clear()
+        return selections.setdefault(ref, Selection(config.include_suffixes))
+
+    for ref, files in grouped.read_part(part, select, config.blob_store):
+        yield ref, SelectedFiles(_capped(files, selections[ref], config), selections[ref])
 
 
 def source_fingerprint(config: SourcesConfig) -> str:
@@ -140,16 +181,23 @@ def _entries(config: SourcesConfig) -> Iterator[tuple[SourceKind, str]]:
 
 
 def _list(entries: Iterable[tuple[SourceKind, str]], blob_store: str) -> list[RepositoryRef]:
-    refs = [ref for kind, entry in entries for ref in kind.list_entry(entry, blob_store)]
+    listed = list(entries)
+    refs = [ref for kind, entry in listed for ref in _list_entry(kind, entry, blob_store, is_only=len(listed) == 1)]
     if not refs:
         *names, last = _kinds()
-        raise MoseError(f"sources: no repositories at all; expected {', '.join(names)} or {last}")
+        empty = f": {', '.join(entry for _, entry in listed[:3])} held none" if listed else ""
+        raise MoseError(f"sources: no repositories at all{empty}; expected {', '.join(names)} or {last}")
     return sorted(_numbered(sorted(set(refs))))
 
 
-def _wanted(config: SourcesConfig) -> Callable[[str], bool]:
-    suffixes = config.include_suffixes
-    return lambda path: not suffixes or path.endswith(suffixes)
+def _list_entry(kind: SourceKind, entry: str, blob_store: str, *, is_only: bool) -> list[RepositoryRef]:
+    try:
+        return kind.list_entry(entry, blob_store)
+    except MoseError:
+        # One damaged repository among others is left out when it is read, with the same message.
+        if is_only or kind not in (GIT_CHECKOUT, FOLDER) or not Path(entry).is_dir():
+            raise
+        return [RepositoryRef(printable(Path(entry).resolve().name), kind.name, entry)]
 
 
 def _numbered(refs: list[RepositoryRef]) -> list[RepositoryRef]:
@@ -166,17 +214,19 @@ def _numbered(refs: list[RepositoryRef]) -> list[RepositoryRef]:
     return numbered
 
 
-def _capped(files: Iterator[SourceFile], max_bytes: int) -> Iterator[SourceFile]:
-    """Files up to `max_bytes` in total; 0 means no limit."""
-    if not max_bytes:
-        yield from files
-        return
-    total = 0
+def _capped(files: Iterator[SourceFile], selection: Selection, config: SourcesConfig) -> Iterator[SourceFile]:
+    """The files, without content and with a problem beyond `max_repository_bytes` in total; 0 means no limit."""
+    limit, total = config.max_repository_bytes, 0
     for file in files:
-        # Skip, do not stop: one file above the whole limit must not leave the repository empty.
-        if len(file.content) > max_bytes:
+        size = len(file.content)
+        if not limit or file.problem:
+            yield file
             continue
-        total += len(file.content)
-        if total > max_bytes:
-            return
+        # A file above the whole limit is passed over alone: it must not leave the repository empty.
+        if size <= limit and total + size > limit:
+            selection.is_full = True
+        if size > limit or selection.is_full:
+            yield replace(file, content=b"", size=file.num_bytes, problem=OVER_REPOSITORY_LIMIT)
+            continue
+        total += size
         yield file

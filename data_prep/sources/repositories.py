@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from mose.seeding import derive_key
@@ -45,6 +45,71 @@ class SourceFile:
     is_generated: bool = False
     problem: str = ""
     """Why there is no content (`missing`, `not_fetched`, `not_gzip`, ...); empty if there is."""
+    size: int = -1
+    """Bytes of a file whose content was not read, or not wholly; -1 if the content is whole."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the file, whether they were read or not."""
+        return len(self.content) if self.size < 0 else self.size
+
+
+UNREADABLE = "unreadable"
+"""The state of a repository that cannot be read."""
+OVER_REPOSITORY_LIMIT = "over_max_repository_bytes"
+"""`SourceFile.problem` of the files beyond `max_repository_bytes`."""
+
+
+class Selection:
+    """Which files of one repository are read: a predicate of paths that counts what it refuses.
+
+    Once `is_full` is set, a source yields the remaining files without content, so that they are counted but not read.
+    """
+
+    def __init__(self, suffixes: tuple[str, ...] = ()):
+        self._suffixes = suffixes
+        self.is_full = False
+        self.refused = 0
+        """Files whose path has none of the wanted suffixes."""
+
+    def __call__(self, path: str) -> bool:
+        """Whether the file at `path` is wanted."""
+        if self._suffixes and not path.endswith(self._suffixes):
+            self.refused += 1
+            return False
+        return True
+
+
+class SelectedFiles(Iterator[SourceFile]):
+    """The files of a repository, with the selection that counts those which were not wanted."""
+
+    def __init__(self, files: Iterator[SourceFile], selection: Selection):
+        self._files = files
+        self.selection = selection
+
+    def __next__(self) -> SourceFile:
+        return next(self._files)
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """Names that are equal after decoding made distinct: the second of two files NAME becomes NAME#2, so that none is lost."""
+    listed = list(names)
+    taken, numbered = set(listed), []
+    counts: dict[str, int] = {}
+    for name in listed:
+        counts[name] = counts.get(name, 0) + 1
+        found = name
+        while found in taken and counts[name] > 1:
+            found = f"{name}#{counts[name]}"
+            counts[name] += found in taken
+        taken.add(found)
+        numbered.append(found)
+    return numbered
+
+
+def is_full(wanted: Callable[[str], bool]) -> bool:
+    """Whether no more content of this repository is wanted."""
+    return isinstance(wanted, Selection) and wanted.is_full
 
 
 OVER_HELD_OUT_LIMIT = "over_held_out_repository_bytes"
@@ -65,6 +130,8 @@ class SourceKind:
     """Whether an entry is of this kind, if a config field has several kinds; the first kind that accepts an entry gets it."""
     facts: Callable[[str], list[str]] | None = None
     """What identifies the content of an entry without listing it; None means the names of its repositories."""
+    state: Callable[[RepositoryRef], str] | None = None
+    """What changes when the content of a repository does, in words; None where `facts` do."""
 
 
 @dataclass(frozen=True)

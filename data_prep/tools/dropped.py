@@ -84,6 +84,11 @@ def _paths(dataset: Path) -> list[Path]:
     return paths
 
 
+def dropped_batches(dataset: Path) -> Iterator[pa.RecordBatch]:
+    """The lines of all finished tasks in task order, as record batches; see `read_dropped` for what it raises."""
+    return _batches(_paths(dataset))
+
+
 def _batches(paths: list[Path]) -> Iterator[pa.RecordBatch]:
     for path in paths:
         try:
@@ -91,7 +96,7 @@ def _batches(paths: list[Path]) -> Iterator[pa.RecordBatch]:
                 table = pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
                 if not table.schema_arrow.equals(DROPPED_SCHEMA):
                     raise MoseError(f"{path}: has other columns than {', '.join(DROPPED_SCHEMA.names)}; expected a task's list")
-                yield from table.iter_batches(GROUP_LINES)
+                yield from table.iter_batches(GROUP_LINES, use_threads=False)
         except PARQUET_ERRORS as error:
             raise MoseError(f"{path}: not a readable list of dropped files: {first_line(error)}") from None
 

@@ -19,11 +19,12 @@ from rich import box
 from rich.table import Table
 
 from data_prep.console import show_progress
+from data_prep.filters.name_list import read_entries
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import key_of, row_of_key
 from mose.command import Command
 from mose.dataset.manifest import SPLITS, Manifest, ShardEntry, read_manifest
-from mose.errors import MoseError, first_line
+from mose.errors import MoseError
 from mose.files.storage import storage_path
 from mose.files.streams import escaped, make_console
 
@@ -120,25 +121,14 @@ def read_row_list(path: Path, manifest: Manifest, split: str) -> NDArray[np.int6
         MoseError: the file is missing or empty, or a line is neither number nor key.
     """
     rows = []
-    for number, entry in _entries(path):
+    for entry in read_entries(path):
         try:
-            rows.append(int(entry) if entry.isdecimal() else row_of_key(manifest, split, entry))
+            rows.append(int(entry.text) if entry.text.isdecimal() else row_of_key(manifest, split, entry.text))
         except MoseError as error:
-            raise MoseError(f"{path}: line {number}: {error}") from None
+            raise MoseError(f"{path}: line {entry.line}: {error}") from None
     if not rows:
         raise MoseError(f"{path}: holds no row, expected one row number or key per line")
     return np.unique(np.array(rows, dtype=np.int64))
-
-
-def _entries(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise MoseError(f"{path}: not a readable text file: {first_line(error)}") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        entry = line.partition("#")[0].strip()
-        if entry:
-            yield number, entry
 
 
 def print_table(lines: LINES, limit: int) -> int:

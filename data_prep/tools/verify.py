@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from data_prep.console import counted, show_progress
 from data_prep.shards.rows import RecordBlock, check_size, read_blocks, read_index, shard_number
+from data_prep.tools.ledger import ledger_problems
 from data_prep.tools.removal.journal import read_removed, read_unfinished, unfinished_line
 from data_prep.tools.verify_lineage import Lineage, check_lineage
 from mose.command import BAD_INPUT, Command
@@ -87,6 +88,7 @@ def verify(dataset: Path, share: float = 1.0, seed: int = 0) -> Verification:
             found.rows += entry.rows
     found.num_bytes = checker.num_bytes
     found.problems += _total_problems(dataset, manifest)
+    found.problems += ledger_problems(dataset, manifest.statistics.get("ledger"))
     found.seconds = time.perf_counter() - started
     return found
 

@@ -67,7 +67,7 @@ def read_pairs(path: Path, split: str | None = None) -> list[Pair]:
         stored = {name: RELEASED_COLUMNS.get(name, name) if released else name for name in fields_read}
         _check_columns(path, file.schema_arrow, stored)
         names = [name for name in fields_read if stored[name] in found]
-        read = file.read(columns=[stored[name] for name in names]).to_pydict()
+        read = file.read(columns=[stored[name] for name in names], use_threads=False).to_pydict()
         columns = {name: read[stored[name]] for name in names}
     except PARQUET_ERRORS as error:
         raise MoseError(f"{path}: not a readable parquet file of pairs: {first_line(error)}") from None

@@ -158,7 +158,7 @@ def test_only_unusable_files_end_in_one_line(
 def test_an_unreadable_directory_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = pack_words(tmp_path)
+    words = pack_words(tmp_path, "--max_bad_repositories=0")
     locked = tmp_path / "repositories" / "repository-05"
     scandir = os.scandir
 

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data_prep.sources.stack_v2.file_columns import normal_files, plain, read_column, texts
 from data_prep.sources.stack_v2.parquet_file import CONTENT, FILE_COLUMNS, columns_of, open_parquet
-from data_prep.sources.stack_v2.row_batches import BYTES_A_FILE, RowBatch, binary_content, row_batches
-from mose.errors import MoseError
+from data_prep.sources.stack_v2.row_batches import BYTES_A_FILE, RowBatch, row_batches
+from mose.errors import MoseError, first_line
 from mose.seeding import derive_key
 
 NAME = "repo_name"
@@ -103,14 +104,18 @@ class FlatInput:
         for group in range(open_parquet(self.path).metadata.num_row_groups):
             batches = row_batches(self.path, group, self.layout.file, batch_bytes, self.layout.repository, self.limit_bytes)
             for batch in batches:
-                yield self._flatten(batch, first_row + batch.first, counts)
+                try:
+                    yield self._flatten(batch, first_row + batch.first, counts)
+                except (ValueError, pa.ArrowException) as error:
+                    rows = f"rows {batch.first} to {batch.first + batch.rows.num_rows - 1}"
+                    raise MoseError(f"{self.path}: row group {group}: {rows}: {first_line(error)}") from None
             first_row += open_parquet(self.path).metadata.row_group(group).num_rows
 
     def _flatten(self, batch: RowBatch, first_row: int, counts: InputCounts) -> pa.Table:
         rows = batch.rows
         names = self._names(rows, first_row)
         if columns_of(self.path).is_nested:
-            files = binary_content(rows.column("files"))
+            files = normal_files(rows.column("files"))
             lengths = pc.fill_null(pc.list_value_length(files), 0)
             counts.empty_repositories += pc.sum(pc.equal(lengths, 0)).as_py() or 0
             parents = pc.list_parent_indices(files)
@@ -119,7 +124,7 @@ class FlatInput:
             columns |= {name: rows.column(name).take(parents) for name in rows.schema.names if name != "files"}
             names = names.take(parents)
         else:
-            columns = {name: rows.column(name) for name in rows.schema.names}
+            columns = {name: plain(rows.column(name)) for name in rows.schema.names}
         columns[NAME] = names
         if batch.too_large:
             for name, number in zip(*_value_counts(names), strict=True):
@@ -129,7 +134,9 @@ class FlatInput:
         return table
 
     def _names(self, rows: pa.RecordBatch, first_row: int) -> pa.Array:
-        names = rows.column(NAME).cast(pa.string())
+        names = rows.column(NAME)
+        if names.type != pa.string():
+            names = pa.array(read_column(NAME, texts, names), pa.string())
         if names.null_count or pc.any(pc.equal(names, "")).as_py():
             row = first_row + next(i for i, name in enumerate(names.to_pylist()) if not name)
             raise MoseError(f"{self.path}: {NAME}: row {row} is empty; expected a name such as owner/project")

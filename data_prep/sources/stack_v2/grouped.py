@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from data_prep.sources.repositories import RepositoryRef, SourceFile, SourceKind
-from data_prep.sources.stack_v2.parquet_file import footer_fingerprint, open_parquet, stamp
+from data_prep.sources.stack_v2.file_columns import texts
+from data_prep.sources.stack_v2.parquet_file import CONTENT, footer_fingerprint, open_parquet, stamp
 from data_prep.sources.stack_v2.row_batches import row_batches
 from data_prep.sources.stack_v2.row_cache import process_cache
 from data_prep.sources.stack_v2.rows import (
@@ -22,8 +25,9 @@ from data_prep.sources.stack_v2.rows import (
     row_names,
     source_files,
 )
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.files.json_file import parse_json
+from mose.files.parquet_errors import PARQUET_ERRORS
 from mose.files.records import from_plain
 from mose.files.safe_path import path_inside
 from mose.files.storage import storage_path
@@ -118,10 +122,11 @@ def _part(folder: Path, entry: PartEntry) -> Path:
 
 
 def read_part(
-    part: GroupedPart, wanted: Callable[[str], bool], blob_store: str = ""
+    part: GroupedPart, wanted_of: Callable[[RepositoryRef], Callable[[str], bool]], blob_store: str = ""
 ) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
     """The repositories of a part in its order, each with its files in path order; streams rows in bounded memory.
 
+    `wanted_of` gives the predicate of the paths of a repository. Damaged rows fail when the files of their repository are read.
     Read the files of a repository before asking for the next repository; unread files are skipped.
 
     Raises:
@@ -131,7 +136,8 @@ def read_part(
         raise MoseError(f"{part.location}: is not the file that {DESCRIPTION} describes; group again, or copy the folder again")
     check_repositories(part.location, bool(blob_store))
     for (name, first), rows in itertools.groupby(_rows(part.location), key=operator.itemgetter(0)):
-        yield RepositoryRef(name, KIND, part.location, first), _files(name, rows, wanted, blob_store)
+        ref = RepositoryRef(name, KIND, part.location, first)
+        yield ref, _files(name, rows, wanted_of(ref), blob_store)
 
 
 def list_rows(folder: str, has_store: bool) -> list[RepositoryRef]:
@@ -164,22 +170,67 @@ def _sized(names: list[str]) -> tuple[list[str], int]:
     return names, sum(map(sys.getsizeof, names))
 
 
-def _rows(location: str) -> Iterator[tuple[tuple[str, int], RowFiles]]:
-    """For each row: the repository (name and number of its first row) and the row's files."""
+def _rows(location: str) -> Iterator[tuple[tuple[str, int], RowFiles | MoseError]]:
+    """For each row: the repository (name and number of its first row) and the row's files, or why they cannot be read."""
     repository, row = ("", 0), 0
     for group in range(open_parquet(location).metadata.num_row_groups):
+        for name, files in _rows_of_group(location, group):
+            repository = repository if name == repository[0] else (name, row)
+            yield repository, files
+            row += 1
+
+
+def _rows_of_group(location: str, group: int) -> Iterator[tuple[str, RowFiles | MoseError]]:
+    """Name and files of each row; after damage, the names of the other rows of the row group with the error."""
+    row = 0
+    try:
         for batch in row_batches(location, group, READ_COLUMNS, _BATCH_BYTES, repository=("repo_name",)):
-            names = batch.rows.column("repo_name").to_pylist()
-            for index, name in enumerate(names):
-                repository = repository if name == repository[0] else (name, row)
-                yield repository, batch_row(batch.rows, index, batch.too_large)
+            for index, name in enumerate(texts(batch.rows.column("repo_name"))):
+                place = f"{location}: row group {group}: row {row}"
+                try:
+                    files: RowFiles | MoseError = batch_row(batch.rows, index, batch.too_large, place)
+                except (ValueError, pa.ArrowException) as error:
+                    files = MoseError(f"{place}: {first_line(error)}")
+                yield name or "", files
                 row += 1
+    except (MoseError, ValueError) as error:
+        left = open_parquet(location).metadata.row_group(group).num_rows - row
+        unnamed = [f"{storage_path(location).name}: row group {group}"] * min(left, 1)
+        for name in _names_of_group(location, group)[row:] or unnamed:
+            yield name, error if isinstance(error, MoseError) else MoseError(f"{location}: {first_line(error)}")
+
+
+def metadata_of_files(location: str, wanted: Callable[[str], bool]) -> Iterator[SourceFile]:
+    """The files of the wanted repositories of a parquet file, without content; damaged rows are passed over."""
+    names = [name for name in READ_COLUMNS if name != CONTENT]
+    for group in range(open_parquet(location).metadata.num_row_groups):
+        try:
+            for batch in row_batches(location, group, names, _BATCH_BYTES, repository=("repo_name",)):
+                for index, name in enumerate(texts(batch.rows.column("repo_name"))):
+                    if name and wanted(name):
+                        row = batch_row(batch.rows, index, batch.too_large, location)
+                        yield from source_files(name, row, lambda path: True, "")
+        except (MoseError, ValueError, pa.ArrowException):
+            continue
+
+
+def _names_of_group(location: str, group: int) -> list[str]:
+    try:
+        column = open_parquet(location).read_row_group(group, columns=["repo_name"], use_threads=False).column(0)
+        return [name or "" for chunk in column.chunks for name in texts(chunk)]
+    except PARQUET_ERRORS:
+        return []
 
 
 def _files(
-    name: str, rows: Iterator[tuple[tuple[str, int], RowFiles]], wanted: Callable[[str], bool], blob_store: str
+    name: str,
+    rows: Iterator[tuple[tuple[str, int], RowFiles | MoseError]],
+    wanted: Callable[[str], bool],
+    blob_store: str,
 ) -> Iterator[SourceFile]:
     for _, row in rows:
+        if isinstance(row, MoseError):
+            raise row
         yield from source_files(name, row, wanted, blob_store)
 
 

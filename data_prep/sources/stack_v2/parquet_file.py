@@ -3,14 +3,16 @@
 import functools
 import glob
 import hashlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.files.parquet_errors import PARQUET_ERRORS
 from mose.files.storage import is_local, storage_path
 
@@ -36,20 +38,40 @@ class Columns:
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that match a path, a glob or a URL with a glob, sorted.
+    """The parquet files that a path, a folder, a glob or a URL of one of these names, sorted.
+
+    In folders and behind globs, names that begin with `_` or `.` are passed over, as the engines that write such files do; a
+    folder gives its files whose names end in .parquet, at any depth.
 
     Raises:
         MoseError: no file matches.
     """
-    if is_local(storage_path(pattern)):
-        local = str(storage_path(pattern))
-        found = sorted(glob.glob(local, recursive=True))  # noqa: PTH207 (the pattern may be absolute)
+    place = storage_path(pattern)
+    if is_local(place):
+        names = glob.glob(str(place), recursive=True)  # noqa: PTH207 (the pattern may be absolute)
+        # A name that holds [ or ? is a name first.
+        names = [str(place)] if place.exists() else names
+        found = [file for name in names for file in (_files_below(name) if os.path.isdir(name) else [name])]  # noqa: PTH112
     else:
-        remote = cast(UPath, storage_path(pattern))
-        found = sorted(remote.fs.unstrip_protocol(name) for name in remote.fs.glob(remote.path))
+        remote = cast(UPath, place)
+        names = remote.fs.glob(remote.path)
+        if names == [remote.path.rstrip("/")] and remote.fs.isdir(remote.path):
+            names = remote.fs.glob(f"{remote.path.rstrip('/')}/**/*.parquet")
+        found = [remote.fs.unstrip_protocol(name) for name in names]
+    is_pattern = found != [str(place)]
+    found = sorted({path for path in found if not (is_pattern and _is_hidden(path))})
     if not found:
-        raise MoseError(f"{pattern}: no such file; expected parquet files in The Stack v2 schema")
+        what = "holds no *.parquet file" if is_local(place) and place.is_dir() else "no such file"
+        raise MoseError(f"{pattern}: {what}; expected parquet files in The Stack v2 schema")
     return found
+
+
+def _files_below(folder: str) -> list[str]:
+    return [str(path) for path in Path(folder).rglob("*.parquet") if not any(map(_is_hidden, path.relative_to(folder).parts))]
+
+
+def _is_hidden(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(("_", "."))
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
@@ -65,9 +87,50 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 
 def corrupt(path: str, error: Exception) -> MoseError:
-    """The error for a file that pyarrow cannot read."""
-    text = (str(error).splitlines() or [type(error).__name__])[0]
-    return MoseError(f"{path}: not a complete parquet file: {text}; expected The Stack v2 rows")
+    """The error for a file that pyarrow cannot read: what the file is, where its first bytes show it."""
+    if isinstance(error, FileNotFoundError):
+        return MoseError(f"{path}: no such file; expected The Stack v2 rows")
+    what = _what_it_is(path)
+    return MoseError(f"{path}: not a complete parquet file: {what or first_line(error)}; expected The Stack v2 rows")
+
+
+_DOWNLOADS = (".crdownload", ".part", ".partial", ".tmp", ".download", ".incomplete", ".aria2")
+# The first bytes of what is found under the name of a parquet file, and what it is.
+_BEGINNINGS = (
+    (b"version https://git-lfs", "it is a Git LFS pointer, not the file it points to; run `git lfs pull`"),
+    (b"PK\x03\x04", "it is a zip archive; unpack it"),
+    (b"\x1f\x8b", "it is compressed with gzip; unpack it"),
+    (b"(\xb5/\xfd", "it is compressed with zstd; unpack it"),
+    (b"ARROW1", "it is an Arrow IPC (feather) file; write it as parquet"),
+    (b"crc", "it is a checksum file of Hadoop; leave it out"),
+    (b"ORC", "it is an ORC file; write it as parquet"),
+    (b"Obj\x01", "it is an Avro file; write it as parquet"),
+    (b"SQLite format 3", "it is an SQLite database; write the table as parquet"),
+)
+
+
+def _what_it_is(path: str) -> str:
+    """What a file is that is no parquet file; empty if that is not known."""
+    try:
+        with storage_path(path).open("rb") as file:
+            head = file.read(512)
+            file.seek(max(0, storage_path(path).stat().st_size - 4))
+            is_cut = head[:4] == b"PAR1" and file.read(4) != b"PAR1"
+    except OSError:
+        return ""
+    if path.endswith(_DOWNLOADS):
+        return "it is an unfinished download; download it again, or leave it out"
+    if path.endswith(".crc"):
+        return "it is a checksum file of Hadoop; leave it out"
+    if not head:
+        return "it is empty (0 bytes); download it again"
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "it is an HTML or XML page, such as the error of a web server; download it again"
+    if start.startswith((b"{", b"[")):
+        return "it is JSON text; write it as parquet"
+    found = next((what for beginning, what in _BEGINNINGS if head.startswith(beginning)), "")
+    return found or ("it has the beginning of a parquet file but not its end; download it again" if is_cut else "")
 
 
 def footer_fingerprint(path: str) -> str:
@@ -124,12 +187,15 @@ def _columns(path: str, version: tuple[int, int]) -> Columns:
 
 
 def _inside_files(schema: pa.Schema, leaves: list[tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    struct: Any = getattr(schema.field("files").type, "value_type", None)
-    names = {struct.field(i).name for i in range(struct.num_fields)} if pa.types.is_struct(struct) else set()
+    files = schema.field("files").type
+    # A struct of lists is how `datasets` stores a list of structs.
+    is_struct = pa.types.is_struct(files)
+    struct: Any = files if is_struct else getattr(files, "value_type", None)
+    names = {field.name for field in struct} if struct is not None and pa.types.is_struct(struct) else set()
     inside: dict[str, tuple[str, ...]] = {}
     for leaf in leaves:
         # One or two writer-dependent names come between `files` and the column: list.element, list.item or array.
-        name = next((part for part in leaf[2:] if part in names), None) if leaf[0] == "files" else None
+        name = next((part for part in leaf[1 if is_struct else 2 :] if part in names), None) if leaf[0] == "files" else None
         if name is not None:
             inside[name] = (*inside.get(name, ()), ".".join(leaf))
     return inside

@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data_prep.sources.stack_v2.file_columns import normal_files, read_column, whole_numbers
 from data_prep.sources.stack_v2.parquet_file import CONTENT, FILE_COLUMNS, LENGTH, Columns, columns_of, corrupt, open_parquet
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.files.parquet_errors import PARQUET_ERRORS
 
 LIMIT_BYTES = 1 << 28
 """Upper bound of the decoded size of one row (256 MiB), contents included."""
+SKIP_BYTES = 1 << 29
+"""Upper bound of what is decoded at once and thrown away in order to reach the rows behind a row above the limit (512 MiB)."""
 BYTES_A_FILE = 512
 """Estimated size of a file's columns other than content, in bytes."""
 # Parquet writers check the page size after this many values (write_batch_size of parquet-cpp), so a page may hold that many
@@ -35,7 +39,10 @@ class RowGroupPlan:
     sizes_R: NDArray[np.int64]
     """Decoded bytes of each row."""
     readable: int
-    """The first row that cannot be decoded within the limit; later rows cannot either, as parquet decodes from the start."""
+    """Rows before this one are decoded: all up to the last row within the limit, unless a row before it is above `SKIP_BYTES`,
+    because parquet decodes a row group from its start."""
+    has_large_row: bool = False
+    """Whether a row before `readable` may be above the limit."""
 
     @property
     def total_bytes(self) -> int:
@@ -55,7 +62,7 @@ class RowBatch:
 
 
 def plan_row_group(path: str, group: int, limit_bytes: int = LIMIT_BYTES) -> RowGroupPlan:
-    """Sizes of a row group's rows by their `length_bytes`, and how far its contents can be decoded within `limit_bytes`.
+    """Sizes of a row group's rows by their `length_bytes`, and how far its contents are decoded to reach those within the limit.
 
     Raises:
         MoseError: the file is truncated or corrupt.
@@ -67,6 +74,9 @@ def plan_row_group(path: str, group: int, limit_bytes: int = LIMIT_BYTES) -> Row
         return RowGroupPlan(files_R * BYTES_A_FILE, len(files_R))
     chunks = _chunks(metadata, columns.file[CONTENT])
     stored = sum(chunk.total_uncompressed_size for chunk in chunks)
+    # No content is larger than all that is stored, whatever `length_bytes` says.
+    is_certain = LENGTH in columns.file and not (lengths_F > stored).any()
+    lengths_F = np.minimum(lengths_F, stored)
     if LENGTH not in columns.file:
         # Without lengths the distribution is unknown: if the total is above the limit, any single file may hold all of it.
         lengths_F[:] = stored if stored > limit_bytes else stored // max(1, len(lengths_F))
@@ -80,8 +90,14 @@ def plan_row_group(path: str, group: int, limit_bytes: int = LIMIT_BYTES) -> Row
     # Pages do not end at rows, so the neighbouring files of a row are decoded with it and count too.
     first_R, last_R = np.maximum(ends_R - files_R - _VALUES_A_PAGE, 0), np.minimum(ends_R + _VALUES_A_PAGE, len(lengths_F))
     around_R = before_F[last_R] - before_F[first_R]
-    too_large_R = (sizes_R > limit_bytes) | ((around_R > 2 * limit_bytes) & (stored > limit_bytes))
-    return RowGroupPlan(sizes_R, int(too_large_R.argmax()) if too_large_R.any() else len(files_R))
+    cost_R = np.maximum(sizes_R, around_R if stored > limit_bytes else 0)
+    is_large_R = sizes_R > limit_bytes
+    beyond_R = cost_R > max(2 * limit_bytes, SKIP_BYTES)
+    reached = int(beyond_R.argmax()) if beyond_R.any() else len(files_R)
+    # A row that is surely too large is only decoded where another stands behind it.
+    wanted_R = np.flatnonzero(~is_large_R[:reached]) if is_certain else np.arange(reached)
+    readable = int(wanted_R[-1]) + 1 if len(wanted_R) else 0
+    return RowGroupPlan(sizes_R, readable, bool((is_large_R | (cost_R > 2 * limit_bytes))[:readable].any()))
 
 
 def row_batches(
@@ -89,8 +105,8 @@ def row_batches(
 ) -> Iterator[RowBatch]:
     """The rows of one row group in order, about `max_bytes` at a time and never less than a row.
 
-    `names` are columns of a file, `repository` columns other than `files`; absent columns are skipped. From the first row that
-    cannot be decoded within `limit_bytes` on, rows come without content and with `too_large`.
+    `names` are columns of a file, `repository` columns other than `files`; absent columns are skipped. Rows above `limit_bytes`
+    come without content and with `too_large`, and so do those behind a row that is too large to be decoded at all.
 
     Raises:
         MoseError: the file is truncated or corrupt.
@@ -99,36 +115,31 @@ def row_batches(
     columns = columns_of(path)
     leaves = leaves_of(columns, names, repository)
     batch_rows = _rows_a_batch(plan.sizes_R[: plan.readable], max_bytes)
-    if plan.readable < len(plan.sizes_R):
-        # A larger batch could reach into the rows that must not be decoded.
+    bare = leaves_of(columns, [n for n in names if n != CONTENT], repository)
+    if plan.readable < len(plan.sizes_R) or plan.has_large_row:
+        # A larger batch could reach into the rows that must not be decoded, or hold several that are large.
         batch_rows = 1
     first = 0
+    # The same rows without content, for those that turn out to be too large.
+    substitutes = _decode(path, group, bare, 1) if plan.has_large_row else iter(())
     if plan.readable:
         for rows in _decode(path, group, leaves, batch_rows):
-            yield RowBatch(first, rows, False)
-            first += rows.num_rows
+            substitute = next(substitutes, None)
+            number = rows.num_rows
+            if is_large := substitute is not None and rows.nbytes > limit_bytes:
+                rows = substitute  # noqa: PLW2901 (frees the content before the caller works on the row)
+            yield RowBatch(first, rows, is_large)
+            first += number
             if first >= plan.readable:
                 break
     if plan.readable < len(plan.sizes_R):
-        yield from _without_content(
-            path, group, leaves_of(columns, [n for n in names if n != CONTENT], repository), plan.readable
-        )
+        yield from _without_content(path, group, bare, plan.readable)
 
 
 def leaves_of(columns: Columns, names: Sequence[str], repository: Sequence[str]) -> list[str]:
     """The parquet leaves of those columns in `repository` and `names` that the file has."""
     wanted = [columns.repository.get(name, ()) for name in repository] + [columns.file.get(name, ()) for name in names]
     return list(dict.fromkeys(leaf for leaves in wanted for leaf in leaves))
-
-
-def binary_content(files: Any) -> Any:
-    """A list array (or chunked array) of file structs with content as bytes and 64-bit offsets."""
-    # Bytes, because invalid UTF-8 in a string column would raise for the whole list; 64-bit offsets, because a row group's
-    # contents may exceed 2 GiB.
-    struct = files.type.value_type
-    fields = [struct.field(i) for i in range(struct.num_fields)]
-    wide = pa.struct([field.with_type(pa.large_binary()) if field.name == CONTENT else field for field in fields])
-    return files.cast(pa.large_list(wide))
 
 
 def _without_content(path: str, group: int, leaves: list[str], start: int) -> Iterator[RowBatch]:
@@ -155,17 +166,17 @@ def _lengths(path: str, group: int, columns: Columns) -> tuple[NDArray[np.int64]
         table = open_parquet(path).read_row_group(group, columns=list(columns.file[name]), use_threads=False)
     except PARQUET_ERRORS as error:
         raise corrupt(path, error) from None
-    column = table.column(0).combine_chunks()
-    files_R = np.ones(len(column), np.int64)
-    if columns.is_nested:
-        files_R = np.asarray(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
-        column = column.flatten().field(name)
-    if name != LENGTH:
-        return files_R, np.zeros(len(column), np.int64)
-    if not pa.types.is_integer(column.type):
-        raise MoseError(f"{path}: {LENGTH}: is {column.type}, expected int64")
-    lengths_F = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-    return files_R, np.maximum(lengths_F, 0)
+    try:
+        column = table.column(0).combine_chunks()
+        files_R = np.ones(len(column), np.int64)
+        if columns.is_nested:
+            files = normal_files(column)
+            files_R = np.asarray(pc.list_value_length(files).to_numpy(zero_copy_only=False), dtype=np.int64)
+            column = files.flatten().field(name)
+        lengths_F = read_column(name, whole_numbers, column) if name == LENGTH else np.zeros(len(column), np.int64)
+    except (ValueError, pa.ArrowException) as error:
+        raise MoseError(f"{path}: {first_line(error)}") from None
+    return files_R, lengths_F
 
 
 def _rows_a_batch(sizes_R: NDArray[np.int64], max_bytes: int) -> int:

@@ -1,6 +1,7 @@
 """The source that reads parquet rows in the schema of The Stack v2 train-full-ids, with `content` or a blob store."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,19 @@ import pyarrow as pa
 
 from data_prep.sources.blobs.store import BODY, NOT_FETCHED, open_store
 from data_prep.sources.file_kinds import UNKNOWN_LANGUAGE
-from data_prep.sources.repositories import RepositoryRef, SourceFile, SourceKind, content_sha1
+from data_prep.sources.repositories import (
+    OVER_REPOSITORY_LIMIT,
+    RepositoryRef,
+    SourceFile,
+    SourceKind,
+    content_sha1,
+    is_full,
+)
+from data_prep.sources.stack_v2.file_columns import flags, lists_of_texts, normal_files, read_column, texts, whole_numbers
 from data_prep.sources.stack_v2.parquet_file import (
     CONTENT,
     FILE_COLUMNS,
+    LENGTH,
     columns_of,
     corrupt,
     expand,
@@ -19,17 +29,18 @@ from data_prep.sources.stack_v2.parquet_file import (
     open_parquet,
     stamp,
 )
-from data_prep.sources.stack_v2.row_batches import LIMIT_BYTES, binary_content, leaves_of, plan_row_group, row_batches
+from data_prep.sources.stack_v2.row_batches import LIMIT_BYTES, leaves_of, plan_row_group, row_batches
 from data_prep.sources.stack_v2.row_cache import CACHE_BYTES, process_cache
-from mose.errors import MoseError
+from mose.errors import MoseError, first_line
 from mose.files.parquet_errors import PARQUET_ERRORS
+from mose.files.storage import storage_path
 
 KIND = "stack_v2"
 REPOSITORY_TOO_LARGE = "repository_too_large"
-"""`SourceFile.problem` if a row, or one before it in its row group, cannot be decoded within the memory bound."""
+"""`SourceFile.problem` if a row is larger than the memory bound, or stands behind one that is too large to be decoded."""
 NO_CONTENT = "no_content"
 """`SourceFile.problem` if content is null and there is no blob store."""
-READ_COLUMNS = (*FILE_COLUMNS, CONTENT)
+READ_COLUMNS = (*FILE_COLUMNS, LENGTH, CONTENT)
 
 
 @dataclass(frozen=True)
@@ -37,8 +48,10 @@ class RowFiles:
     """The files of one row."""
 
     files: pa.StructArray
-    """One struct per file: the columns of `FILE_COLUMNS` and, if it was read, `content` as bytes."""
+    """One struct per file: the columns of `FILE_COLUMNS` and, where they exist, `length_bytes` and `content` as bytes."""
     too_large: bool = False
+    place: str = ""
+    """File, row group and row, for messages."""
 
 
 def list_rows(pattern: str, has_store: bool = False) -> list[RepositoryRef]:
@@ -48,27 +61,27 @@ def list_rows(pattern: str, has_store: bool = False) -> list[RepositoryRef]:
         MoseError: no file matches, one is not a readable parquet file, lacks a column, or lacks content without a blob store.
     """
     return [
-        RepositoryRef(name=name, kind=KIND, location=path, index=row)
+        RepositoryRef(name=name or f"{storage_path(path).name}: row {row}", kind=KIND, location=path, index=row)
         for path in expand(pattern)
         for row, name in enumerate(row_names(path, has_store))
     ]
 
 
 def row_names(path: str, has_store: bool) -> list[str]:
-    """`repo_name` of each row of a parquet file; checks the schema first.
+    """`repo_name` of each row of a parquet file, empty where it is null; checks the schema first.
 
     Raises:
-        MoseError: see `list_rows`; or a name is empty.
+        MoseError: see `list_rows`.
     """
     check_repositories(path, has_store)
     try:
-        names: list[str] = open_parquet(path).read(columns=["repo_name"]).column("repo_name").to_pylist()
+        column = open_parquet(path).read(columns=["repo_name"], use_threads=False).column("repo_name")
     except PARQUET_ERRORS as error:
         raise corrupt(path, error) from None
-    for row, name in enumerate(names):
-        if not name:
-            raise MoseError(f"{path}: repo_name: row {row} is empty; expected a name such as owner/project")
-    return names
+    try:
+        return [name or "" for chunk in column.chunks for name in texts(chunk)]
+    except ValueError as error:
+        raise MoseError(f"{path}: repo_name: {first_line(error)}") from None
 
 
 def check_repositories(path: str, has_store: bool) -> None:
@@ -87,24 +100,29 @@ def check_repositories(path: str, has_store: bool) -> None:
 
 
 def read(ref: RepositoryRef, wanted: Callable[[str], bool], blob_store: str = "") -> Iterator[SourceFile]:
-    """The row's files in path order; a file without content has a `problem` instead.
+    """The row's files in path order; a file without content has a `problem` instead. A row without a name is refused.
 
     Raises:
         MoseError: the file is truncated or corrupt, or was replaced by a shorter one; the blob store is damaged.
     """
-    return source_files(ref.name, row_files(ref.location, ref.index), wanted, blob_store)
+    if ref.name == f"{storage_path(ref.location).name}: row {ref.index}":
+        raise MoseError(f"{ref.location}: repo_name: row {ref.index} is empty; expected a name such as owner/project")
+    yield from source_files(ref.name, row_files(ref.location, ref.index), wanted, blob_store)
 
 
 def source_files(name: str, row: RowFiles, wanted: Callable[[str], bool], blob_store: str) -> Iterator[SourceFile]:
     """The wanted files of a row in path order, bodies read one at a time.
 
     Raises:
-        MoseError: the blob store is damaged.
+        MoseError: the blob store is damaged, or a column has a type that cannot be read.
     """
-    paths = ["/" + (path or "").lstrip("/") for path in row.files.field("path").to_pylist()]
+    try:
+        columns = _facts(row.files)
+    except (ValueError, pa.ArrowException) as error:
+        raise MoseError(f"{row.place}: {first_line(error)}") from None
+    paths = ["/" + (path or "").lstrip("/") for path in columns["path"]]
     order = [i for i in sorted(range(len(paths)), key=lambda index: (paths[index], index)) if wanted(paths[i])]
-    columns = {column: row.files.field(column).to_pylist() for column in FILE_COLUMNS}
-    has_content = any(row.files.type.field(i).name == CONTENT for i in range(row.files.type.num_fields))
+    has_content = any(field.name == CONTENT for field in row.files.type)
     contents = row.files.field(CONTENT) if has_content else pa.nulls(len(paths), pa.large_binary())
     # All ids of a row are located at once: the store's search is vectorised, while bodies are read one by one to save memory.
     store = open_store(blob_store) if blob_store else None
@@ -113,7 +131,9 @@ def source_files(name: str, row: RowFiles, wanted: Callable[[str], bool], blob_s
     for i in order:
         facts = {column: columns[column][i] for column in columns}
         encoding = facts["src_encoding"] or "UTF-8"
-        if contents[i].is_valid:
+        if is_full(wanted):
+            problem, content = OVER_REPOSITORY_LIMIT, b""
+        elif contents[i].is_valid:
             content, encoding = original_bytes(contents[i].as_py(), encoding)
             problem = ""
         else:
@@ -122,6 +142,18 @@ def source_files(name: str, row: RowFiles, wanted: Callable[[str], bool], blob_s
         if row.too_large and problem in (NO_CONTENT, NOT_FETCHED):
             problem = REPOSITORY_TOO_LARGE
         yield _source_file(name, paths[i], content, encoding, facts, "" if problem == BODY else problem)
+
+
+def _facts(files: pa.StructArray) -> dict[str, Any]:
+    """The columns other than content as lists, one value per file.
+
+    Raises:
+        ValueError: a column has a type that cannot be read; the message names it.
+    """
+    readers: dict[str, Any] = {"detected_licenses": lists_of_texts, "is_vendor": flags, "is_generated": flags}
+    facts = {name: read_column(f"files.{name}", readers.get(name, texts), files.field(name)) for name in FILE_COLUMNS}
+    has_length = any(field.name == LENGTH for field in files.type)
+    return {**facts, LENGTH: whole_numbers(files.field(LENGTH)).tolist() if has_length else [0] * len(files)}
 
 
 def _source_file(repository: str, path: str, content: bytes, encoding: str, facts: dict[str, Any], problem: str) -> SourceFile:
@@ -137,6 +169,7 @@ def _source_file(repository: str, path: str, content: bytes, encoding: str, fact
         is_vendored=bool(facts["is_vendor"]),
         is_generated=bool(facts["is_generated"]),
         problem=problem,
+        size=facts[LENGTH] if problem else -1,
     )
 
 
@@ -160,19 +193,49 @@ def row_files(path: str, row: int) -> RowFiles:
         MoseError: the file is truncated or corrupt, or has no such row.
     """
     group, inside = _position(path, row)
-    cached: pa.ChunkedArray | None = process_cache().get((path, stamp(path), group), lambda: _small_row_group(path, group))
-    if cached is not None:
-        return RowFiles(cached.slice(inside, 1).combine_chunks().flatten())
+    place = f"{path}: row group {group}: row {inside}"
+    key = (path, stamp(path), group)
+    try:
+        cached: pa.ChunkedArray | None = process_cache().get(key, lambda: _small_row_group(path, group))
+        if cached is not None:
+            return RowFiles(normal_files(cached.slice(inside, 1).combine_chunks()).flatten(), place=place)
+        return _streamed_row(path, group, inside, key)
+    except (ValueError, pa.ArrowException) as error:
+        raise MoseError(f"{place}: {first_line(error)}") from None
+
+
+def _streamed_row(path: str, group: int, inside: int, key: tuple[Hashable, ...]) -> RowFiles:
+    """A row of a row group that is too large to be decoded as a whole.
+
+    Where rows above the limit are passed over, which costs as much as decoding them, the rows behind are kept for later calls.
+    """
+    cache, found = process_cache(), None
+    if (*key, inside) in cache.values:
+        kept: RowFiles = cache.get((*key, inside), lambda: (None, 0))
+        return kept
+    keeps = plan_row_group(path, group).has_large_row
     for batch in row_batches(path, group, READ_COLUMNS, LIMIT_BYTES // 8, repository=()):
-        if batch.first <= inside < batch.first + batch.rows.num_rows:
-            return batch_row(batch.rows, inside - batch.first, batch.too_large)
-    raise MoseError(f"{path}: row group {group} ended before row {inside}; expected the file that was listed")
+        for index in range(batch.rows.num_rows) if keeps or batch.first <= inside < batch.first + batch.rows.num_rows else ():
+            number = batch.first + index
+            if number == inside or keeps:
+                row = batch_row(batch.rows, index, batch.too_large, f"{path}: row group {group}: row {number}")
+                found = row if number == inside else found
+            if keeps:
+                cache.get((*key, number), functools.partial(_with_size, row))
+        if found is not None and not keeps:
+            return found
+    if found is None:
+        raise MoseError(f"{path}: row group {group} ended before row {inside}; expected the file that was listed")
+    return found
 
 
-def batch_row(rows: pa.RecordBatch, index: int, too_large: bool) -> RowFiles:
-    """The files of row `index` of a batch."""
-    files = rows.column("files").slice(index, 1)
-    return RowFiles(binary_content(files).flatten(), too_large)
+def _with_size(row: RowFiles) -> tuple[RowFiles, int]:
+    return row, int(row.files.nbytes)
+
+
+def batch_row(rows: pa.RecordBatch, index: int, too_large: bool, place: str) -> RowFiles:
+    """The files of row `index` of a batch, which lies at `place`; raises ValueError if its columns cannot be read."""
+    return RowFiles(normal_files(rows.column("files").slice(index, 1)).flatten(), too_large, place)
 
 
 def _small_row_group(path: str, group: int) -> tuple[pa.ChunkedArray | None, int]:
@@ -186,7 +249,6 @@ def _small_row_group(path: str, group: int) -> tuple[pa.ChunkedArray | None, int
         files = open_parquet(path).read_row_group(group, columns=leaves, use_threads=False).column("files")
     except PARQUET_ERRORS as error:
         raise corrupt(path, error) from None
-    files = binary_content(files)
     return files, int(files.nbytes)
 
 

@@ -7,6 +7,7 @@ undisturbed, and a later one reads the remaining rows in the same order.
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -18,9 +19,11 @@ from rich.table import Table
 
 from data_prep.console import counted, show_progress
 from data_prep.execution.finish import finish, lock_dataset
+from data_prep.filters.name_list import near_matches, unmatched
 from data_prep.pipeline.task_marker import marker_path, read_marker, write_marker
 from data_prep.shards.lineage import LineageTable
 from data_prep.shards.rows import shard_number
+from data_prep.tools.lineage import NOTHING_FOUND
 from data_prep.tools.removal.journal import Removal, complete, read_unfinished, unfinished_line, write_unfinished
 from data_prep.tools.removal.removal_list import RemovalList, read_removal_list
 from data_prep.tools.removal.rewrite import ShardRewriter
@@ -30,10 +33,11 @@ from mose.dataset.packed_sequence import SpecialTokens
 from mose.errors import MoseError
 from mose.files.safe_path import path_inside
 from mose.files.storage import is_local, storage_path
-from mose.files.streams import make_console
+from mose.files.streams import escaped, make_console
 from mose.tokenizer import load_tokenizer
 
 _SHOWN_SHARDS = 20
+_SHOWN_FILES = 200
 _NAMED_MISSING = 3
 
 
@@ -49,6 +53,8 @@ class ShardHits:
     text_tokens: int
     blobs: frozenset[str]
     repositories: frozenset[str]
+    files: dict[tuple[str, str], int]
+    """Rows that lose snippets of a file, by (repository, path)."""
 
 
 def find_hits(dataset: Path, manifest: Manifest, removal: RemovalList) -> list[ShardHits]:
@@ -71,8 +77,9 @@ def _shard_hits(dataset: Path, split: str, entry: ShardEntry, removal: RemovalLi
     snippets_R, gone_R = np.zeros(entry.rows, np.int64), np.zeros(entry.rows, np.int64)
     text_tokens = 0
     names: dict[str, set[str]] = {"blob_id": set(), "repository": set()}
+    files: Counter[tuple[str, str]] = Counter()
     with LineageTable(entry.lineage_in(dataset)) as table:
-        for group in table.groups(["row", "num_tokens", *names]):
+        for group in table.groups(["row", "num_tokens", "path", *names]):
             rows_S = group["row"].to_numpy()
             snippets_R += np.bincount(rows_S, minlength=entry.rows)
             gone = group.filter(removal.marks(group))
@@ -81,9 +88,12 @@ def _shard_hits(dataset: Path, split: str, entry: ShardEntry, removal: RemovalLi
                 text_tokens += int(gone["num_tokens"].to_numpy().sum())
                 for column, values in names.items():
                     values.update(gone[column].unique().to_pylist())
+                columns = (gone[name].to_pylist() for name in ("row", "repository", "path"))
+                files.update((repository, path) for _, repository, path in set(zip(*columns, strict=True)))
     emptied = int(((gone_R > 0) & (gone_R == snippets_R)).sum())
     blobs, repositories = frozenset(names["blob_id"]), frozenset(names["repository"])
-    return ShardHits(split, entry, int((gone_R > 0).sum()), emptied, int(gone_R.sum()), text_tokens, blobs, repositories)
+    rows, snippets = int((gone_R > 0).sum()), int(gone_R.sum())
+    return ShardHits(split, entry, rows, emptied, snippets, text_tokens, blobs, repositories, dict(files))
 
 
 def remove(dataset: Path, removal: RemovalList) -> Removal | None:
@@ -137,7 +147,7 @@ def _record(removal: RemovalList, hits: Sequence[ShardHits]) -> Removal:
         listed_blobs=len(removal.blobs),
         listed_repositories=len(removal.repositories),
         blobs=tuple(sorted(set(removal.blobs) & _union(found.blobs for found in hits))),
-        repositories=tuple(sorted(set(removal.repositories) & _union(found.repositories for found in hits))),
+        repositories=tuple(sorted(name for name in _union(found.repositories for found in hits) if name in removal.names)),
         shards=tuple(found.entry.path for found in hits),
         rows=sum(found.rows for found in hits),
         emptied_rows=sum(found.emptied_rows for found in hits),
@@ -168,7 +178,7 @@ def _rewrite(dataset: Path, manifest: Manifest, found: ShardHits, special: Speci
 
 
 def print_plan(hits: Sequence[ShardHits]) -> None:
-    """Print the planned removals per shard."""
+    """Print the planned removals per shard, and per file of each repository."""
     table = Table("shard", title="planned removals", title_justify="left")
     table.columns[0].no_wrap = True
     for name in ("rows changed", "of these emptied", "of all rows", "snippets", "text tokens"):
@@ -179,31 +189,61 @@ def print_plan(hits: Sequence[ShardHits]) -> None:
     if len(hits) > _SHOWN_SHARDS:
         table.add_row(f"{len(hits) - _SHOWN_SHARDS} more shards", "", "", "", "", "")
     make_console().print(table)
+    files: Counter[tuple[str, str]] = Counter()
+    for found in hits:
+        files.update(found.files)
+    by_repository = Counter(repository for repository, _ in files)
+    print(f"{counted(len(files), 'file')} of {counted(len(by_repository), 'repository')} would go:")
+    for (repository, path), rows in sorted(files.items())[:_SHOWN_FILES]:
+        print(escaped(f"  {repository} {path}: {counted(rows, 'row')}").replace("\n", "\\n"))
+    if len(files) > _SHOWN_FILES:
+        print(f"  and {len(files) - _SHOWN_FILES:,} more files; `mose-data lineage --repository NAME` lists them")
 
 
-def summary_lines(removal: RemovalList, done: Removal) -> list[str]:
+def unmatched_names(dataset: Path, removal: RemovalList, done: Removal) -> dict[str, list[str]]:
+    """The listed names that match no repository of the data set, each with the names in it that resemble it most."""
+    missing = unmatched(removal.repositories, done.repositories)
+    if not missing:
+        return {}
+    manifest, names = read_manifest(dataset), set[str]()
+    for entries in manifest.splits.values():
+        for entry in entries:
+            with LineageTable(entry.lineage_in(dataset)) as table:
+                names |= table.values("repository")
+    return {entry: near_matches(entry, names) if number < _NAMED_MISSING else [] for number, entry in enumerate(missing)}
+
+
+def summary_lines(removal: RemovalList, done: Removal, missing_names: dict[str, list[str]]) -> list[str]:
     """The counts of what was, or would be, removed, and the listed entries that the data set does not hold."""
     taken = f"{counted(done.snippets, 'snippet')} ({counted(done.text_tokens, 'text token')})"
     where = f"in {counted(done.rows, 'row')} of {counted(len(done.shards), 'shard')}"
     lines = [f"{taken} {where}; {done.emptied_rows:,} of these rows have no snippet left"]
-    pairs = (("blob ids", removal.blobs, done.blobs), ("repositories", removal.repositories, done.repositories))
-    for what, listed, found in pairs:
-        there = set(found)
-        missing = [name for name in listed if name not in there]
+    there = set(done.blobs)
+    blobs = {blob: list[str]() for blob in removal.blobs if blob not in there}
+    for what, listed, missing in (("blob ids", removal.blobs, blobs), ("repositories", removal.repositories, missing_names)):
         if missing:
-            named = ", ".join(missing[:_NAMED_MISSING]) + (", ..." if len(missing) > _NAMED_MISSING else "")
-            lines.append(f"{len(missing):,} of {len(listed):,} {what} are not in the data set: {named}")
+            shown = list(missing.items())[:_NAMED_MISSING]
+            named = ", ".join(f"{name} (near: {', '.join(near)})" if near else name for name, near in shown)
+            more = ", ..." if len(missing) > _NAMED_MISSING else ""
+            lines.append(f"{len(missing):,} of {len(listed):,} {what} are not in the data set: {named}{more}")
     return lines
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("dataset", type=str, help="Folder of a finished data set.")
     parser.add_argument("--blobs", type=str | None, default=None, help="Text file of SHA-1 blob ids, one per line.")
-    parser.add_argument("--repositories", type=str | None, default=None, help="Text file of repository names, one per line.")
-    parser.add_argument("--dry-run", action="store_true", help="Only print which shards, rows and tokens would be removed.")
+    parser.add_argument(
+        "--repositories",
+        type=str | None,
+        default=None,
+        help="Text file of repository names, one per line, in any case; patterns such as owner/* match, # begins a comment.",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="Only list the rows, files and repositories that would be removed."
+    )
 
 
-def _run(parsed: Namespace) -> None:
+def _run(parsed: Namespace) -> int:
     dataset = storage_path(parsed.dataset)
     files = [storage_path(text) if text else None for text in (parsed.blobs, parsed.repositories)]
     removal = read_removal_list(*files)
@@ -214,18 +254,32 @@ def _run(parsed: Namespace) -> None:
             print(unfinished_line(dataset, begun))
         if hits:
             print_plan(hits)
-        print("\n".join(summary_lines(removal, begun or _record(removal, hits))))
-        return
+        planned = begun or _record(removal, hits)
+        missing_names = unmatched_names(dataset, removal, planned)
+        print("\n".join(summary_lines(removal, planned, missing_names)))
+        return _exit_code(removal, planned, missing_names)
     # Checked before the lock, so that no lock file is put into a folder that is no data set; `remove` checks again inside it.
     _opened(dataset, removal)
     with lock_dataset(dataset):
         done = remove(dataset, removal)
-    lines = summary_lines(removal, done or _record(removal, []))
+    record = done or _record(removal, [])
+    missing_names = unmatched_names(dataset, removal, record)
+    lines = summary_lines(removal, record, missing_names)
     print("\n".join([f"removed: {lines[0]}" if done else "nothing removed", *lines[1:]]))
     if done:
         generations = read_manifest(dataset).generations
         note = f"generation {len(generations)} of the data set; a run on an earlier one resumes on it, and says so"
         print(note, file=sys.stderr)
+    return _exit_code(removal, record, missing_names)
 
 
-COMMAND = Command("Remove listed files from a data set; every row keeps its number.", _add_arguments, _run)
+def _exit_code(removal: RemovalList, done: Removal, missing_names: dict[str, list[str]]) -> int:
+    """Not 0 if an entry of a list matched nothing: a takedown that took nothing down must not pass for done."""
+    return NOTHING_FOUND if missing_names or len(done.blobs) < len(removal.blobs) else 0
+
+
+COMMAND = Command(
+    "Remove listed files from a data set; every row keeps its number; exit code 1 if an entry matches nothing.",
+    _add_arguments,
+    _run,
+)

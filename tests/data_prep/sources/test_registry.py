@@ -16,7 +16,7 @@ def write(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def paths(config: SourcesConfig, index: int = 0) -> list[str]:
-    return [file.path for file in read_repository(list_repositories(config)[index], config)]
+    return [file.path for file in read_repository(list_repositories(config)[index], config) if not file.problem]
 
 
 def test_repositories_come_sorted_by_name_from_every_kind(tmp_path: Path) -> None:
@@ -57,6 +57,9 @@ def test_the_byte_limit_stops_in_path_order_and_passes_over_a_larger_file(tmp_pa
     write(tmp_path / "r", {"a.py": b"x" * 100, "b.py": b"x" * 30, "c.py": b"x" * 30, "d.py": b"x"})
     config = SourcesConfig(repositories=(str(tmp_path / "r"),), max_repository_bytes=50)
     assert paths(config) == ["/b.py"]
+    ((ref),) = list_repositories(config)
+    over = [(file.path, file.problem, file.num_bytes) for file in read_repository(ref, config) if file.problem]
+    assert over == [(f"/{name}.py", "over_max_repository_bytes", size) for name, size in (("a", 100), ("c", 30), ("d", 1))]
 
 
 def test_no_repositories_at_all_is_refused(tmp_path: Path) -> None:

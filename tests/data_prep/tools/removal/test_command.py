@@ -185,7 +185,7 @@ def test_a_second_removal_and_one_of_what_is_gone(dataset: Path, capsys: pytest.
     sums = checksums(dataset)
     (tmp_path / "blobs.txt").write_text(first.blobs[0] + "\n")
     code, printed, _ = run(capsys, dataset, "--blobs", tmp_path / "blobs.txt")
-    assert (code, printed.splitlines()[0]) == (0, "nothing removed")
+    assert (code, printed.splitlines()[0]) == (1, "nothing removed")
     assert f"1 of 1 blob ids are not in the data set: {first.blobs[0]}" in printed
     assert checksums(dataset) == sums
     assert verify(dataset).problems == []
@@ -318,11 +318,11 @@ def test_a_dry_run_tells_and_changes_nothing(dataset: Path, capsys: pytest.Captu
     (tmp_path / "blobs.txt").write_text("\n".join([*removal.blobs, "1" * 40]))
     sums = checksums(dataset)
     code, printed, _ = run(capsys, dataset, "--blobs", tmp_path / "blobs.txt", "--dry-run")
-    assert code == 0
+    assert code == 1
     assert checksums(dataset) == sums
     told = printed.splitlines()
     code, printed, _ = run(capsys, dataset, "--blobs", tmp_path / "blobs.txt")
-    assert code == 0
+    assert code == 1
     assert printed.splitlines() == [f"removed: {told[-2]}", told[-1]]
     assert told[-1] == f"1 of {len(removal.blobs) + 1} blob ids are not in the data set: {'1' * 40}"
     assert "shard-000001.tar" in "".join(told)
@@ -441,3 +441,31 @@ def test_each_removal_makes_a_generation(dataset: Path, capsys: pytest.CaptureFi
     assert finish(dataset).generations == first.generations
     assert remove(dataset, RemovalList((), tuple(names))) is None
     assert read_manifest(dataset).generations == first.generations
+
+
+def test_lists_follow_the_rules_of_every_list(packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = sorted({name for row in rows_of(packed) for name, *_ in row})
+    kept, gone = names[0], names[1]
+    for number, text in enumerate((f"{gone.upper()}\n", f"\ufeff{gone}\r\n", f'# why\n"{gone}" # asked\n', f"?{gone[1:-1]}*\n")):
+        dataset = tmp_path / f"copy-{number}"
+        shutil.copytree(packed, dataset)
+        (tmp_path / "names.txt").write_text(text, "utf-8")
+        code, printed, _ = run(capsys, dataset, "--repositories", tmp_path / "names.txt", "--dry-run")
+        assert code == 0
+        assert f"  {gone} /file_0.py: " in printed
+        assert run(capsys, dataset, "--repositories", tmp_path / "names.txt")[0] == 0
+        left = {name for row in rows_of(dataset) for name, *_ in row}
+        assert (gone in left, kept in left or number == 3) == (False, True)
+
+
+def test_a_name_that_matches_nothing_is_told_with_near_ones(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sums = checksums(dataset)
+    (tmp_path / "names.txt").write_text("repository-99\nrepository-01#2\n")
+    code, printed, _ = run(capsys, dataset, "--repositories", tmp_path / "names.txt")
+    assert code == 1
+    assert printed.startswith(
+        "nothing removed\n2 of 2 repositories are not in the data set: repository-01#2 (near: repository-01,"
+    )
+    assert checksums(dataset) == sums

@@ -1,0 +1,67 @@
+"""A set of blob ids in 8 bytes each, mapped from a file: the files of the held-out repositories."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from mose.errors import MoseError
+from mose.files.atomic_file import atomic_write
+from mose.files.storage import is_local
+from mose.seeding import UINT64_ARRAY
+
+# The first 64 bits of a SHA-1: among 10^7 held-out files, one of 10^9 others is taken for a copy with p = 5e-4.
+_DIGITS = 16
+
+
+class BlobSet:
+    """Blob ids by their first 64 bits."""
+
+    def __init__(self, prefixes_B: UINT64_ARRAY):
+        """`prefixes_B` [B], ascending and without repetitions."""
+        self._prefixes_B = prefixes_B
+
+    @staticmethod
+    def of(blob_ids: Iterable[str]) -> "BlobSet":
+        """The set of these ids; those that are no SHA-1 are passed over."""
+        found = (prefix for blob_id in blob_ids if (prefix := _prefix(blob_id)) is not None)
+        return BlobSet(np.unique(np.fromiter(found, np.uint64)))
+
+    @staticmethod
+    def read(path: Path) -> "BlobSet":
+        """The set that `write` wrote.
+
+        Raises:
+            MoseError: the file is missing or is not such a set.
+        """
+        try:
+            if is_local(path):
+                return BlobSet(np.load(path, mmap_mode="r", allow_pickle=False))
+            with path.open("rb") as file:
+                return BlobSet(np.load(file, allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise MoseError(
+                f"{path}: not a readable set of blob ids: {error}; expected it as `mose-data pack` wrote it"
+            ) from None
+
+    def write(self, path: Path) -> None:
+        """Write the set atomically."""
+        with atomic_write(path) as file:
+            np.save(file, self._prefixes_B, allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self._prefixes_B)
+
+    def __contains__(self, blob_id: str) -> bool:
+        prefix = _prefix(blob_id)
+        if prefix is None or not len(self._prefixes_B):
+            return False
+        place = int(np.searchsorted(self._prefixes_B, np.uint64(prefix)))
+        return place < len(self._prefixes_B) and int(self._prefixes_B[place]) == prefix
+
+
+def _prefix(blob_id: str) -> int | None:
+    try:
+        return int(blob_id[:_DIGITS], 16) if len(blob_id) >= _DIGITS else None
+    except ValueError:
+        return None

@@ -1,0 +1,73 @@
+"""No held-out file stands in train, too: copies are dropped by default, the same ones whatever the number of tasks."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from data_prep.execution.pack import pack_dataset
+from data_prep.ingest.grouping.config import GroupConfig
+from data_prep.ingest.grouping.run import group
+from data_prep.pipeline.config import PackConfig
+from data_prep.sources.registry import SourcesConfig
+from data_prep.sources.repositories import split_of
+from data_prep.tools.verify import verify
+from mose.dataset.manifest import MANIFEST_NAME, SPLITS
+from tests.data_prep.repositories import made_text, make_config
+from tests.data_prep.stack_rows import stack_file, write_repositories
+
+COPY = "copy_of_held_out"
+
+
+def blobs_by_split(dataset: Path) -> list[set[str]]:
+    found = [[pq.read_table(path)["blob_id"].to_pylist() for path in (dataset / split).glob("lineage-*")] for split in SPLITS]
+    return [{blob for blobs in tables for blob in blobs} for tables in found]
+
+
+def forked(tmp_path: Path) -> PackConfig:
+    """Repositories of which four, held-out ones among them, have a fork in train."""
+    config = make_config(tmp_path)
+    folder = tmp_path / "repositories"
+    for number in range(24):
+        name = f"repository-{number:02d}"
+        fork = f"fork-of-{name}"
+        splits = [split_of(each, config.seed, config.held_out_fraction) for each in (name, fork)]
+        if splits == ["held_out", "train"]:
+            shutil.copytree(folder / name, folder / fork)
+    return config
+
+
+def packed(config: PackConfig, output: Path) -> tuple[int, list[set[str]]]:
+    pack_dataset(dataclasses.replace(config, output=str(output)))
+    assert verify(output).problems == []
+    reasons = json.loads((output / MANIFEST_NAME).read_text())["statistics"]["filters"]["reasons"]
+    return reasons.get(COPY, {"files": 0})["files"], blobs_by_split(output)
+
+
+def test_copies_are_dropped_from_train_whatever_the_number_of_tasks(tmp_path: Path) -> None:
+    config = forked(tmp_path)
+    found = [packed(dataclasses.replace(config, num_tasks=tasks), tmp_path / str(tasks)) for tasks in (1, 3)]
+    assert found[0] == found[1]
+    dropped, (train, held_out) = found[0]
+    assert dropped > 0 and held_out and not train & held_out
+    kept = dataclasses.replace(config, held_out_copies="count")
+    dropped, (train, held_out) = packed(kept, tmp_path / "count")
+    assert dropped == 0 and train & held_out
+    statistics = json.loads((tmp_path / "count" / MANIFEST_NAME).read_text())["statistics"]
+    assert statistics["copies_of_held_out_in_train"] == found[0][0]
+
+
+def test_parquet_rows_listed_and_grouped_give_the_same(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    names = [f"{owner}/p{number}" for number in range(30) for owner in ("alice", "bob")]
+    rows = [(name, [stack_file(f"/{i}.py", made_text(9, f"{name[-2:]}.{i}")) for i in range(3)]) for name in names]
+    source = write_repositories(tmp_path / "a.parquet", rows, with_content=True)
+    group(GroupConfig(inputs=(str(source),), output=str(tmp_path / "grouped"), num_parts=2))
+    found = []
+    for place in (source, tmp_path / "grouped"):
+        sources = SourcesConfig(stack_v2=(str(place),))
+        found.append(packed(dataclasses.replace(config, sources=sources, num_tasks=2), tmp_path / f"of-{place.name}"))
+    assert found[0] == found[1]
+    assert found[0][0] > 0 and not found[0][1][0] & found[0][1][1]
