@@ -19,7 +19,7 @@ class PaddedDecoder:
         self._decoder = decoder
         self._columns = -decoder.in_features % multiple
         self._padded_VW: Tensor | None = None
-        decoder.forward = self._project  # type: ignore[method-assign]
+        decoder.forward = self._project  # type: ignore[method-assign, assignment]
 
     def renew(self) -> None:
         """Copy the present weight; call it once per forward pass. The copy stays for the recomputation in the backward pass."""
