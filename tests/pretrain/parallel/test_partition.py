@@ -1,7 +1,6 @@
 """ZeRO partitions inside a node: their checkpoints, resumes in and from other layouts, and what the config refuses.
 
-Losses, gradients and norms against a plain loop are cells of tests/pretrain/test_layouts.py; collectives of 512 ranks are in
-tests/pretrain/test_collectives.py.
+Losses, gradients and norms against a plain loop are cells of tests/pretrain/test_layouts.py.
 """
 
 import dataclasses
