@@ -1,6 +1,7 @@
 """Measurements of one CUDA device within minutes: kernels against float32 on the CPU, then the 1B model's training step.
 
-Tokens per second and share of the device's peak by micro-batch, memory, padded against unpadded rows, one exit against five,
+Tokens per second and share of the device's peak by micro-batch, memory, a save, a resume in another layout and an export
+(where DeepSpeed is installed), padded against unpadded rows, one exit against five,
 attention back ends, activation checkpointing, compiled layers, the width of the vocabulary projection; in the order of their
 worth. Each part is a process with a deadline, and the JSON is written after each: a fault or a hang loses one part. Needs this
 repository, torch and numpy; what is absent (DeepSpeed, flash-attn, transformers) is named and skipped, and so are parts for

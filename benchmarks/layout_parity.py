@@ -25,7 +25,7 @@ from tests.pretrain.layout_cells import ALL, BARS, STEPS, differences, plain_loo
 
 BEGIN, END = "<!-- layout parity: begin -->", "<!-- layout parity: end -->"
 MEASURES = ("loss", "gradient", "norm")
-HEADER = ("DP", "TP", "SP", "rows", "ZeRO", "checkpointing", "precision", "compile", *MEASURES)
+HEADER = ("DP", "TP", "SP", "rows", "ZeRO", "over ranks", "checkpointing", "precision", "compile", *MEASURES)
 
 
 def main() -> None:
@@ -89,7 +89,9 @@ def lines(figures: dict[str, Any]) -> list[list[str]]:
         [
             *(str(cell[name]) for name in ("data_ranks", "tensor_ranks")),
             "yes" if cell["sequence_parallel"] else "",
-            *(str(cell[name]) for name in ("micro_batch_rows", "zero_stage", "activation_checkpointing", "precision")),
+            *(str(cell[name]) for name in ("micro_batch_rows", "zero_stage")),
+            str(cell.get("zero_partition_ranks") or ""),
+            *(str(cell[name]) for name in ("activation_checkpointing", "precision")),
             "yes" if cell["compile"] else "",
             *("-" if cell[name] is None else f"{cell[name]:.1e}" for name in MEASURES),
         ]

@@ -1,15 +1,15 @@
-"""What one device's step implies for the paper's run: time per step, traffic, share of the peak and days by number of GPUs.
+"""What one device's step implies for the paper's run: time per step, traffic, share of the peak and days by fabric and GPUs.
 
-Arithmetic, no measurement of a cluster; every assumption is a field of `Cluster` or `Communication`. The step of one device
-comes from a result of benchmarks/gpu_suite.py where there is one, else from an assumed share of the peak.
+Arithmetic, no measurement of a cluster; assumptions are fields of the classes in benchmarks/scaling_parts/model.py. The step of
+one device comes from a result of benchmarks/gpu_suite.py where there is one, else from an assumed share of the peak.
 
 python -m benchmarks.scaling [--measured benchmarks/results/gpu_suite_DATE.json] [--markdown docs/performance.md]
     [--plot docs/images/scaling.svg]
 """
 
 import argparse
+import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -17,138 +17,80 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from benchmarks.scaling_parts.model import (
+    A100,
+    H100,
+    PAPERS_FABRIC,
+    WAYS,
+    ZERO_1_FP32,
+    Fabric,
+    Run,
+    step_on,
+    utilization,
+)
+from benchmarks.scaling_parts.peers import PEERS
 from mose.files.atomic_file import write_text
-from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.model_config import ModelConfig
-from mose.model.size import encoder_parameters, head_parameters
-from pretrain.data.masking import MASKED_SHARE
-from pretrain.model.terms.term import Denominators
-from pretrain.monitoring.throughput import DEVICE_PEAKS, step_flops
-from pretrain.step import BatchCounts
 
-GLOBAL_ROWS = 2048
 STEPS = 245_000
 GPUS = (8, 16, 32, 64, 128, 256, 512)
+FABRICS = (
+    (A100, Fabric(4, 1, 200)),
+    (A100, PAPERS_FABRIC),
+    (A100, Fabric(4, 4, 200)),
+    (A100, Fabric(8, 8, 200)),
+    (H100, Fabric(4, 4, 200, nvlink_bytes_per_second=300e9)),
+    (H100, Fabric(8, 8, 400, nvlink_bytes_per_second=300e9)),
+)
 BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Assumptions about the machines."""
-
-    peak: float = DEVICE_PEAKS["A100"]
-    """bf16 FLOP/s of a GPU: an A100's data sheet."""
-    utilization: float = 0.5
-    """Share of it that one GPU's step reaches alone: what peers of this size report (TinyLlama 56 %, ESM-2 3B 62 %)."""
-    node_gpus: int = 8
-    node_bytes_per_second: float = 200e9
-    """Of one GPU in a ring inside a node: NVLink 3 moves 300e9 each way, two thirds of it in practice."""
-    network_bytes_per_second: float = 20e9
-    """Of one GPU in a ring over nodes: a 200 Gb/s adapter for each GPU, 80 % of it in practice."""
-    micro_batch_rows: int = 4
-    tokens_a_row: float = 1998.7
-    """Real tokens of a default row (benchmarks/gpu_parts/row_lengths.json)."""
-    optimizer_bytes_per_second: float = 1.2e12
-    """At which ZeRO's share of masters and moments is read and written: three quarters of an A100's memory."""
-    slowest_rank: float = 1.01
-    """Work of the most loaded rank over the mean."""
-
-    def bandwidth(self, gpus: int) -> float:
-        """Bytes per second of one GPU in a ring over all of them."""
-        return self.node_bytes_per_second if gpus <= self.node_gpus else self.network_bytes_per_second
+def markdown(run: Run) -> str:
+    """The tables of docs/performance.md: by way at 512 GPUs, by fabric, by number of GPUs, and published runs."""
+    parts = ([*_by_way(run), ""], [*_by_fabric(run), ""], [*_by_number(run), ""], _peers())
+    return "\n".join(line for part in parts for line in part)
 
 
-@dataclass(frozen=True)
-class Communication:
-    """How gradients are reduced at ZeRO 1."""
-
-    name: str
-    gradient_bytes: int
-    """Bytes of one gradient value on the wire."""
-    passes: int
-    """2 for an all-reduce, 1 for a reduce-scatter."""
-
-
-WAYS = (
-    Communication("all-reduce in float32 (the default)", 4, 2),
-    Communication("all-reduce in bf16", 2, 2),
-    Communication("reduce to the owner in bf16 (the least)", 2, 1),
-)
-
-
-@dataclass(frozen=True)
-class Step:
-    """Seconds and bytes of one step on one GPU."""
-
-    compute: float
-    gradient_bytes: float
-    parameter_bytes: float
-    exposed: float
-    optimizer: float
-
-    @property
-    def seconds(self) -> float:
-        """The sum of the parts that do not overlap."""
-        return self.compute + self.exposed + self.optimizer
-
-
-def paper_shape() -> ModularStarEncoderConfig:
-    """The 1B model."""
-    return ModularStarEncoderConfig(**ModelConfig().hugging_face())
-
-
-def flops_of(shape: ModularStarEncoderConfig, rows: float, tokens_a_row: float) -> float:
-    """Model operations of a step of `rows` rows, all of the same length."""
-    per_row = Denominators(round(MASKED_SHARE * tokens_a_row), 1), BatchCounts(round(tokens_a_row), 0, round(tokens_a_row**2))
-    return rows * step_flops(shape, *per_row)
-
-
-def step_on(gpus: int, cluster: Cluster, way: Communication) -> Step:
-    """One step of the paper's 2,048 rows over `gpus` GPUs at TP = 1 and ZeRO 1.
-
-    compute = operations x slowest rank / (peak x utilization), a third of it forward. Gradients travel while the backward
-    pass of the last micro-batch runs (its accumulation is local before): what takes longer than that is exposed.
-    Parameters are gathered in bf16 after the update, with nothing beside them. A ring moves (n - 1) / n of the bytes a pass;
-    latencies are left out.
-    """
-    shape = paper_shape()
-    parameters = encoder_parameters(shape, shape.num_hidden_layers) + head_parameters(shape)
-    rows = GLOBAL_ROWS / gpus
-    compute = flops_of(shape, rows, cluster.tokens_a_row) * cluster.slowest_rank / (cluster.peak * cluster.utilization)
-    last_backward = compute * min(1.0, cluster.micro_batch_rows / rows) * 2 / 3
-    ring = (gpus - 1) / gpus
-    gradients, gathered = way.passes * ring * parameters * way.gradient_bytes, ring * parameters * 2
-    bandwidth = cluster.bandwidth(gpus)
-    exposed = max(0.0, gradients / bandwidth - last_backward) + gathered / bandwidth
-    # Masters and two moments read and written, gradient read, weight written: 30 bytes a value of this rank's share.
-    optimizer = parameters / gpus * 30 / cluster.optimizer_bytes_per_second
-    return Step(compute, gradients, gathered, exposed, optimizer)
-
-
-def utilization(gpus: int, cluster: Cluster, way: Communication) -> float:
-    """Share of all GPUs' peak that the whole step reaches."""
-    flops = flops_of(paper_shape(), GLOBAL_ROWS, cluster.tokens_a_row)
-    return flops / (step_on(gpus, cluster, way).seconds * gpus * cluster.peak)
-
-
-def markdown(cluster: Cluster) -> str:
-    """The tables of docs/performance.md: by way of reducing at 512 GPUs, and by number of GPUs."""
-    lines = [
-        "| at 512 GPUs, 4 rows a GPU | gradients | parameters | compute | exposed | step | MFU | 245,000 steps | GPU-hours |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+def _by_way(run: Run) -> list[str]:
+    header = "gradients | weights | compute | reduction | gather | optimizer | step | MFU | 245,000 steps | GPU-hours"
+    lines = [f"| 512 x {run.device.name}, {run.fabric.name} | {header} |", "|---" * 11 + "|"]
     for way in WAYS:
-        step = step_on(512, cluster, way)
+        step = step_on(512, run, way)
         days = STEPS * step.seconds / 86400
         traffic = f"{step.gradient_bytes / 1e9:.1f} GB | {step.parameter_bytes / 1e9:.1f} GB"
-        times = f"{step.compute:.2f} s | {step.exposed:.2f} s | {step.seconds:.2f} s"
-        share = utilization(512, cluster, way)
-        lines.append(f"| {way.name} | {traffic} | {times} | {share:.0%} | {days:.1f} days | {days * 24 * 512:,.0f} |")
-    lines += ["", "| GPUs | rows a GPU | " + " | ".join(way.name for way in WAYS) + " |", "|---|---|" + "---|" * len(WAYS)]
+        milliseconds = (step.compute, step.reduction, step.gather, step.optimizer, step.seconds)
+        times = " | ".join(f"{1e3 * seconds:.0f} ms" for seconds in milliseconds)
+        share = utilization(512, run, way)
+        lines.append(f"| {way.name} | {traffic} | {times} | {share:.1%} | {days:.2f} days | {days * 24 * 512:,.0f} |")
+    return lines
+
+
+def _by_fabric(run: Run) -> list[str]:
+    lines = ["| MFU at 512 GPUs, 4 rows per GPU | bus GB/s | " + " | ".join(way.name for way in WAYS) + " |"]
+    lines.append("|---" * (2 + len(WAYS)) + "|")
+    for listed, fabric in FABRICS:
+        # A measured share is of the device that it was measured on.
+        device = run.device if listed.name == run.device.name else listed
+        on_it = dataclasses.replace(run, device=device, fabric=fabric)
+        shares = " | ".join(f"{utilization(512, on_it, way):.1%}" for way in WAYS)
+        lines.append(f"| {device.name}, {fabric.name} | {fabric.bus(512) / 1e9:.0f} | {shares} |")
+    return lines
+
+
+def _by_number(run: Run) -> list[str]:
+    lines = ["| GPUs | rows per GPU | " + " | ".join(way.name for way in WAYS) + " |", "|---" * (2 + len(WAYS)) + "|"]
     for gpus in GPUS:
-        shares = " | ".join(f"{utilization(gpus, cluster, way):.0%}" for way in WAYS)
-        lines.append(f"| {gpus} | {GLOBAL_ROWS // gpus} | {shares} |")
-    return "\n".join(lines)
+        shares = " | ".join(f"{utilization(gpus, run, way):.1%}" for way in WAYS)
+        lines.append(f"| {gpus} | {run.global_rows // gpus} | {shares} |")
+    return lines
+
+
+def _peers() -> list[str]:
+    lines = ["| published run | GPU-hours | MFU (6ND) | one GPU alone, by the model | assumed here | source |", "|---" * 6 + "|"]
+    for peer in PEERS:
+        alone = peer.published / peer.kept(ZERO_1_FP32)
+        shares = f"{peer.published:.0%} | {alone:.0%} | {peer.device.utilization:.0%}"
+        lines.append(f"| {peer.name}, {peer.gpus} x {peer.device.name[:4]} | {peer.gpu_hours:,.0f} | {shares} | {peer.source} |")
+    return lines
 
 
 def replaced(text: str, table: str) -> str:
@@ -161,18 +103,18 @@ def replaced(text: str, table: str) -> str:
     return f"{text[:before]}\n\n{table}\n\n{text[after:]}"
 
 
-def plot(cluster: Cluster, path: Path) -> None:
-    """Share of the peak over the number of GPUs, one line per way of reducing."""
+def plot(run: Run, path: Path) -> None:
+    """Share of the peak over the number of GPUs, one line per way of communicating."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for way, style in zip(WAYS, ("-", "-", ":"), strict=True):
-        shares = [100 * utilization(gpus, cluster, way) for gpus in GPUS]
+    for way, style in zip(WAYS, ("-", "--", "-", "--", ":"), strict=True):
+        shares = [100 * utilization(gpus, run, way) for gpus in GPUS]
         axes.plot(GPUS, shares, linestyle=style, marker="o", label=way.name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(GPUS, [str(gpus) for gpus in GPUS])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("GPUs (2,048 rows per step in all)")
     axes.set_ylabel("model FLOPs utilization, %")
-    axes.set_title("Projected from one device's step, TP = 1, ZeRO 1")
+    axes.set_title(f"Projected from one device's step: {run.device.name}, {run.fabric.name}")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,16 +134,20 @@ def measured_utilization(path: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measured", type=Path, help="JSON that benchmarks/gpu_suite.py wrote on a GPU.")
+    parser.add_argument("--device", choices=("A100", "H100"), default="A100", help="GPU of the tables.")
     parser.add_argument("--markdown", type=Path, help="File in which to replace the part between the markers.")
     parser.add_argument("--plot", type=Path, help="SVG or PNG to write.")
     arguments = parser.parse_args()
-    cluster = Cluster(utilization=measured_utilization(arguments.measured)) if arguments.measured else Cluster()
-    table = markdown(cluster)
+    device = A100 if arguments.device == "A100" else H100
+    if arguments.measured:
+        device = dataclasses.replace(device, utilization=measured_utilization(arguments.measured))
+    run = Run(device=device)
+    table = markdown(run)
     print(table)
     if arguments.markdown:
         write_text(arguments.markdown, replaced(arguments.markdown.read_text(), table))
     if arguments.plot:
-        plot(cluster, arguments.plot)
+        plot(run, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -77,9 +77,9 @@ ORDER = {
     "pretrain": "data config storage parallel model step checkpoints monitoring analysis train mock_step cli",
     "pretrain.data": "rows row_cost order mixture masking balancing micro_batch loader prefetch",
     "pretrain.config": "objective deepspeed_options run identity frozen",
-    "pretrain.storage": "local_rows joined_rows range_rows window_file staged_rows run_data",
-    "pretrain.parallel": "stage topology zero tensor sequence context machine watchdog weights_only engine launch",
-    "pretrain.model": "terms loss activation_checkpointing compilation dropout training_model warm_start",
+    "pretrain.storage": "local_rows node_labels joined_rows range_rows window_file staged_rows run_data",
+    "pretrain.parallel": "stage topology zero partition tensor sequence context machine watchdog weights_only engine launch",
+    "pretrain.model": "terms loss activation_checkpointing compilation dropout padded_decoder training_model warm_start",
     "pretrain.model.terms": "vocabulary term masked_tokens row_task distillation registry",
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",

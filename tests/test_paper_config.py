@@ -14,8 +14,10 @@ CONFIG = Path(__file__).parent.parent / "configs" / "mose_1b.yaml"
 
 # Layout and micro-batch tokens of the runs planned for 512 GPUs of 80 GB, by what their names end in.
 LARGE_RUNS = {
-    "tp1_zero1": (Layout(world_size=512, tensor_ranks=1, data_ranks=512, micro_batches=1), 4 * 2048),
-    "tp4_dp128": (Layout(world_size=512, tensor_ranks=4, data_ranks=128, micro_batches=1), 16 * 2048),
+    "512gpu_tp1_zero1": (Layout(world_size=512, tensor_ranks=1, data_ranks=512, micro_batches=1, partition_ranks=4), 4 * 2048),
+    "512gpu_tp4_dp128": (Layout(world_size=512, tensor_ranks=4, data_ranks=128, micro_batches=1), 16 * 2048),
+    "64gpu": (Layout(world_size=64, tensor_ranks=1, data_ranks=64, micro_batches=4, partition_ranks=4), 8 * 2048),
+    "8gpu": (Layout(world_size=8, tensor_ranks=1, data_ranks=8, micro_batches=32), 8 * 2048),
 }
 
 # The paper's list: dotted name in our config, value, section where the paper prints it.
@@ -67,25 +69,25 @@ def test_defaults_are_the_papers_run() -> None:
 
 
 @pytest.mark.parametrize("name", LARGE_RUNS)
-def test_run_on_512_gpus_divides_its_rows_and_fits_their_memory(name: str) -> None:
-    config = load_config(PretrainConfig, CONFIG.with_name(f"mose_1b_512gpu_{name}.yaml"))
+def test_a_large_run_divides_its_rows_and_fits_their_memory(name: str) -> None:
+    config = load_config(PretrainConfig, CONFIG.with_name(f"mose_1b_{name}.yaml"))
     expected, tokens = LARGE_RUNS[name]
-    layout = Layout.of(config, 512)
+    layout = Layout.of(config, expected.world_size)
     assert (layout, config.micro_batch_tokens) == (expected, tokens)
     assert config.batch.global_rows % (layout.data_ranks * config.batch.micro_batch_rows) == 0
     # A fifth is left to fragmentation and what communication keeps.
     assert estimate_memory(config, layout).total / GIB < 0.8 * 80
     numbers = dict(derived_numbers(config, layout, ()))
-    assert numbers["ranks"] == f"512 = {layout.data_ranks} data x {layout.tensor_ranks} tensor, ZeRO 1"
+    assert numbers["ranks"] == f"{layout.world_size} = {layout.data_ranks} data x {layout.tensor_ranks} tensor, ZeRO 1"
     total = round(float(numbers["memory per device: total"].split()[0]))
-    assert f"{total} GiB a device (estimate)" in CONFIG.with_name(f"mose_1b_512gpu_{name}.yaml").read_text("utf-8")
+    assert f"{total} GiB a device (estimate)" in CONFIG.with_name(f"mose_1b_{name}.yaml").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", LARGE_RUNS)
-def test_run_on_512_gpus_is_the_papers_but_for_its_layout(name: str) -> None:
+def test_a_large_run_is_the_papers_but_for_its_layout(name: str) -> None:
     paper, large = (
         load_config(PretrainConfig, CONFIG),
-        load_config(PretrainConfig, CONFIG.with_name(f"mose_1b_512gpu_{name}.yaml")),
+        load_config(PretrainConfig, CONFIG.with_name(f"mose_1b_{name}.yaml")),
     )
     own = {field: getattr(large, field) for field in ("parallel", "batch", "intervals", "deepspeed")}
     assert dataclasses.replace(paper, **own) == large

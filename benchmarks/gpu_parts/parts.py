@@ -12,6 +12,7 @@ from typing import Any
 CHECKS = {"attention": "check_attention", "model": "check_model", "optimizer": "check_optimizer"}
 TIMINGS = (
     "micro_batches",
+    "checkpoints",
     "padding",
     "exits",
     "attention_backends",
@@ -47,10 +48,26 @@ def run_part(name: str, device_name: str, rows: int, result: Path) -> None:
     if name == "padding" and any(one.startswith("transformers:") for one in left_out):
         write_json(result, found | {"left_out": [*left_out, "padding: needs transformers, whose padded model it compares with"]})
         return
+    needed = [package for package in ("deepspeed", "safetensors", "transformers") if _is_absent(package, left_out)]
+    if name == "checkpoints" and needed:
+        left_out.append(f"checkpoints: needs {', '.join(needed)}, with which a run saves and exports")
+        write_json(result, found | {"left_out": left_out})
+        return
     timings = importlib.import_module("benchmarks.gpu_parts.training_steps")
+    place = timings
+    if name == "checkpoints":
+        from pretrain.parallel.context import choose_accelerator
+
+        choose_accelerator()
+        place = importlib.import_module("benchmarks.gpu_parts.checkpoints")
     sweep = timings.Sweep(model, device, device_peak(device), 8 if on_gpu else 3, rows)
     sweep.keep = lambda figures: write_json(result, found | {name: figures, "rows": sweep.rows})
-    sweep.keep(getattr(timings, name)(sweep))
+    sweep.keep(getattr(place, name)(sweep))
+
+
+def _is_absent(package: str, left_out: list[str]) -> bool:
+    stood_in = any(one.startswith(f"{package}:") for one in left_out)
+    return stood_in or importlib.util.find_spec(package) is None
 
 
 def _rehearsal() -> Any:

@@ -52,7 +52,7 @@ def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
         weights=parameters * size // (data if stage == 3 else 1),
         # Several micro-batches add up in float32.
         gradients=parameters * (4 if layout.micro_batches > 1 else size) // (data if stage >= 2 else 1),
-        optimizer=parameters * OPTIMIZER_BYTES // (data if stage >= 1 else 1),
+        optimizer=parameters * OPTIMIZER_BYTES // (layout.zero_ranks if stage >= 1 else 1),
         activations=int(tokens * activation_numbers(config, tensor) * size),
         logits=masked * config.model.padded_vocabulary_size // tensor * (2 * size + 8 + term_bytes),
     )

@@ -175,7 +175,7 @@ class CheckpointStore:
             mine[path.relative_to(folder).as_posix()] = file_sha256(path), size
         merged = {name: value for part in self._gather(mine) for name, value in part.items()}
         sizes = {name: size for name, (_, size) in merged.items()}
-        if fault := self.from_main(lambda: _missing(folder, sizes, self._context.layout.world_size)):
+        if fault := self.from_main(lambda: _missing(folder, sizes, self._context.layout.parts)):
             raise OSError(fault)
         return {name: digest for name, (digest, _) in merged.items()}, sizes
 

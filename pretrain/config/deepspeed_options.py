@@ -84,6 +84,17 @@ def check_deepspeed_options(options: Mapping[str, Any]) -> None:
         _check(f"{ZERO}.{name}", value)
 
 
+def check_reduced_over_all(options: Mapping[str, Any]) -> None:
+    """Check that gradients are reduced by all-reduces of whole buckets, as `parallel.zero_partition_ranks` needs it.
+
+    Raises:
+        MoseError: an option chooses another way.
+    """
+    for name in ("reduce_scatter", "use_multi_rank_bucket_allreduce", "contiguous_gradients"):
+        value = options.get(ZERO, {}).get(name, True)
+        require(value is True, f"deepspeed.{ZERO}.{name}: {value} with parallel.zero_partition_ranks, expected true")
+
+
 def _check(name: str, value: Any) -> None:
     elsewhere = f"deepspeed.{name}: cannot be given here, because the config decides it: {DECIDED_BY.get(name)}"
     require(name not in DECIDED_BY, elsewhere)

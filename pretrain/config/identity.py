@@ -17,6 +17,7 @@ DATA_GENERATIONS = "data.generations"
 """Per data set the content roots of its generations; the fingerprint stays the same when `mose-data remove` empties rows."""
 TENSOR_RANKS = "parallel.tensor_parallel_size"
 ZERO_STAGE = "parallel.zero_stage"
+ZERO_PARTITION = "parallel.zero_partition_ranks"
 PRECISION = "parallel.precision"
 WEIGHT_ORDER = "parallel.weight_order"
 """How ZeRO 1 and 2 lay out the weights of a partition, no field of the config; checkpoints without it have the model's order."""
@@ -40,9 +41,18 @@ FREE_FIELDS = (
 # Fields that distribute the same sums over devices: they change the last bits of a loss and nothing else. So do the raw
 # DeepSpeed options that are passed through and not free: bucket sizes decide in which order gradients are added.
 _LAYER_LAYOUT = ("parallel.sequence_parallel", "parallel.compile", "parallel.deterministic", "parallel.threads_per_rank")
-LAYOUT_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, WEIGHT_ORDER, MICRO_BATCH_ROWS, MICRO_BATCH_TOKENS, *_LAYER_LAYOUT)
+LAYOUT_FIELDS = (
+    WORLD_SIZE,
+    TENSOR_RANKS,
+    ZERO_STAGE,
+    ZERO_PARTITION,
+    WEIGHT_ORDER,
+    MICRO_BATCH_ROWS,
+    MICRO_BATCH_TOKENS,
+    *_LAYER_LAYOUT,
+)
 # If one of these differs, the ranks of this run need other parts than those saved, and the checkpoint has to be converted.
-RESHAPING_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, WEIGHT_ORDER, PRECISION)
+RESHAPING_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, ZERO_PARTITION, WEIGHT_ORDER, PRECISION)
 _SHAPES = ("vocabulary_size", "width", "feed_forward_width", "num_layers", "num_heads", "num_key_value_heads", "exit_layers")
 # The stored tensors have these shapes, and the optimiser's states these groups: not even --allow-change can change them.
 _PARTS = ("layer_index_width", "norm_after_last_layer")
@@ -169,5 +179,7 @@ def describe_layout(identity: dict[str, Any]) -> str:
     """A layout in words, e.g. `data 2 x tensor 1, ZeRO 1, bf16, 4 rows per micro-batch`."""
     tensor = identity.get(TENSOR_RANKS) or 1
     data = (identity.get(WORLD_SIZE) or 0) // tensor
-    kind = f"ZeRO {identity.get(ZERO_STAGE)}, {identity.get(PRECISION)}"
+    partition = identity.get(ZERO_PARTITION) or 0
+    over = f" over {partition} ranks" if partition else ""
+    kind = f"ZeRO {identity.get(ZERO_STAGE)}{over}, {identity.get(PRECISION)}"
     return f"data {data} x tensor {tensor}, {kind}, {identity.get(MICRO_BATCH_ROWS)} rows per micro-batch"

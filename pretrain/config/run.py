@@ -8,7 +8,7 @@ from typing import Any
 from mose.config import require
 from mose.model.model_config import ModelConfig
 from mose.schedule import ScheduleConfig, scaled_peak
-from pretrain.config.deepspeed_options import check_deepspeed_options
+from pretrain.config.deepspeed_options import check_deepspeed_options, check_reduced_over_all
 from pretrain.config.objective import ObjectiveConfig
 from pretrain.data.masking import MASKED_SHARE
 from pretrain.data.order import BLOCK_ROWS, WINDOW_ROWS
@@ -121,6 +121,9 @@ class ParallelConfig:
     """Also divide norms, dropout and residuals over the ranks that share a layer, by tokens; saves activation memory."""
     zero_stage: int = 1
     """DeepSpeed ZeRO stage 0-3; 0 exists for fp32 comparisons and runs as 1."""
+    zero_partition_ranks: int = 0
+    """Data ranks that divide the optimiser states among them, such as those of a node: each such group holds all of them and
+    gathers the updated weights by itself, over its fast links. 0: all data ranks. At ZeRO 1 without tensor parallelism."""
     precision: str = "bf16"
     """bf16 (GPUs) or fp32 (CPU, comparisons)."""
     gradient_communication: str = "fp32"
@@ -151,6 +154,10 @@ class ParallelConfig:
         kind = f"parallel.activation_checkpointing: {self.activation_checkpointing!r}, expected one of {CHECKPOINTING}"
         require(self.activation_checkpointing in CHECKPOINTING, kind)
         self._require_compilable()
+        partition = f"parallel.zero_partition_ranks: {self.zero_partition_ranks}, expected 0 or more"
+        require(self.zero_partition_ranks >= 0, partition)
+        only = "expected 0, or parallel.zero_stage 1 and parallel.tensor_parallel_size 1"
+        require(self.zero_partition_ranks == 0 or (self.zero_stage == 1 and size == 1), f"{partition.partition(',')[0]}, {only}")
         require(self.threads_per_rank > 0, f"parallel.threads_per_rank: {self.threads_per_rank}, expected 1 or more")
 
     def _require_compilable(self) -> None:
@@ -258,6 +265,8 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_deepspeed_options(self.deepspeed)
+        if self.parallel.zero_partition_ranks:
+            check_reduced_over_all(self.deepspeed)
         size, model = self.parallel.tensor_parallel_size, self.model
         require(self.max_steps > 0, f"max_steps: {self.max_steps}, expected 1 or more")
         heads = f"parallel.tensor_parallel_size: {size} does not divide model.num_heads {model.num_heads}"
@@ -294,6 +303,8 @@ class Layout:
     data_ranks: int
     micro_batches: int
     """Micro-batches per data rank in a step whose rows are all full; fewer where rows are short."""
+    partition_ranks: int = 0
+    """Data ranks that divide the optimiser states among them; 0: all of them."""
 
     @classmethod
     def of(cls, config: PretrainConfig, world_size: int) -> "Layout":
@@ -310,4 +321,19 @@ class Layout:
         require(batch.global_rows >= data_ranks, few)
         full_rows = max(1, config.micro_batch_tokens // config.model.max_length)
         rows = math.ceil(batch.global_rows / data_ranks)
-        return cls(world_size, tensor_ranks, data_ranks, math.ceil(rows / full_rows))
+        partition = config.parallel.zero_partition_ranks
+        require(
+            data_ranks % (partition or 1) == 0,
+            f"parallel.zero_partition_ranks: {partition} does not divide the {data_ranks} data ranks that were launched",
+        )
+        return cls(world_size, tensor_ranks, data_ranks, math.ceil(rows / full_rows), partition)
+
+    @property
+    def zero_ranks(self) -> int:
+        """Data ranks over which ZeRO partitions."""
+        return self.partition_ranks or self.data_ranks
+
+    @property
+    def parts(self) -> int:
+        """Parts of a checkpoint: each rank of one copy of the optimiser states writes one."""
+        return self.zero_ranks * self.tensor_ranks

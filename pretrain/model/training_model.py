@@ -22,6 +22,7 @@ from pretrain.model.activation_checkpointing import apply_activation_checkpointi
 from pretrain.model.compilation import compile_layers
 from pretrain.model.dropout import DropoutSeeds
 from pretrain.model.loss import MultiExitLoss
+from pretrain.model.padded_decoder import TILE, PaddedDecoder
 from pretrain.model.terms.term import Denominators
 from pretrain.model.terms.vocabulary import VocabularyOperations, VocabularyReductions, whole_vocabulary
 from pretrain.parallel.context import ParallelContext
@@ -38,11 +39,12 @@ class TrainingModel(nn.Module):
         objective: ObjectiveConfig = PAPER,
         shards: Callable[[MicroBatch], MicroBatch] | None = None,
         dropout: DropoutSeeds | None = None,
+        decoder: PaddedDecoder | None = None,
     ):
         """`encoder` may have a padded vocabulary, and parallel layers if the layout asks for them.
 
         `shards` makes the number of tokens divide by the tensor ranks, for sequence parallelism; `dropout` has been attached to
-        the encoder's trunk.
+        the encoder's trunk, `decoder` to its vocabulary projection.
         """
         super().__init__()
         self.starEncoder2 = encoder.starEncoder2
@@ -52,6 +54,7 @@ class TrainingModel(nn.Module):
         self._loss = MultiExitLoss(self.pooler, self.cls, vocabulary, objective, weights)
         self._shards = shards
         self._dropout = dropout
+        self._decoder = decoder
 
     def forward(self, batch: MicroBatch, denominators: Denominators | None) -> tuple[Tensor, Tensor] | list[Tensor]:
         """This micro-batch's share of the global loss, and sums [E, C] in the order of `terms.registry.COLUMNS`.
@@ -61,6 +64,8 @@ class TrainingModel(nn.Module):
         states = self._run_trunk(batch)
         if denominators is None:
             return [state[: batch.input_ids_N.numel()] for state in states]
+        if self._decoder is not None:
+            self._decoder.renew()
         return self._loss(states, batch, denominators)
 
     def _run_trunk(self, batch: MicroBatch) -> list[Tensor]:
@@ -115,7 +120,17 @@ def build_training_model(
 
         mark_parallel_parameters(encoder)
     dropout = _prepare_layers(encoder.starEncoder2, config, parallel, context)
-    return TrainingModel(encoder, vocabulary, objective, shards, dropout)
+    return TrainingModel(encoder, vocabulary, objective, shards, dropout, _padded_decoder(encoder, parallel, dtype, context))
+
+
+def _padded_decoder(
+    encoder: ModularStarEncoder, parallel: ParallelConfig, dtype: torch.dtype, context: ParallelContext
+) -> PaddedDecoder | None:
+    """Pad the vocabulary projection for the matrix units of a GPU; not megatron's, nor a weight that ZeRO 3 cuts."""
+    decoder = encoder.cls.predictions.decoder
+    pays = context.device.type == "cuda" and dtype == torch.bfloat16 and decoder.in_features % TILE
+    whole = context.layout.tensor_ranks == 1 and parallel.zero_stage < 3
+    return PaddedDecoder(decoder) if pays and whole else None
 
 
 def _prepare_layers(

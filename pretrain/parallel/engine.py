@@ -26,6 +26,7 @@ from mose.errors import MoseError, first_line
 from pretrain.config.identity import is_aligned
 from pretrain.config.run import OptimizerConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
+from pretrain.parallel.partition import reduce_over_all
 from pretrain.parallel.weights_only import weights_only
 from pretrain.parallel.zero import STATE_TAG, accumulates_in_fp32, deepspeed_config
 
@@ -91,7 +92,12 @@ class Engine:
             for parameter in model.parameters():
                 parameter.grad_dtype = torch.float32
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=context.mpu)
-        self._data_ranks = context.layout.data_ranks
+        self._zero_ranks = context.layout.zero_ranks
+        if context.layout.partition_ranks:
+            reduce_over_all(self.deepspeed.optimizer, context.data_group)
+            if context.data_rank >= self._zero_ranks:
+                # The ranks of the first group have written the same states.
+                self.deepspeed.save_zero_checkpoint = self.deepspeed.save_non_zero_checkpoint = False
 
     def __call__(self, batch: Any, denominators: Any) -> Any:
         """Run the model's forward; see `TrainingModel.forward`."""
@@ -105,12 +111,13 @@ class Engine:
         is set (DeepSpeed's own option for this, `managed_gradient_accumulation: false`, forbids the overlap at stage 1). From
         stage 2 on they are reduced in every backward pass.
 
-        DeepSpeed averages over data ranks, so the share is multiplied by their number. It must not divide by the number of
-        micro-batches, since the share is already divided by global counts. The product makes a new tensor even for one
-        rank: on the engine's own output, stage 0 would divide all the same (measured: norm .667 instead of 5.335).
+        DeepSpeed divides by the number of data ranks that it knows, those of a ZeRO partition, so the share is multiplied by
+        it. It must not divide by the number of micro-batches, since the share is already divided by global counts. The
+        product makes a new tensor even for one rank: on the engine's own output, stage 0 would divide all the same (measured:
+        norm .667 instead of 5.335).
         """
         self.deepspeed.set_gradient_accumulation_boundary(last)
-        self.deepspeed.backward(share * float(self._data_ranks), scale_wrt_gas=False)
+        self.deepspeed.backward(share * float(self._zero_ranks), scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
         """Clip gradients and update weights, once after the last micro-batch. Returns the gradient norm before clipping.

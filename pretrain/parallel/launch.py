@@ -16,6 +16,7 @@ from pretrain.config.deepspeed_options import ZERO
 from pretrain.config.run import Layout, PretrainConfig
 from pretrain.parallel.context import SLURM_NAMES, ParallelContext, launched_world_size, started_by_srun
 from pretrain.parallel.engine import join_process_group
+from pretrain.parallel.partition import PartitionUnit
 from pretrain.parallel.tensor import initialize_tensor_groups
 from pretrain.parallel.topology import place_of
 
@@ -152,7 +153,8 @@ def build_context(layout: Layout, device: torch.device, timeout_seconds: int | N
     """The context of this process in `layout`; the process group must be up. The timeout is that of collectives of groups."""
     place = place_of(dist.get_rank(), layout.tensor_ranks)
     if layout.tensor_ranks == 1:
-        return ParallelContext(place.rank, place.data_rank, 0, layout, device, dist.group.WORLD, None)
+        unit = PartitionUnit.of(place, layout.partition_ranks, timeout_seconds) if layout.partition_ranks else None
+        return ParallelContext(place.rank, place.data_rank, 0, layout, device, dist.group.WORLD, unit)
     mpu = initialize_tensor_groups(place, layout.tensor_ranks, timeout_seconds)
     data_group = mpu.get_data_parallel_group()
     return ParallelContext(place.rank, place.data_rank, place.tensor_rank, layout, device, data_group, mpu)

@@ -21,6 +21,12 @@ class Place:
     tensor_rank: int
 
 
+def partition_of(data_rank: int, partition_ranks: int) -> range:
+    """The neighbouring data ranks that divide one copy of the optimiser states among them; launchers number a node's in a row."""
+    first = data_rank - data_rank % partition_ranks
+    return range(first, first + partition_ranks)
+
+
 def place_of(rank: int, tensor_ranks: int) -> Place:
     """The coordinates of `rank`; megatron-core builds its groups in the same order (a test asserts it)."""
     return Place(rank, rank // tensor_ranks, rank % tensor_ranks)

@@ -18,7 +18,7 @@ def deepspeed_config(config: PretrainConfig, layout: Layout) -> dict[str, Any]:
         # Partition every parameter: by default DeepSpeed keeps small ones whole, and a tiny model would not exercise stage 3.
         zero |= {"stage3_param_persistence_threshold": 0}
     settings: dict[str, Any] = {
-        "train_batch_size": layout.data_ranks,
+        "train_batch_size": layout.zero_ranks,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.gradient_clipping,

@@ -8,6 +8,7 @@ import resource
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,6 +156,16 @@ def raise_descriptor_limit() -> int:
     return _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
 
 
+class SharedLabels(Protocol):
+    """Labels of all rows of a split, read once per node (`pretrain.storage.node_labels`)."""
+
+    def entries(self, rows_R: INT64_ARRAY) -> NDArray[np.void]:
+        """Entries [R] with the fields of an index's labels."""
+
+    def close(self) -> None:
+        """Release the memory."""
+
+
 class LocalRows:
     """The rows of one split on a local file system; shards are mapped when first read, and memory does not grow with the rows.
 
@@ -177,6 +188,7 @@ class LocalRows:
         self._most_open = max(2, raise_descriptor_limit() // _DESCRIPTORS_A_SHARD // sources)
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._indexes: OrderedDict[int, RowIndex] = OrderedDict()
+        self._shared: SharedLabels | None = None
         self._reader(0)
         self._index(0)
 
@@ -190,6 +202,10 @@ class LocalRows:
 
     def reach(self, start: int, count: int) -> None:
         """Nothing is read ahead."""
+
+    def share_labels(self, labels: SharedLabels | None) -> None:
+        """Read labels from a table that the ranks of a node share, which is then closed with these rows; None changes nothing."""
+        self._shared = labels
 
     def tokens(self, rows_R: INT64_ARRAY) -> TOKENS:
         """Tokens [R, T] of these rows, in the requested order; each row is checked by the CRC-32 and the labels in its index.
@@ -210,12 +226,14 @@ class LocalRows:
         return tokens_RT
 
     def labels(self, rows_R: INT64_ARRAY) -> RowLabels:
-        """Labels [R] of these rows, from the indexes beside their shards; no shard is opened.
+        """Labels [R] of these rows, from the table of the node or the indexes beside their shards; no shard is opened.
 
         Raises:
             MoseError: an index is missing or of another size, a label is out of range, or the data set changed.
         """
         self.table.check_generation()
+        if self._shared is not None:
+            return self.table.labels_of(self._shared.entries(rows_R))
         index_R = np.empty(len(rows_R), dtype=INDEX_DTYPE)
         for shard, places, inside in self.table.by_shard(rows_R):
             index_R[places] = self._index(shard).entries(inside)
@@ -260,6 +278,9 @@ class LocalRows:
 
     def close(self) -> None:
         """Release every memory map."""
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
         self._indexes.clear()
         while self._readers:
             self._readers.popitem()[1].close()

@@ -17,6 +17,7 @@ from pretrain.data.mixture import Mixture
 from pretrain.data.rows import Rows
 from pretrain.storage.joined_rows import JoinedRows
 from pretrain.storage.local_rows import LocalRows, SplitTable
+from pretrain.storage.node_labels import open_node_labels
 from pretrain.storage.range_rows import LoadedRows, RangeReader, RangeRows, Retry
 from pretrain.storage.staged_rows import StagedRows, StagingPlan, clear_abandoned
 from pretrain.storage.window_file import RunOrder
@@ -162,9 +163,11 @@ def data_set_identity(table: SplitTable) -> list[object]:
 
 def _training_rows(table: SplitTable, config: PretrainConfig, tokenizer: Tokenizer, sources: int) -> Rows:
     data, staging = config.data, config.data.staging
-    if not staging.folder:
-        return LocalRows(table.dataset, data.split, tokenizer.fingerprint(), sources)
     local_rank, local_ranks = place_on_node(os.environ)
+    if not staging.folder:
+        rows = LocalRows(table.dataset, data.split, tokenizer.fingerprint(), sources)
+        rows.share_labels(open_node_labels(table, local_ranks))
+        return rows
     plan = StagingPlan(
         Path(staging.folder),
         staging.max_bytes // sources,

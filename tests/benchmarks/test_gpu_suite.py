@@ -18,6 +18,7 @@ PARTS = (
     "model",
     "optimizer",
     "micro_batches",
+    "checkpoints",
     "padding",
     "exits",
     "attention_backends",
@@ -37,6 +38,9 @@ def test_the_rehearsal_goes_through_and_writes_what_it_measured(tmp_path: Path) 
     assert figures["padding"]["faithful"]["unpadded"]["loss"] == pytest.approx(
         figures["padding"]["faithful"]["padded"]["loss"], rel=0.02
     )
+    saved = figures["checkpoints"]
+    assert saved["save"]["bytes"] > 3 * saved["export"]["bytes"] > 0
+    assert saved["resume"]["loss_difference"] < 1e-5
     assert figures["exits"]["every"]["loss"] > figures["exits"]["one"]["loss"]
 
 
@@ -73,9 +77,14 @@ def test_a_fault_and_a_hang_lose_one_part_each(tmp_path: Path, monkeypatch: pyte
 
 def test_torch_and_numpy_are_enough(tmp_path: Path) -> None:
     """On a machine without transformers, YAML and the rest, stand-ins are used and named; the padded model is left out."""
-    code = BARE.format(parts=("model", "micro_batches", "padding"), folder=str(tmp_path))
+    code = BARE.format(parts=("model", "micro_batches", "checkpoints", "padding"), folder=str(tmp_path))
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
-    model, micro_batches, padding = (json.loads((tmp_path / name).read_text()) for name in ("model", "micro_batches", "padding"))
+    names = ("model", "micro_batches", "checkpoints", "padding")
+    model, micro_batches, checkpoints, padding = (json.loads((tmp_path / name).read_text()) for name in names)
+    assert "checkpoints" not in checkpoints
+    assert (
+        "checkpoints: needs deepspeed, safetensors, transformers, with which a run saves and exports" in checkpoints["left_out"]
+    )
     assert all(check["passed"] for check in model["checks"])
     assert micro_batches["micro_batches"].keys() == {"1", "2"}
     assert "padding" not in padding

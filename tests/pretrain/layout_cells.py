@@ -36,9 +36,11 @@ class Cell:
     activation_checkpointing: str = "none"
     precision: str = "fp32"
     compile: bool = False
+    zero_partition_ranks: int = 0
 
     def __str__(self) -> str:
-        flags = [self.activation_checkpointing * (self.activation_checkpointing != "none"), "compile" * self.compile]
+        partition = f"over{self.zero_partition_ranks}" * (self.zero_partition_ranks > 0)
+        flags = [partition, self.activation_checkpointing * (self.activation_checkpointing != "none"), "compile" * self.compile]
         name = f"dp{self.data_ranks}-tp{self.tensor_ranks}{'sp' * self.sequence_parallel}"
         name += f"-rows{self.micro_batch_rows}-zero{self.zero_stage}-{self.precision}"
         return "-".join((name, *filter(None, flags)))
@@ -56,7 +58,10 @@ class Cell:
     def config(self, dataset: Path, dropout: float = 0.0) -> PretrainConfig:
         """The tiny run in this layout."""
         plan = (self.tensor_ranks, self.micro_batch_rows, self.zero_stage, self.precision, self.key_value_heads, dropout)
-        layers = {name: getattr(self, name) for name in ("sequence_parallel", "activation_checkpointing", "compile")}
+        layers = {
+            name: getattr(self, name)
+            for name in ("sequence_parallel", "activation_checkpointing", "compile", "zero_partition_ranks")
+        }
         return tiny_config(dataset, *plan, **layers)
 
 
@@ -102,6 +107,15 @@ COMPILED = [
         Cell(**SP),
     )
 ]
+# Four data ranks as two nodes of two, as one node, and each a node of its own.
+PARTITIONED = [
+    *(Cell(4, zero_partition_ranks=ranks) for ranks in (0, 1, 2, 4)),
+    Cell(4, micro_batch_rows=1, zero_partition_ranks=2),
+    Cell(4, zero_partition_ranks=2, activation_checkpointing="selective"),
+    Cell(4, precision="bf16", zero_partition_ranks=2),
+    Cell(4, micro_batch_rows=1, precision="bf16", zero_partition_ranks=2),
+    Cell(2, compile=True, zero_partition_ranks=1),
+]
 QUICK = [
     *(Cell(*degrees) for degrees in ((1, 1, 1), (1, 1, 4), (2, 1, 1), (1, 2, 1), (2, 2, 2), (2, 2, 4))),
     *(Cell(2, tensor, 2, stage) for stage in (0, 2, 3) for tensor in (1, 2)),
@@ -113,8 +127,10 @@ QUICK = [
     Cell(1, 4, 2, 1),
     Cell(1, 4, 2, 2, sequence_parallel=True, activation_checkpointing="selective"),
     Cell(2, 2, 2, 1, precision="bf16"),
+    Cell(4, micro_batch_rows=1, zero_partition_ranks=2),
+    Cell(4, precision="bf16", zero_partition_ranks=2),
 ]
-ALL = list(dict.fromkeys([*BASIC, *SEQUENCE, *FOUR, *RECOMPUTED, *HALF, *COMPILED, *QUICK]))
+ALL = list(dict.fromkeys([*BASIC, *SEQUENCE, *FOUR, *RECOMPUTED, *HALF, *COMPILED, *PARTITIONED, *QUICK]))
 
 
 def plain_loop(config: PretrainConfig) -> dict[str, Any]:
