@@ -8,7 +8,7 @@ DATA = [*STORAGE, *CONFIG, "numpy", "pyarrow", "sentencepiece", "tokenizers", "g
 MODEL = ["numpy", "torch", "transformers>=5,<6", "safetensors", "sentencepiece", "tokenizers", "rich"]
 TOOLS = ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"]
 # What users do with an exported folder, tried by tests; sentence-transformers' trainer takes `datasets`.
-FOLDER_TOOLS = ["sentence-transformers>=6,<7", "datasets", "peft", "onnx", "onnxscript", "onnxruntime"]
+FOLDER_TOOLS = ["sentence-transformers>=6,<7", "datasets", "peft", "onnx", "onnxscript", "onnxruntime", "mteb>=2.26,<3"]
 EXTRAS = {
     "data": DATA,
     "train": [*MODEL, *CONFIG, *STORAGE, "deepspeed", "megatron-core", "isal", "tensorboard", "matplotlib"],

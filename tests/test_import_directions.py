@@ -83,8 +83,7 @@ ORDER = {
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",
     "pretrain.monitoring": "garbage metrics step_times throughput profiler step_log learning",
-    "finetune": "config device distributed scalar_log checkpoints pair_files batches retrieval evaluation classification "
-    "search cli",
+    "finetune": "config device distributed run_log checkpoints pair_files batches retrieval evaluation classification search cli",
     "finetune.classification": "examples rows scores evaluate log trainer train",
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
     "finetune.evaluation": "metrics ranking lexical embedding results bag baselines paired table picture tasks report",
