@@ -84,7 +84,7 @@ ORDER = {
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",
     "pretrain.monitoring": "garbage metrics step_times throughput profiler step_log learning",
-    "finetune": "config device distributed scalar_log checkpoints pair_files batches retrieval embedding classification "
+    "finetune": "config device distributed run_log checkpoints pair_files batches retrieval embedding classification "
     "evaluation cli",
     "finetune.embedding": "config fingerprint forward encoder processes inputs vector_files embed exit_costs choose_exit search",
     "finetune.classification": "examples rows scores evaluate log trainer train",

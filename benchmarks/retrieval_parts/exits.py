@@ -8,7 +8,6 @@ python -m benchmarks.retrieval_parts.exits --checkpoint FOLDER --pairs FILE.parq
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import shutil
@@ -40,6 +39,8 @@ from mose.tokenizer import load_tokenizer
 HELD_OUT_SHARE = 0.15
 RUN_FIELDS = ("checkpoint", "pairs", "output", "seed")
 CPU = torch.device("cpu")
+STARTS = {"pre-trained": False, "random": True}
+ALL, TOGETHER, BETWEEN_STARTS = "all exits", "all exits minus the exit alone", "pre-trained minus random, all exits"
 Values = NDArray[np.float64]
 
 
@@ -64,15 +65,15 @@ def main() -> None:
     # Seed after seed, so that a command that is killed leaves whole comparisons behind.
     values: dict[str, list[dict[str, Values]]] = {}
     for seed in range(arguments.seeds):
-        for start, from_random in (("pre-trained", False), ("random", True)):
+        for start, from_random in STARTS.items():
             for exit_layer in (0, *exits):
                 config = replace(recipe, seed=seed, from_random=from_random, exit_layer=exit_layer)
-                name = f"{start}, {f'exit {exit_layer} alone' if exit_layer else 'all exits'}"
+                name = alone(start, exit_layer) if exit_layer else f"{start}, {ALL}"
                 values.setdefault(name, []).append(run(config, arguments.work, held_out))
         figures = report(values, arguments, recipe, held_out)
         if arguments.output:
             write_json(arguments.output, figures)
-    print(json.dumps(figures["mrr"], indent=1))
+    print("\n".join(table_lines(figures)))
 
 
 def split_by_description(pairs: Path, work: Path) -> Path:
@@ -145,13 +146,14 @@ def report(
 
     together = {name: stacked(runs) for name, runs in values.items()}
     table = {name: {layer: score(values_SQ) for layer, values_SQ in by_exit.items()} for name, by_exit in together.items()}
-    differences: dict[str, dict[str, Any]] = {"all exits minus the exit alone": {}, "pre-trained minus random, all exits": {}}
-    for layer, whole_SQ in together["pre-trained, all exits"].items():
-        alone_SQ = together[f"pre-trained, exit {layer} alone"][layer]
-        differences["all exits minus the exit alone"][layer] = score(whole_SQ - alone_SQ)
-        if "random, all exits" in together:
-            random_SQ = together["random, all exits"][layer]
-            differences["pre-trained minus random, all exits"][layer] = score(whole_SQ - random_SQ)
+    differences: dict[str, dict[str, Any]] = {BETWEEN_STARTS: {}}
+    for start in STARTS:
+        differences[f"{start}, {TOGETHER}"] = {
+            layer: score(whole_SQ - together[alone(start, layer)][layer])
+            for layer, whole_SQ in together[f"{start}, {ALL}"].items()
+        }
+    for layer, whole_SQ in together[f"pre-trained, {ALL}"].items():
+        differences[BETWEEN_STARTS][layer] = score(whole_SQ - together[f"random, {ALL}"][layer])
     return {
         "date": datetime.date.today().isoformat(),
         "hardware": f"{os.cpu_count()} cores (1 thread used), {platform.processor() or platform.machine()}, no GPU",
@@ -166,6 +168,30 @@ def report(
         "mrr": table,
         "differences": differences,
     }
+
+
+def alone(start: str, exit_layer: int | str) -> str:
+    """The name of a single-exit fine-tuning."""
+    return f"{start}, exit {exit_layer} alone"
+
+
+def table_lines(figures: dict[str, Any]) -> list[str]:
+    """The table of docs/finetuning.md."""
+    head = ["start", "exit", "all exits at once", "this exit alone", "difference"]
+    rows = [head, ["---"] * len(head)]
+    for start in STARTS:
+        for layer, whole in figures["mrr"][f"{start}, {ALL}"].items():
+            single, difference = figures["mrr"][alone(start, layer)][layer], figures["differences"][f"{start}, {TOGETHER}"][layer]
+            rows.append([start, layer, cell(whole), cell(single), cell(difference, "+")])
+    for layer, difference in figures["differences"][BETWEEN_STARTS].items():
+        rows.append(["pre-trained minus random", layer, cell(difference, "+"), "", ""])
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def cell(score: dict[str, Any], sign: str = "") -> str:
+    """A score with its interval."""
+    low, high = score["interval"]
+    return f"{score['value']:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def stacked(runs: Sequence[dict[str, Values]]) -> dict[str, Values]:

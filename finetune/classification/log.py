@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from finetune.classification.evaluate import SplitScores
 from finetune.config import ClassificationConfig
-from finetune.scalar_log import ScalarLog
-from mose.files.streams import make_console
+from finetune.run_log import RunLog
 from mose.run_directory import LOSS_TOTAL, VALIDATION, exit_scalar
 
 
@@ -33,28 +32,29 @@ class TrainingLog:
 
     config: ClassificationConfig
     exit_layers: Sequence[int]
-    scalars: ScalarLog
+    output: RunLog
     last: dict[str, float] = field(default_factory=dict)
     reports: list[StepReport] = field(default_factory=list)
 
     @classmethod
     def open(cls, config: ClassificationConfig, exit_layers: Sequence[int], step: int = 0) -> "TrainingLog":
-        """Open the run directory's files; metrics of steps after `step` are dropped (see `ScalarLog`)."""
-        scalars = ScalarLog.open(config, step)
-        lines = [line for line in scalars.run.read_metrics() if LOSS_TOTAL in line]
-        return cls(config, exit_layers, scalars, lines[-1] if lines else {})
+        """Open the run directory's files; metrics of steps after `step` are dropped (see `RunLog`)."""
+        output = RunLog.open(config, "classification", step)
+        lines = [line for line in output.run.read_metrics() if LOSS_TOTAL in line]
+        return cls(config, exit_layers, output, lines[-1] if lines else {})
 
     def add(self, step: int, report: StepReport) -> None:
         """Take in the step that made the model's step count `step`."""
         self.reports.append(report)
+        self.output.advance(step)
         if step % self.config.log_every_steps == 0 or step == self.config.steps:
             scalars = self.means()
             self.last = {"step": step, **scalars}
-            self.scalars.write(step, scalars)
+            self.output.write(step, scalars)
             self.reports.clear()
             exits = " ".join(f"{layer:02d} {scalars[exit_scalar('loss', layer, 'classes')]:.3f}" for layer in self.exit_layers)
             norm, speed = scalars["optimizer/gradient_norm"], scalars["throughput/rows_per_second"]
-            self._print(
+            self.output.print(
                 f"step {step}/{self.config.steps} loss {scalars[LOSS_TOTAL]:.3f} {exits} norm {norm:.3f} rows/s {speed:,.1f}"
             )
 
@@ -64,9 +64,9 @@ class TrainingLog:
         for scores in split.exits.values():
             for term in ("f1", "accuracy"):
                 scalars[VALIDATION + exit_scalar(term, scores.layer, "argmax")] = getattr(scores.argmax, term)
-        self.scalars.write(step, scalars)
+        self.output.write(step, scalars)
         exits = " ".join(f"{name} {scores.argmax.f1:.3f}" for name, scores in split.exits.items())
-        self._print(f"step {step}/{self.config.steps} validation F1 {exits}")
+        self.output.print(f"step {step}/{self.config.steps} validation F1 {exits}")
 
     def means(self) -> dict[str, float]:
         """Means over the steps since the last line, by scalar name."""
@@ -81,9 +81,6 @@ class TrainingLog:
         scalars["throughput/rows_per_second"] = sum(report.rows for report in self.reports) / seconds
         return scalars
 
-    def _print(self, line: str) -> None:
-        make_console().print(line, highlight=False, soft_wrap=True)
-
     def close(self) -> None:
-        """Flush TensorBoard."""
-        self.scalars.close()
+        """Flush TensorBoard and remove the progress bar."""
+        self.output.close()

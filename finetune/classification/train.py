@@ -125,6 +125,9 @@ def train(config: ClassificationConfig, resume: str = NEVER, launcher: tuple[Pro
         checkpoints.begin()
         progress = point.manifest.progress if point is not None else Progress(0)
         log = TrainingLog.open(config, trainer.exit_layers, progress.step) if world.is_first else None
+        if log is not None:
+            # Also where an error ends the run: a bar that is not removed hides the terminal's cursor.
+            held.callback(log.close)
         run = Run(config, world, trainer, data, checkpoints, log, lock, stop, progress)
         if point is not None:
             run.restore(point)

@@ -42,21 +42,25 @@ def backward(embed: Embed, chunks: Sequence[Chunk], loss: Callable[[list[Tensor]
     """Add the gradient of `loss` to the model's parameters, chunk by chunk; returns what `loss` reports beside its value.
 
     Pass 1 embeds every chunk without a graph, the loss gives the gradient of each embedding, and pass 2 embeds each chunk
-    again, with the same dropout masks, and sends that gradient through it. A single chunk needs no cache and one pass.
+    again, with the same dropout masks, and sends that gradient through it. The last chunk keeps its graph from pass 1: pass 2
+    holds the activations of one chunk in any case. A single chunk therefore needs one pass.
     """
-    if len(chunks) == 1:
-        value, report = loss(gather_chunks([embed_chunk(embed, chunks[0])], chunks))
-        torch.autograd.backward(value)
-        return report
+    *others, last = chunks
     with torch.no_grad():
-        embeddings = gather_chunks([embed_chunk(embed, chunk) for chunk in chunks], chunks)
-    leaves = [embeddings_RD.requires_grad_() for embeddings_RD in embeddings]
+        parts = [embed_chunk(embed, chunk) for chunk in others]
+    outputs = embed_chunk(embed, last)
+    detached = [output_BD.detach() for output_BD in outputs]
+    leaves = [embeddings_RD.requires_grad_() for embeddings_RD in gather_chunks([*parts, detached], chunks)]
     value, report = loss(leaves)
     torch.autograd.backward(value)
-    for chunk in chunks:
-        outputs = embed_chunk(embed, chunk)
-        torch.autograd.backward(outputs, [_gradient(leaf)[chunk.places_B] for leaf in leaves])
+    _send_back(outputs, leaves, last)
+    for chunk in others:
+        _send_back(embed_chunk(embed, chunk), leaves, chunk)
     return report
+
+
+def _send_back(outputs: list[Tensor], leaves: Sequence[Tensor], chunk: Chunk) -> None:
+    torch.autograd.backward(outputs, [_gradient(leaf)[chunk.places_B] for leaf in leaves])
 
 
 def _gradient(leaf_RD: Tensor) -> Tensor:

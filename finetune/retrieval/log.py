@@ -1,18 +1,15 @@
 """The logs of a retrieval run: metrics.jsonl, TensorBoard and one console line per interval."""
 
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from rich.progress import Progress, TaskID
 
 from finetune.config import RetrievalConfig
 from finetune.retrieval.loss import LossRecord, RetrievalLoss
 from finetune.retrieval.optimization import learning_rate
-from finetune.scalar_log import ScalarLog
-from mose.files.streams import make_console, progress_bar
+from finetune.run_log import RunLog
 from mose.run_directory import LOSS_TOTAL, exit_scalar
 
 
@@ -53,42 +50,36 @@ class TrainingLog:
 
     config: RetrievalConfig
     exit_layers: Sequence[int]
-    scalars: ScalarLog
-    progress: Progress
-    task: TaskID
+    output: RunLog
     last: dict[str, float] = field(default_factory=dict)
     reports: list[StepReport] = field(default_factory=list)
 
     @classmethod
     def open(cls, config: RetrievalConfig, exit_layers: Sequence[int], step: int = 0) -> "TrainingLog":
-        """Open the run directory's files; metrics of steps after `step` are dropped (see `ScalarLog`)."""
-        scalars = ScalarLog.open(config, step)
-        progress = progress_bar(console=make_console(), transient=True, disable=not sys.stderr.isatty())
-        progress.start()
-        task = progress.add_task("retrieval", total=config.steps, completed=step)
-        lines = scalars.run.read_metrics()
-        return cls(config, exit_layers, scalars, progress, task, lines[-1] if lines else {})
+        """Open the run directory's files; metrics of steps after `step` are dropped (see `RunLog`)."""
+        output = RunLog.open(config, "retrieval", step)
+        lines = output.run.read_metrics()
+        return cls(config, exit_layers, output, lines[-1] if lines else {})
 
     def add(self, step: int, report: StepReport, validation: dict[str, float]) -> None:
         """Take in the step that made the model's step count `step`, and the validation scores if it was followed by one."""
         self.reports.append(report)
-        self.progress.advance(self.task)
+        self.output.advance(step)
         due = step % self.config.log_every_steps == 0 or step == self.config.steps
         scalars = self.means(step) if due else {}
         if due or validation:
             self._write(step, scalars | validation)
         if due:
             self.reports.clear()
-            line = console_line(step, self.config.steps, scalars)
-            self.progress.console.print(line, highlight=False, soft_wrap=True)
+            self.output.print(console_line(step, self.config.steps, scalars))
         if validation:
             whole = [exit_scalar("validation", layer, "mrr") for layer in self.exit_layers]
             shown = " ".join(f"{name.split('/')[1]} {validation[name]:.3f}" for name in whole)
-            self.progress.console.print(f"held-out MRR after step {step}: {shown}", highlight=False, soft_wrap=True)
+            self.output.print(f"held-out MRR after step {step}: {shown}")
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
         self.last = {"step": step, **scalars}
-        self.scalars.write(step, scalars)
+        self.output.write(step, scalars)
 
     def means(self, step: int) -> dict[str, float]:
         """Means over the steps since the last line up to step count `step`, by scalar name."""
@@ -110,8 +101,7 @@ class TrainingLog:
 
     def close(self) -> None:
         """Flush TensorBoard and remove the progress bar."""
-        self.progress.stop()
-        self.scalars.close()
+        self.output.close()
 
 
 def console_line(step: int, steps: int, scalars: dict[str, float]) -> str:

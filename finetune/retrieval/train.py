@@ -111,6 +111,9 @@ def train(config: RetrievalConfig, resume: str = NEVER, launcher: tuple[Process,
         progress = point.manifest.progress if point is not None else Progress(0)
         watch = CollapseWatch(trainer.exit_layers, config.log_every_steps, config.warmup_steps)
         log = TrainingLog.open(config, trainer.exit_layers, progress.step) if world.is_first else None
+        if log is not None:
+            # Also where an error ends the run: a bar that is not removed hides the terminal's cursor.
+            held.callback(log.close)
         run = Run(config, world, trainer, examples, open_validation(config), checkpoints, watch, log, lock, stop, progress)
         if point is not None:
             run.restore(point)

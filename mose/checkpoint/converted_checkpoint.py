@@ -32,6 +32,7 @@ from mose.model.initialization import draw_parameter, initialize
 from mose.model.modeling_mose import ModularStarEncoder, ModularStarEncoderForRetrieval
 from mose.model.projection_heads import draw_heads
 from mose.model.tasks_mose import (
+    ModularStarEncoderFillMask,
     ModularStarEncoderForMaskedLM,
     ModularStarEncoderForPreTraining,
     ModularStarEncoderForSequenceClassification,
@@ -276,6 +277,7 @@ def describe(folder: Path, model_class: ModelClass, config: ModularStarEncoderCo
     # Computation is in float32 unless the caller asks for less, however few bytes the weights are stored in.
     described.dtype = torch.float32
     described.auto_map = auto_map(model_class)
+    described.custom_pipelines = custom_pipelines(model_class)
     described.save_pretrained(folder)
     copy_sources(folder, model_class)
     # A classifier gives logits and no embedding.
@@ -299,6 +301,13 @@ def auto_map(model_class: ModelClass) -> dict[str, str]:
     if model_class is ModularStarEncoderForSequenceClassification:
         places["AutoModelForSequenceClassification"] = places["AutoModel"]
     return places
+
+
+def custom_pipelines(model_class: ModelClass) -> dict[str, Any]:
+    """The pipelines that are classes of the folder, as transformers itself writes them; none for a fine-tuned model."""
+    if model_class is not ModularStarEncoder:
+        return {}
+    return {"fill-mask": {"impl": f"tasks_mose.{ModularStarEncoderFillMask.__name__}", "pt": ["AutoModelForMaskedLM"], "tf": []}}
 
 
 def copy_sources(folder: Path, model_class: ModelClass) -> None:

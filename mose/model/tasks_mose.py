@@ -6,10 +6,12 @@ Letters: B rows, T slots, V vocabulary, D width, N tokens that the trunk sees, C
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import FillMaskPipeline
 from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutput
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -70,6 +72,18 @@ class ModularStarEncoderForMaskedLM(PredictsTokens, ModularStarEncoderPreTrained
         logits = self.cls.predict_tokens(found.rows.pad(found.exits[-1]), len(found.exits) - 1)
         loss = None if labels is None else mean_cross_entropy(logits.flatten(0, 1), labels.flatten())
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
+
+
+class ModularStarEncoderFillMask(FillMaskPipeline):
+    """`pipeline("fill-mask", FOLDER)`, in which `<mask>` is the special token and not the text that the tokenizer takes it for.
+
+    In its inputs the other special tokens are special, too: the tokenizer has one option for all of them.
+    """
+
+    def preprocess(self, inputs: Any, return_tensors: Any = None, tokenizer_kwargs: Any = None, **options: Any) -> Any:
+        """Token ids [1, T] of one text; `tokenizer_kwargs` override the option."""
+        given = {"split_special_tokens": False, **(tokenizer_kwargs or {})}
+        return super().preprocess(inputs, return_tensors=return_tensors, tokenizer_kwargs=given, **options)
 
 
 @dataclass

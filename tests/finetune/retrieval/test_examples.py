@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
 import torch
 
 from finetune.retrieval.examples import Examples, text_key
 from finetune.retrieval.loss import false_negatives
 from mose.checkpoint.retrieval_prompts import NO_LANGUAGE_INSTRUCTION, TEXT_INSTRUCTION
+from mose.dataset.pairs import Pair
 from tests.finetune.conftest import make_pairs
 
 
@@ -58,6 +61,22 @@ def test_no_two_examples_of_one_description_are_negatives():
     names = [descriptions[one.target_key] for one in batch]
     expected = [[i != j and names[i] == names[j] for j in range(16)] for i in range(16)]
     assert false_negatives(*keys).tolist() == expected and any(map(any, expected))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_two_examples_that_share_a_text_are_negatives_and_all_others_are(seed: int):
+    """Few texts, so that queries, targets and descriptions of a batch meet in every way; a code may equal a description."""
+    draw = np.random.default_rng(seed)
+    texts = [f"text {number}" for number in range(60)]
+    pairs = [Pair(*draw.choice(texts, 2).tolist(), "C", str(draw.choice(texts)), "Go") for _ in range(40)]
+    batch = Examples(pairs, 24, augment_share=0.0, seed=seed).at(0)
+    seen = [{one.query.text, one.target.text} for one in batch]
+    # The description of a code-code example is in no row, and yet both codes answer it.
+    described = [one.description_key for one in batch]
+    expected = [[i != j and bool(seen[i] & seen[j] or described[i] == described[j]) for j in range(24)] for i in range(24)]
+    keys = torch.tensor([(one.query_key, one.target_key, one.description_key) for one in batch]).unbind(dim=1)
+    assert false_negatives(*keys).tolist() == expected
+    assert 20 < sum(map(sum, expected)) < 400
 
 
 def test_equal_texts_have_equal_keys_and_others_do_not():

@@ -89,6 +89,19 @@ def test_the_gradient_does_not_depend_on_the_chunks():
             assert (other[name] - gradient).abs().max() <= 1e-6 * gradient.abs().max() + 1e-12, name
 
 
+def test_the_last_chunk_is_embedded_once_and_every_other_twice():
+    model, seen = model_of(0.3), []
+
+    def counted(batch: PackedBatch) -> list[torch.Tensor]:
+        seen.append((batch.max_length, torch.is_grad_enabled()))
+        return embed_with(model)(batch)
+
+    chunks = chunks_of(token_rows(2 * PAIRS), 5)
+    backward(counted, chunks, loss)
+    first, second, last = (chunk.batch.max_length for chunk in chunks)
+    assert seen == [(first, False), (second, False), (last, True), (first, True), (second, True)]
+
+
 def test_every_exit_and_its_head_receives_a_gradient():
     model = model_of(0.0)
     backward(embed_with(model), chunks_of(token_rows(2 * PAIRS), 4), loss)

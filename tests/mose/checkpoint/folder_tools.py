@@ -3,7 +3,9 @@ documentation shows it. Arguments: the folders of the pre-trained, retrieval and
 """
 
 import contextlib
+import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,32 @@ def sentences(folder: str, out: Path) -> dict[str, Any]:
     }
 
 
+def benchmark(folder: str) -> dict[str, float] | None:
+    """mteb's CosQA task on texts of ours: its NDCG@10, and the same from the embeddings of `encode`; None without mteb.
+
+    Query i has the one answer i. mteb must find the prompts of queries and of codes by itself.
+    """
+    if importlib.util.find_spec("mteb") is None:
+        return None
+    import mteb
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(folder, trust_remote_code=True, device="cpu")
+    queries = [" ".join(reversed(text.split())) for text in TEXTS]
+    names = [str(place) for place in range(len(TEXTS))]
+    (task,) = mteb.get_tasks(tasks=["CosQA"])
+    split = {side: Dataset.from_dict({"id": names, "text": texts}) for side, texts in (("queries", queries), ("corpus", TEXTS))}
+    task.dataset = {"default": {"test": {**split, "relevant_docs": {name: {name: 1} for name in names}, "top_ranked": None}}}
+    task.data_loaded = True
+    with contextlib.redirect_stdout(sys.stderr):
+        (result,) = mteb.evaluate(model, task, cache=None, show_progress_bar=False).task_results
+    similarities = torch.from_numpy(model.encode(queries, prompt_name="query") @ model.encode(TEXTS, prompt_name="document").T)
+    ranks = 1 + (similarities > similarities.diagonal()[:, None]).sum(dim=1)
+    expected = sum(1 / math.log2(1 + rank) for rank in ranks.tolist()) / len(TEXTS)
+    return {"mteb": result.scores["test"][0]["ndcg_at_10"], "expected": expected}
+
+
 def main() -> None:
     pretrained, retrieval, classifier, out = sys.argv[1:5]
     chosen, folder = sys.argv[5:], Path(out)
@@ -152,6 +180,7 @@ def main() -> None:
         "int8": lambda: int8(retrieval),
         "trainer": lambda: trainer(classifier, folder),
         "sentences": lambda: sentences(retrieval, folder),
+        "mteb": lambda: benchmark(retrieval),
     }
     print(json.dumps({name: run() for name, run in tools.items() if not chosen or name in chosen}))
 

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from mose.checkpoint.converted_checkpoint import random_like, retrieval_from_pretrained, write_checkpoint
@@ -38,17 +37,24 @@ found["ids"] = [tokenizer(text).input_ids[1:-1] for text in literals]
 model = AutoModelForMaskedLM.from_pretrained(first, trust_remote_code=True)
 fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)
 found["filled"] = len(fill("a <mask> b", top_k=3, tokenizer_kwargs={"split_special_tokens": False}))
+# By the folder's name alone, and what a caller may pass besides.
+fill = pipeline("fill-mask", first, trust_remote_code=True)
+found["plain"] = fill("a <mask> b", top_k=3) == fill("a <mask> b", top_k=3, tokenizer_kwargs={"split_special_tokens": False})
+found["several"] = [len(texts) for texts in fill(["a <mask>", "<mask> b"], tokenizer_kwargs={"truncation": True}, top_k=2)]
+found["fine_tuned_pipelines"] = json.load(open(f"{second}/config.json")).get("custom_pipelines")
 rows = tokenizer(["a b", "c"], padding=True, return_tensors="pt")
 found["loss"] = model(**rows, labels=rows.input_ids).loss.item()
 model.resize_token_embeddings(431, mean_resizing=False)
 model.save_pretrained("resized")
 again = type(model).from_pretrained("resized")
 found["same"] = all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+tokenizer.save_pretrained("resized")
+found["saved"] = len(pipeline("fill-mask", "resized", trust_remote_code=True)("a <mask> b"))
 print(json.dumps(found))
 """
 
 
-def test_folders_of_one_name_tasks_literal_tokens_and_resizing(tmp_path: Path) -> None:
+def test_folders_of_one_name_tasks_literal_tokens_and_resizing(tmp_path: Path, folder_python: str) -> None:
     make_tokenizer(tmp_path / "tokenizer", 420)
     first, second = tmp_path / "pretrained" / "exit_04", tmp_path / "retrieval" / "exit_04"
     for folder, model in ((first, random_like(CONFIG, 1)), (second, retrieval_from_pretrained(random_like(CONFIG, 1), 2))):
@@ -56,9 +62,9 @@ def test_folders_of_one_name_tasks_literal_tokens_and_resizing(tmp_path: Path) -
         write_checkpoint(folder, model, tmp_path / "tokenizer", {})
     given = json.dumps([str(first), str(second), LITERALS])
     done = subprocess.run(
-        [sys.executable, "-c", READER, given],
+        [folder_python, "-c", READER, given],
         cwd=tmp_path,
-        env=environment(HF_HOME=str(tmp_path / "hub")),
+        env=environment(HF_HOME=str(tmp_path / "hub"), PYTHONPATH=""),
         capture_output=True,
         text=True,
         check=False,
@@ -70,5 +76,9 @@ def test_folders_of_one_name_tasks_literal_tokens_and_resizing(tmp_path: Path) -
     ours = load_tokenizer(first)
     assert found["ids"] == [ours.encode(text).tolist() for text in LITERALS]
     assert found["filled"] == 3
+    assert found["plain"]
+    assert found["several"] == [2, 2]
+    assert not found["fine_tuned_pipelines"]
+    assert found["saved"] == 5
     assert found["loss"] > 0
     assert found["same"]

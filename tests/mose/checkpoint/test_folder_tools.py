@@ -1,8 +1,7 @@
-"""Covers tools of others on exported folders: ONNX and onnxruntime, peft, int8, transformers' Trainer, sentence-transformers."""
+"""Covers tools of others on exported folders: ONNX, peft, int8, transformers' Trainer, sentence-transformers, mteb."""
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ SCRIPT = Path(__file__).with_name("folder_tools.py")
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(tmp_path_factory: pytest.TempPathFactory, folder_python: str) -> dict[str, Any]:
     """What each tool gave, in one process, because most of the time goes into imports."""
     folder = tmp_path_factory.mktemp("tools")
     make_tokenizer(folder / "tokenizer", 420)
@@ -44,9 +43,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name, model in models.items():
         write_checkpoint(folder / name, model, folder / "tokenizer", {})
     done = subprocess.run(
-        [sys.executable, SCRIPT, *(folder / name for name in models), folder],
+        [folder_python, SCRIPT, *(folder / name for name in models), folder],
         cwd=folder,
-        env=environment(HF_HOME=str(folder / "hub"), HF_HUB_OFFLINE="1"),
+        env=environment(HF_HOME=str(folder / "hub"), HF_HUB_OFFLINE="1", PYTHONPATH=""),
         capture_output=True,
         text=True,
         check=False,
@@ -78,3 +77,11 @@ def test_sentence_transformers_encodes_in_processes_and_trains(found: dict[str, 
     assert found["sentences"]["processes"] <= 1e-6
     assert found["sentences"]["moved"] > 1e-3
     assert found["sentences"]["saved"] <= 1e-6
+
+
+def test_mteb_scores_the_folder_with_its_prompts(found: dict[str, Any]) -> None:
+    if found["mteb"] is None:
+        pytest.skip("mteb is not installed in this environment (extra dev)")
+    assert 0 < found["mteb"]["expected"] < 1
+    # mteb rounds to five digits.
+    assert found["mteb"]["mteb"] == pytest.approx(found["mteb"]["expected"], abs=1e-4)
