@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-WIDTH, LAYERS, LONGEST = 64, 3, 256
+WIDTH, LAYERS, LONGEST = 64, 1, 256
 
 
 def write_random_model(folder: Path, tokenizer_json: Path, seed: int = 0) -> None:

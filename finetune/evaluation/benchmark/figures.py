@@ -58,8 +58,8 @@ def quality_against_gflops(result: BenchmarkResult) -> Figure:
         _peer_lines(axes, result, key, task)
         label = f"{task.measures[task.main_measure]} (%), 95 % interval"
         axes.set(title=task.title, xlabel=f"GFLOPs per row of {result.flops_tokens} tokens", ylabel=label)
+        axes.margins(0.12)
         axes.set_xlim(left=0)
-        axes.margins(y=0.12)
         axes.grid(alpha=0.25)
         axes.legend(fontsize=7)
     return figure
