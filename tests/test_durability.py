@@ -213,6 +213,8 @@ WRITES = {
     "data_prep/tools/stats/drawing.py": INTO_A_FILE,
     "pretrain/analysis/plot.py": INTO_A_FILE,
     "finetune/evaluation/picture.py": INTO_A_FILE,
+    "finetune/evaluation/benchmark/figures.py": INTO_A_FILE,
+    "pretrain/storage/node_labels.py": "a table in shared memory, which a power cut takes with the processes that use it",
     "finetune/checkpoints.py": "into a folder that atomic_folder flushes; a damaged checkpoint is set aside",
     "pretrain/checkpoints/signature.py": "a key that is flushed before it gets its name",
     "pretrain/checkpoints/store.py": "flushes every part (tested here)",

@@ -41,6 +41,7 @@ CHECKPOINT = "weights-only is forced around it, but for states that this user si
 WEIGHTS_ONLY = "weights_only=True, with stand-ins for three classes of DeepSpeed"
 PLAIN = "allow_pickle=False: arrays of plain values only"
 BETWEEN_RANKS = "values between ranks of one job, never from a file"
+OUR_ENCODER = "our own class, which reads safetensors and runs no code of the folder"
 ALLOWED = {
     ("mose/files/npy_file.py", "np.load"): PLAIN,
     ("mose/files/npy_file.py", "allow_pickle=False"): PLAIN,
@@ -49,6 +50,23 @@ ALLOWED = {
     ("mose/model/attention_mose.py", "import_module"): "a constant name: the flash_attn package, if it is installed",
     ("data_prep/packing/pack.py", "import_module"): "a member of the enumeration of packing modes names it, never a file",
     ("data_prep/sources/blobs/pack.py", "allow_pickle=False"): "writes an array",
+    ("data_prep/filters/blob_set.py", "np.load"): PLAIN,
+    ("data_prep/filters/blob_set.py", "allow_pickle=False"): PLAIN,
+    ("data_prep/cli.py", "import_module"): "constant names: the module of a command, imported when it is asked for",
+    ("mose/dataset/functions.py", "import_module"): "a constant table of languages names the package of each grammar",
+    ("finetune/embedding/choose_exit.py", "from_pretrained"): OUR_ENCODER,
+    ("finetune/embedding/processes.py", "from_pretrained"): OUR_ENCODER,
+    ("finetune/embedding/search/index.py", "from_pretrained"): OUR_ENCODER,
+    ("finetune/evaluation/benchmark/run.py", "np.load"): PLAIN,
+    ("finetune/evaluation/benchmark/run.py", "allow_pickle=False"): PLAIN,
+    (
+        "finetune/evaluation/systems/sentence_model.py",
+        "trust_remote_code=remote_code",
+    ): "off unless the config asks",
+    ("benchmarks/embedding.py", "from_pretrained"): OUR_ENCODER,
+    ("benchmarks/embedding.py", "trust_remote_code=True"): "a folder that the benchmark wrote itself",
+    ("benchmarks/search.py", "from_pretrained"): OUR_ENCODER,
+    ("pretrain/storage/node_labels.py", "memmap"): "numbers, in a folder that only this user can write",
     ("pretrain/analysis/doctor.py", "import_module"): "constant names: what a GPU run needs, if it is installed",
     ("finetune/distributed.py", "broadcast_object_list"): BETWEEN_RANKS,
     ("benchmarks/gpu_parts/correctness.py", "import_module"): "a constant name",

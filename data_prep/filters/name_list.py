@@ -47,8 +47,6 @@ def read_entries(path: Path) -> list[Entry]:
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise MoseError(f"{path}: no such file: the list cannot be read: it does not exist; {expected}") from None
     except OSError as error:
         raise MoseError(f"{path}: cannot be read: {error.strerror or error}; {expected}") from None
     except UnicodeDecodeError as error:

@@ -178,7 +178,7 @@ def test_only_row_groups_that_may_hold_the_row_are_read(tmp_path: Path, monkeypa
         (["--row=1", "--repository=a"], "lineage: row and repository given, expected one of"),
         (["--row=100000"], "row: is 100000, expected 0 to "),
         (["--row=-1"], "row: is -1, expected 0 to "),
-        (["--rows=nowhere.txt"], "nowhere.txt: not a readable text file"),
+        (["--rows=nowhere.txt"], "nowhere.txt: cannot be read"),
         (["--split=test", "--row=1"], "split 'test' has no rows"),
         (["--row=1", "--limit=0"], "limit: is 0, expected 1 or more"),
     ],

@@ -153,10 +153,11 @@ def test_a_row_that_memory_cannot_hold_keeps_everything_but_its_content(
 ) -> None:
     rows = [
         ("o/small", [stack_file("/a", "small")]),
-        ("o/huge", [stack_file(f"/{i}", "x", length_bytes=1 << 30) for i in range(2)]),
+        ("o/huge", [stack_file(f"/{i}", f"{i}" * (70 << 20)) for i in range(2)]),
     ]
     source = write_repositories(tmp_path / "in.parquet", rows, True)
-    words = ["group", f"--inputs=['{source}']", f"--output={tmp_path / 'grouped'}", "--num_parts=1"]
+    # A quarter of the memory, 128 MiB, is for one row.
+    words = ["group", f"--inputs=['{source}']", f"--output={tmp_path / 'grouped'}", "--num_parts=1", f"--memory_bytes={1 << 29}"]
     assert run_command("mose-data", "", {"group": COMMAND}, words) == 0
     assert "contents of 1 repositories omitted, too large for memory_bytes: o/huge" in capsys.readouterr().err
     sources = SourcesConfig(stack_v2=(str(tmp_path / "grouped"),))

@@ -357,7 +357,7 @@ def test_bad_lists(dataset: Path, capsys: pytest.CaptureFixture[str], tmp_path: 
 
 def test_missing_files_and_options(dataset: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "blobs: not given" in run(capsys, dataset)[2]
-    assert "nowhere.txt: no such file" in run(capsys, dataset, "--blobs", "nowhere.txt")[2]
+    assert "nowhere.txt: cannot be read" in run(capsys, dataset, "--blobs", "nowhere.txt")[2]
     (tmp_path / "blobs.txt").write_text("0" * 40)
     assert "is on an object store" in run(capsys, "memory://a/dataset", "--blobs", tmp_path / "blobs.txt")[2]
     assert "manifest.json: no such file" in run(capsys, tmp_path, "--blobs", tmp_path / "blobs.txt")[2]
