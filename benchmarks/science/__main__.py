@@ -65,9 +65,9 @@ def run_study(study: StudyConfig, execute: Execute, processes: Processes | None 
     runner = Runner(study.folder, jobs_of(study), execute, processes.stop if processes else lambda: None)
     study.folder.mkdir(parents=True, exist_ok=True)
     save_config(study, study.folder / STUDY_NAME)
-    outcome = runner.run(study.workers, 60 * study.minutes)
+    # Before the jobs, so that a page can be written while they run or after an interruption.
     write_json(study.folder / FACTS_NAME, facts())
-    return outcome
+    return runner.run(study.workers, 60 * study.minutes)
 
 
 def facts() -> dict[str, str | int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.science.jobs import HELD_OUT, ICC, NSP, RANDOM, START, read_recipe
+from benchmarks.science.jobs import HELD_OUT, ICC, NSP, RANDOM, START, jobs_of, read_recipe
 from benchmarks.science.plots import draw_part
 from benchmarks.science.results import Comparison, Results, Row, seconds_by_job
 from benchmarks.science.study import ABLATIONS, ICC_NSP, PRETRAINED, SELF_DISTILLED, StudyConfig, file_stem
@@ -55,7 +55,7 @@ def write_page(study: StudyConfig, page: Path, images: Path) -> str:
     comparisons = results.comparisons()
     if not comparisons and not results.gates():
         raise MoseError(f"{study.output}: no results yet, expected a study that `make science` has run")
-    sections = [_head(study), _summary(results, comparisons), _pretraining(results)]
+    sections = [_head(study, results), _summary(results, comparisons), _pretraining(results)]
     for part in study.parts:
         found = [comparison for comparison in comparisons if comparison.part == part]
         picture = images / f"science_{part}.svg"
@@ -90,9 +90,11 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _head(study: StudyConfig) -> str:
+def _head(study: StudyConfig, results: Results) -> str:
     facts: dict[str, Any] = json.loads((study.folder / FACTS_NAME).read_text("utf-8"))
     model, batch = (read_recipe(study, "pretrain").get(name, {}) for name in ("model", "batch"))
+    waiting = _waiting(study, results)
+    unfinished = f"\n\n**Not finished**: {waiting} commands have not run yet. Each row says over how many seeds it is."
     return f"""# The paper's claims in small
 
 `make science` runs this study and writes this page; every number and sentence on results below comes from its result files.
@@ -101,12 +103,20 @@ The paper is "MoSE: Hierarchical Self-Distillation Enhances Early Layer Embeddin
 **Scale.** {model.get("num_layers")} layers of width {model.get("width")} with exits after layers {_listed(model["exit_layers"])},
 {_tokens(study)} tokens of Python packages in rows of {model.get("max_length")} ({batch.get("global_rows")} rows per step),
 seeds {_listed(study.seeds)}; recipe `{study.recipe}`. {facts["date"]}, {facts["cores"]} CPU cores, commit {facts["commit"]}.
-The paper's model has 36 layers of width 1,024 and saw 1T tokens: nothing here confirms or refutes its results at its size.
+The paper's model has 36 layers of width 1,024 and saw 1T tokens: nothing here confirms or refutes its results at its size.\
+{unfinished if waiting else ""}
 
 **How to read it.** All models answer the same queries among the same candidates. A difference is the mean over seeds of paired
 differences; its 95 % interval draws seeds and repositories with replacement (2,000 times). Where a file has fewer than
 {MIN_GROUPS} repositories, queries are drawn instead. An interval that holds 0 shows no difference; it does not show that
 there is none."""
+
+
+def _waiting(study: StudyConfig, results: Results) -> int:
+    """Number of commands that are neither done nor behind a closed gate."""
+    shut = {f"seed_{seed}/{NSP}" for seed, reason in results.gates().items() if reason}
+    done = seconds_by_job(study.folder)
+    return sum(job.name not in done and "/".join(job.name.split("/")[:2]) not in shut for job in jobs_of(study))
 
 
 def _listed(values: Iterable[Any]) -> str:

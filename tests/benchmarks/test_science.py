@@ -216,6 +216,7 @@ def test_a_seed_at_chance_stops_icc_against_nsp_and_the_page_says_so(recipe: Pat
     text = (tmp_path / "page.md").read_text()
     assert "**Stopped at the gate** for 2 of 2 seeds (seed 0: in-context accuracy is at chance: exit 02 0.510" in text
     assert "seed 1: **gate closed**" in text
+    assert "Not finished" not in text
 
 
 def test_the_page_has_every_part_with_its_numbers_and_its_picture(recipe: Path, tmp_path: Path) -> None:
@@ -228,10 +229,18 @@ def test_the_page_has_every_part_with_its_numbers_and_its_picture(recipe: Path, 
     assert "better at exits 01, 02 (MRR)" in text
     assert "Equal weights of the exits against pre-trained with ICC: worse at exits 01, 02" in text
     assert "`java`: 18 queries of 6 repositories" in text
-    assert "gate open" in text and "Not run" not in text
+    assert "gate open" in text and "Not run" not in text and "Not finished" not in text
     for part in PARTS:
         assert (tmp_path / "images" / f"science_{part}.svg").stat().st_size > 1000
         assert f"images/science_{part}.svg" in text
+
+
+def test_a_page_of_a_cut_study_says_how_much_is_missing(recipe: Path, tmp_path: Path) -> None:
+    study = study_of(recipe)
+    run_study(study, MadeUp())
+    (study.folder / "jobs" / "seed_1__random__scores.json").unlink()
+    write_page(study, tmp_path / "page.md", tmp_path / "images")
+    assert "**Not finished**: 1 commands have not run yet." in (tmp_path / "page.md").read_text()
 
 
 def test_nsp_sees_the_tokens_of_icc_in_about_as_many_steps() -> None:
