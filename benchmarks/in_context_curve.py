@@ -44,6 +44,8 @@ from pretrain.storage.local_rows import LocalRows
 
 HELD_OUT_FRACTION, HELD_OUT_BYTES, SMALLEST_BYTES = 0.15, 60_000, 20_000
 BATCH_ROWS, RATE, WARMUP_STEPS = 8, 2e-4, 60
+# Options that name files of the machine, which a result leaves out.
+PLACES = ("folder", "tokenizer", "work", "output", "plot")
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "hardware": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, no GPU",
-        "settings": {name: value for name, value in vars(arguments).items() if name not in ("folder", "work", "output", "plot")},
+        "settings": {name: value for name, value in vars(arguments).items() if name not in PLACES},
         "held_out_repositories": len(held_out),
         "held_out_rows": len(rows.mixed_R),
         "majority": float(max(rows.mixed_R.mean(), 1 - rows.mixed_R.mean())),
