@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from mose.dataset.row_index import INDEX_OFFSET
 from mose.dataset.shard_format import RowLabels, ShardReader
 from mose.errors import MoseError
 from mose.tokenizer import Tokenizer, load_tokenizer
+from pretrain.data import prefetch
 from pretrain.data.loader import BatchPlan, GlobalBatchLoader, validation_batches
 from pretrain.data.masking import mask_rows
 from pretrain.data.micro_batch import IGNORED_LABEL, MicroBatch
@@ -336,10 +338,20 @@ def test_prefetcher_raises_in_the_step_that_it_concerns(copy: Path, tokenizer: T
 
 
 def test_prefetcher_reports_how_long_it_waited(rows: LocalRows, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = threading.Event()
-    share = GlobalBatchLoader.share
-    monkeypatch.setattr(GlobalBatchLoader, "share", lambda loader, consumed: (gate.wait(10), share(loader, consumed))[1])
+    gate, share = threading.Event(), GlobalBatchLoader.share
+
+    def share_of_an_open_gate(loader: GlobalBatchLoader, consumed: int) -> list[MicroBatch]:
+        assert gate.wait(10), "the clock was first read after the share"
+        return share(loader, consumed)
+
+    def clock() -> float:
+        # The first reading opens the gate, so the share is read between the two.
+        seconds = 13.0 if gate.is_set() else 10.0
+        gate.set()
+        return seconds
+
+    monkeypatch.setattr(GlobalBatchLoader, "share", share_of_an_open_gate)
+    monkeypatch.setattr(prefetch, "time", SimpleNamespace(perf_counter=clock))
     with Prefetcher(GlobalBatchLoader(rows, plan_for(tokenizer)), 0) as prefetcher:
-        threading.Timer(0.2, gate.set).start()
         prefetcher.take()
-        assert 0.1 < prefetcher.last_wait_seconds < 5
+        assert prefetcher.last_wait_seconds == 3.0
