@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from finetune.evaluation.lexical import lexical_terms
 from numpy.typing import NDArray
 
 from finetune.embedding.config import SearchConfig
 from finetune.embedding.encoder import QUERY, Encoder
 from finetune.embedding.search.functions import functions_of_folder, source_files
 from finetune.embedding.search.index import bring_up_to_date, open_encoder, open_store
+from finetune.evaluation.baselines.lexical import lexical_terms
 from finetune.evaluation.metrics import chance_mrr
 from finetune.pair_files import json_lines, read_pair_files
 from mose.dataset.functions import FunctionReader

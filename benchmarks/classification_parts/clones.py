@@ -24,11 +24,11 @@ import torch
 from finetune.checkpoints import AUTO
 from finetune.classification.train import train
 from finetune.config import ClassificationConfig
-from finetune.evaluation.results import EVALUATION_NAME
 from mose.checkpoint.converted_checkpoint import read_model_config
 from mose.command import STOPPED
 from mose.files.atomic_file import write_json, write_text
 from mose.files.json_file import parse_json
+from mose.run_directory import EVALUATION_NAME
 
 SCORES = ("precision", "recall", "f1", "accuracy")
 STARTS = {"pre-trained": False, "random": True}

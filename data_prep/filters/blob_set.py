@@ -7,7 +7,7 @@ import numpy as np
 
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_write
-from mose.files.storage import is_local
+from mose.files.npy_file import read_npy
 from mose.seeding import UINT64_ARRAY
 
 # The first 64 bits of a SHA-1: among 10^7 held-out files, one of 10^9 others is taken for a copy with p = 5e-4.
@@ -35,10 +35,7 @@ class BlobSet:
             MoseError: the file is missing or is not such a set.
         """
         try:
-            if is_local(path):
-                return BlobSet(np.load(path, mmap_mode="r", allow_pickle=False))
-            with path.open("rb") as file:
-                return BlobSet(np.load(file, allow_pickle=False))
+            return BlobSet(read_npy(path, mapped=True))
         except (OSError, ValueError) as error:
             raise MoseError(
                 f"{path}: not a readable set of blob ids: {error}; expected it as `mose-data pack` wrote it"

@@ -54,14 +54,14 @@ def bootstrap(values_Q: NDArray[np.float64], seed: int, groups: Sequence[str] = 
     `groups` names each query's repository: whole repositories are then drawn, because queries of one are alike. Without names,
     or with a single one, queries are drawn.
     """
-    group_Q = _groups(len(values_Q), groups, least=2)
+    group_Q = unit_groups(len(values_Q), groups, least=2)
     counts_G, sums_G = np.bincount(group_Q), np.bincount(group_Q, weights=values_Q)
     draw = generator(seed, "bootstrap", len(values_Q))
     means = []
     for _ in range(resamples):
         drawn = draw.integers(len(counts_G), size=len(counts_G))
         means.append(sums_G[drawn].sum() / counts_G[drawn].sum())
-    return _percentiles(values_Q, means)
+    return percentiles(float(values_Q.mean()), means)
 
 
 def bootstrap_over_seeds(values_SQ: NDArray[np.float64], seed: int, groups: Sequence[str] = (), resamples: int = 2000) -> Score:
@@ -71,7 +71,7 @@ def bootstrap_over_seeds(values_SQ: NDArray[np.float64], seed: int, groups: Sequ
     is too narrow: drawing from S values has (S - 1) / S of their variance. Where there are fewer than MIN_GROUPS repositories,
     queries are drawn instead.
     """
-    group_Q = _groups(values_SQ.shape[1], groups, least=MIN_GROUPS)
+    group_Q = unit_groups(values_SQ.shape[1], groups)
     counts_G = np.bincount(group_Q)
     sums_SG = np.stack([np.bincount(group_Q, weights=values_Q) for values_Q in values_SQ])
     num_seeds, num_groups = sums_SG.shape
@@ -80,15 +80,19 @@ def bootstrap_over_seeds(values_SQ: NDArray[np.float64], seed: int, groups: Sequ
     seeds_RS = draw.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples)
     groups_RG = draw.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=resamples)
     means_R = ((seeds_RS @ sums_SG) * groups_RG).sum(axis=1) / (num_seeds * (groups_RG @ counts_G))
-    return _percentiles(values_SQ, means_R)
+    return percentiles(float(values_SQ.mean()), means_R)
 
 
-def _groups(queries: int, groups: Sequence[str], least: int) -> NDArray[np.int64]:
-    """The number of each query's group; each query is its own where there are no names or fewer than `least` different ones."""
-    names, group_Q = np.unique(np.asarray(groups), return_inverse=True)
-    return group_Q if len(groups) == queries and len(names) >= least else np.arange(queries)
+def unit_groups(units: int, names: Sequence[str], least: int = MIN_GROUPS) -> NDArray[np.int64]:
+    """The group [U] of each unit (query or pair): those named, since units of one are alike.
+
+    Each unit is its own group where there are no names, or fewer than `least` different ones.
+    """
+    different, group_U = np.unique(np.asarray(names), return_inverse=True)
+    return group_U if len(names) == units and len(different) >= least else np.arange(units)
 
 
-def _percentiles(values: NDArray[np.float64], means: Sequence[float] | NDArray[np.float64]) -> Score:
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Score(float(values.mean()), (float(low), float(high)))
+def percentiles(value: float, draws_R: Sequence[float] | NDArray[np.float64]) -> Score:
+    """A score and the 95 % percentile interval of its draws."""
+    low, high = np.percentile(draws_R, [2.5, 97.5])
+    return Score(value, (float(low), float(high)))

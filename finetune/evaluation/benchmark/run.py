@@ -20,12 +20,10 @@ from finetune.evaluation.benchmark.statistics import (
     FLOATS,
     exit_differences,
     grouped,
-    percentiles,
     resampled,
     similarity_tests,
-    unit_groups,
 )
-from finetune.evaluation.metrics import Score
+from finetune.evaluation.metrics import Score, percentiles, unit_groups
 from finetune.evaluation.systems.embedding import EmbeddingSystem
 from finetune.evaluation.systems.mteb_exit import mteb_scores, named_tasks
 from finetune.evaluation.systems.system import System

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.evaluation.metrics import MIN_GROUPS, Score
+from finetune.evaluation.metrics import Score, percentiles
 from finetune.evaluation.tasks.parts.problem import Values
 from mose.seeding import generator
 
@@ -34,12 +34,6 @@ class SimilarityTest:
     t: float
     p: float
     queries: int
-
-
-def unit_groups(units: int, names: Sequence[str]) -> NDArray[np.int64]:
-    """The group [U] of each unit: those named, since units of one are alike; each its own where fewer than MIN_GROUPS differ."""
-    different, group_U = np.unique(np.asarray(names), return_inverse=True)
-    return group_U if len(names) == units and len(different) >= MIN_GROUPS else np.arange(units)
 
 
 def grouped(values: Sequence[Values], group_U: NDArray[np.int64]) -> tuple[FLOATS, FLOATS]:
@@ -67,12 +61,6 @@ def resampled(numerators_GM: FLOATS, denominators_GM: FLOATS, resamples: int, se
 def ratio(numerators: FLOATS, denominators: FLOATS) -> FLOATS:
     """Their ratio, 0 where the denominator is 0."""
     return np.divide(numerators, denominators, out=np.zeros_like(numerators), where=denominators != 0)
-
-
-def percentiles(value: float, draws_R: FLOATS) -> Score:
-    """A score and the 95 % percentile interval of its draws."""
-    low, high = np.percentile(draws_R, [2.5, 97.5])
-    return Score(value, (float(low), float(high)))
 
 
 def permutation_p(first: tuple[FLOATS, FLOATS], second: tuple[FLOATS, FLOATS], permutations: int, seed: int) -> float:

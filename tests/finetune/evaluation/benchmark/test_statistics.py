@@ -10,12 +10,11 @@ from sklearn.metrics import f1_score
 from finetune.evaluation.benchmark.statistics import (
     exit_differences,
     grouped,
-    percentiles,
     permutation_p,
     resampled,
     similarity_tests,
-    unit_groups,
 )
+from finetune.evaluation.metrics import percentiles, unit_groups
 from finetune.evaluation.tasks.parts.problem import Values
 
 
