@@ -86,9 +86,10 @@ ORDER = {
     "pretrain.monitoring": "garbage metrics step_times throughput profiler step_log learning",
     "finetune": "config device distributed run_log checkpoints pair_files batches retrieval embedding classification "
     "evaluation cli",
-    "finetune.embedding": "config fingerprint forward encoder processes inputs vector_files embed exit_costs choose_exit search",
+    "finetune.embedding": "config fingerprint encoder processes inputs vector_files embed exit_costs choose_exit search",
     "finetune.classification": "examples rows scores evaluate log trainer train",
-    "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
+    "finetune.retrieval": "augmentation prompts examples loss collapse forward gradient_cache optimization log trainer "
+    "validation train",
     "finetune.evaluation": "metrics ranking embedding baselines results paired table picture tasks systems benchmark report",
     "finetune.evaluation.systems": "system store embedding mose_model sentence_model server mteb_exit lexical classifier",
     "finetune.evaluation.benchmark": "config models statistics result run table figures command",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from finetune.batches import chunks_by_length, pack_rows
 from finetune.device import pick_device
-from finetune.embedding.forward import embed_batch
+from finetune.retrieval.forward import embed_batch
 from finetune.retrieval.prompts import Prompt, code_prompt, encode_prompts, text_prompt
 from mose.checkpoint.converted_checkpoint import load_retrieval, read_model_config
 from mose.errors import MoseError

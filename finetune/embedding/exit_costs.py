@@ -12,7 +12,7 @@ import torch
 
 from finetune.batches import PackedBatch, pack_rows
 from finetune.embedding.encoder import Encoder
-from finetune.embedding.forward import embed_batch
+from finetune.retrieval.forward import embed_batch
 from mose.errors import MoseError
 from mose.files.json_file import parse_json
 from mose.model.size import encoder_parameters, flops_per_row

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from finetune.batches import chunks_by_length, pack_rows
 from finetune.device import precision
+from finetune.retrieval.forward import embed_batch
 from mose.dataset.packed_sequence import TOKENS
 from mose.files.streams import make_console, progress_bar
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
@@ -37,7 +38,7 @@ def embed_rows(
     with torch.inference_mode(), precision(device, bf16):
         for chunk in with_progress(chunks, len(chunks), "embedding") if progress else chunks:
             batch = pack_rows([rows[index] for index in chunk]).to(device)
-            outputs = model.embed(batch.input_ids_N, batch.positions_N, batch.cu_seqlens, batch.max_length)
+            outputs = embed_batch(model, batch, model.config.computed_exit_layers)
             for table, embeddings_BD in zip(tables, outputs, strict=True):
                 table[chunk] = embeddings_BD.float().cpu().numpy()
     return tables

@@ -19,6 +19,7 @@ from finetune.config import WHITENING, RetrievalConfig
 from finetune.device import check_attention_dropout, precision
 from finetune.distributed import World, gather_rows, sum_gradients
 from finetune.retrieval.examples import Example, Examples
+from finetune.retrieval.forward import embed_batch
 from finetune.retrieval.gradient_cache import Chunk, backward, gather_chunks
 from finetune.retrieval.log import StepReport
 from finetune.retrieval.loss import RetrievalLoss, false_negatives, multi_exit_loss
@@ -181,7 +182,7 @@ class Trainer:
 
     def _embed(self, batch: PackedBatch) -> list[Tensor]:
         with precision(self.device, self.config.bf16):
-            return self.model.embed(batch.input_ids_N, batch.positions_N, batch.cu_seqlens, batch.max_length)
+            return embed_batch(self.model, batch, self.exit_layers)
 
     def _loss(self, embeddings: list[Tensor], shares: Sequence[INDICES], excluded_PP: Tensor) -> RetrievalLoss:
         pairs, config = len(excluded_PP), self.config

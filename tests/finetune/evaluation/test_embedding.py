@@ -13,7 +13,7 @@ def test_chunks_do_not_change_embeddings_and_each_row_is_run_once(rng: np.random
     model = retrieval_from_pretrained(random_like(tiny_config(0.5), seed=1), seed=2)
     rows = [rng.integers(5, 400, size=int(length)).astype(np.uint16) for length in rng.integers(3, 30, size=17)]
     seen: list[int] = []
-    model.starEncoder2.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[2]) - 1))
+    model.starEncoder2.layers[0].self_attn.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[2]) - 1))
     alone = embed_rows(model, rows, chunk_tokens=1, device=torch.device("cpu"), bf16=False)
     assert seen == [1] * 17
     together = embed_rows(model, rows, chunk_tokens=200, device=torch.device("cpu"), bf16=False)

@@ -22,7 +22,6 @@ from mose.run_directory import RunDirectory
 def config(checkpoint: Path, pairs_file: Path, tmp_path: Path) -> RetrievalConfig:
     places = {"checkpoint": str(checkpoint), "pairs": str(pairs_file), "output": str(tmp_path / "run")}
     steps = {"steps": 24, "warmup_steps": 8, "log_every_steps": 4}
-    # With a share of generic instructions this model comes out of a collapse again at the far too high rate.
     return RetrievalConfig(**places, **steps, batch_pairs=32, learning_rate=3e-4, generic_instruction_share=0.0, device="cpu")
 
 
@@ -49,7 +48,8 @@ def test_a_far_too_high_learning_rate_is_told(config: RetrievalConfig):
     with pytest.raises(
         CollapseError, match=r"^step \d+: exit 0[124] has collapsed: .* a guess has 3\.466; look at learning_rate"
     ):
-        train(replace(config, learning_rate=100 * config.learning_rate, steps=400))
+        # Collapses with seeds 0 to 2. At .03 two of the three come out of it again, depending on rounding.
+        train(replace(config, learning_rate=0.1, steps=400))
     assert RunDirectory(Path(config.output)).read_metrics()[-1]["step"] < 400
 
 

@@ -20,20 +20,21 @@ from mose.model.modeling_mose import ModularStarEncoderForRetrieval, StarEncoder
 def embed_batch(model: ModularStarEncoderForRetrieval, batch: PackedBatch, exits: Sequence[int]) -> list[Tensor]:
     """L2-normalised embeddings [B, D] at each of `exits` (layers, ascending), equal to `model.embed`'s up to rounding.
 
-    No layer above the deepest of `exits` runs, and that one computes the state of `<cls>` alone, the only one that is read.
+    No layer above the deepest of `exits` runs, and that one computes the state of `<cls>` alone, the only one that is read. Has
+    gradients, and in training mode the model's dropout.
     """
     trunk, known = model.starEncoder2, model.config.computed_exit_layers
     last_B = batch.cu_seqlens[1:].long() - 1
     rotary = rotary_angles(batch.positions_N, model.config.head_dim, model.config.rope_theta)
-    x_ND = trunk.embed_tokens(batch.input_ids_N)
+    x_ND = F.dropout(trunk.embed_tokens(batch.input_ids_N), model.config.embedding_dropout, trunk.training)
     found = []
     layers: list[Any] = list(trunk.layers)[: exits[-1]]
     for depth, layer in enumerate(layers, start=1):
         if depth == exits[-1]:
             state_BD = _last_layer(layer, x_ND, rotary, batch)
         else:
-            x_ND = x_ND + layer.self_attn(layer.input_layernorm(x_ND), rotary, batch.cu_seqlens, batch.max_length)
-            x_ND = x_ND + _feed_forward(layer.mlp, layer.post_attention_layernorm(x_ND))
+            mixed_ND = layer.self_attn(layer.input_layernorm(x_ND), rotary, batch.cu_seqlens, batch.max_length)
+            x_ND = _after_attention(layer, x_ND, mixed_ND)
             state_BD = x_ND[last_B]
         if depth in exits:
             state_BD = trunk.norm(state_BD) if depth == len(trunk.layers) else state_BD
@@ -59,22 +60,33 @@ def _last_layer(layer: StarEncoder2Layer, x_ND: Tensor, rotary: tuple[Tensor, Te
     k_BTGK, v_BTGK = (part.new_zeros(*real_BT.shape, *part.shape[1:]) for part in (k_NGK, v_NGK))
     k_BTGK[real_BT], v_BTGK[real_BT] = k_NGK, v_NGK
     mixed_BH1K = F.scaled_dot_product_attention(
-        q_BHK.unsqueeze(2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2), attn_mask=real_BT[:, None, None], enable_gqa=True
+        q_BHK.unsqueeze(2),
+        k_BTGK.transpose(1, 2),
+        v_BTGK.transpose(1, 2),
+        attn_mask=real_BT[:, None, None],
+        dropout_p=attend.core.dropout if layer.training else 0.0,
+        enable_gqa=True,
     )
-    x_BD: Tensor = x_ND[last_B] + attend.o_proj(mixed_BH1K.flatten(1))
-    return x_BD + _feed_forward(layer.mlp, layer.post_attention_layernorm(x_BD))
+    return _after_attention(layer, x_ND[last_B], attend.o_proj(mixed_BH1K.flatten(1)))
 
 
-def _feed_forward(mlp: StarEncoder2MLP, x_ND: Tensor) -> Tensor:
-    """The two feed-forward layers; where oneDNN runs them, with GELU inside the first matrix product.
+def _after_attention(layer: StarEncoder2Layer, x: Tensor, mixed: Tensor) -> Tensor:
+    x = x + F.dropout(mixed, layer.dropout, layer.training)
+    return x + F.dropout(_feed_forward(layer.mlp, layer.post_attention_layernorm(x)), layer.dropout, layer.training)
+
+
+def _feed_forward(mlp: StarEncoder2MLP, x: Tensor) -> Tensor:
+    """The two feed-forward layers; without gradients, where oneDNN runs them, with GELU inside the first matrix product.
 
     GELU by itself reads and writes 12 D numbers per token at the 1B shape: a tenth to a fifth of a layer's time on a CPU. The
-    operator is the one that torch.compile emits on x86; elsewhere, or in another precision, the plain layers run.
+    operator is the one that torch.compile emits on x86, and has no gradient; elsewhere, or in another precision, the plain
+    layers run.
     """
     fused = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _has_onednn() else None
-    if fused is None or x_ND.device.type != "cpu" or x_ND.dtype != torch.float32:
-        return mlp(x_ND)  # type: ignore[no-any-return]
-    wide: Tensor = fused(x_ND, mlp.c_fc.weight, mlp.c_fc.bias, "gelu", [], "tanh")
+    in_float32 = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if fused is None or torch.is_grad_enabled() or not in_float32:
+        return mlp(x)  # type: ignore[no-any-return]
+    wide: Tensor = fused(x, mlp.c_fc.weight, mlp.c_fc.bias, "gelu", [], "tanh")
     return mlp.c_proj(wide)  # type: ignore[no-any-return]
 
 
