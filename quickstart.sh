@@ -34,7 +34,7 @@ run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pr
 run mose-pretrain plot quickstart/run --output quickstart/run.png
 
 run mose-pretrain export quickstart/run --output quickstart/pretrained
-run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quickstart/data --max-rows 2048 --output quickstart/run/held_out.json
+run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quickstart/data --output quickstart/run/held_out.json
 
 # The same fine-tuning from three trunks: pre-trained, random (the control), and as pre-training began. One process, two threads.
 export OMP_NUM_THREADS=2
