@@ -56,14 +56,23 @@ class Trace:
     """Per micro-batch: values of a hidden state [N, D]."""
 
 
-def config_of(dataset: Path, tensor_ranks: int) -> PretrainConfig:
+@dataclass(frozen=True)
+class Grid:
+    """How the 512 ranks are laid out."""
+
+    tensor_ranks: int = 1
+    partition_ranks: int = 0
+
+
+def config_of(dataset: Path, grid: Grid) -> PretrainConfig:
     """The tiny run at 512 ranks: a row per rank, so several micro-batches per data rank under tensor parallelism."""
-    config = tiny_config(dataset, tensor_ranks, key_value_heads=4, precision="bf16")
+    partition = {"zero_partition_ranks": grid.partition_ranks}
+    config = tiny_config(dataset, grid.tensor_ranks, key_value_heads=4, precision="bf16", **partition)
     overlapped = {"zero_optimization": {"overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": 20_000}}
     return dataclasses.replace(config, batch=BatchConfig(global_rows=RANKS, micro_batch_rows=1), deepspeed=overlapped)
 
 
-def trace_rank(rank: int, tensor_ranks: int, dataset: Path, before: Callable[[], None] | None = None) -> Trace:
+def trace_rank(rank: int, grid: Grid, dataset: Path, before: Callable[[], None] | None = None) -> Trace:
     """Build the engine of `rank` and run one step; nothing is sent, and reductions leave their argument as it is."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -76,11 +85,12 @@ def trace_rank(rank: int, tensor_ranks: int, dataset: Path, before: Callable[[],
     if before is not None:
         before()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=RANKS)
-    join_process_group(10)
     calls: list[Call] = []
+    # Before DeepSpeed starts: it keeps torch's functions of that moment for its gathers and scatters.
     for name in RECORDED:
         setattr(dist, name, _recorded(name, calls))
-    config = config_of(dataset, tensor_ranks)
+    join_process_group(10)
+    config = config_of(dataset, grid)
     context = build_context(Layout.of(config, RANKS), torch.device("cpu"))
     engine = build_engine(config, context)
     start = list(calls)

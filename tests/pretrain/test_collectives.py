@@ -8,21 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.pretrain.collective_cells import RANKS, Call, Trace, trace_rank
+from tests.pretrain.collective_cells import RANKS, Call, Grid, Trace, trace_rank
 from tests.pretrain.forked import call_forked
 
 SOME_RANKS = (0, 1, 4, 511)
 LAYERS = 4
 
 
-def traced(rank: int, tensor_ranks: int, dataset: Path, before: Callable[[], None] | None = None) -> Trace:
-    found = call_forked(trace_rank, rank, tensor_ranks, dataset, before)
+def traced(rank: int, grid: Grid, dataset: Path, before: Callable[[], None] | None = None) -> Trace:
+    found = call_forked(trace_rank, rank, grid, dataset, before)
     assert isinstance(found, Trace)
     return found
 
 
-@pytest.fixture(scope="module", params=[1, 4], ids=["data-parallel", "tensor-parallel"])
-def traces(request: pytest.FixtureRequest, dataset: Path) -> tuple[int, dict[int, Trace]]:
+GRIDS = {"data-parallel": Grid(), "tensor-parallel": Grid(4), "partitioned": Grid(1, 4)}
+
+
+@pytest.fixture(scope="module", params=GRIDS.values(), ids=GRIDS.keys())
+def traces(request: pytest.FixtureRequest, dataset: Path) -> tuple[Grid, dict[int, Trace]]:
     return request.param, {rank: traced(rank, request.param, dataset) for rank in SOME_RANKS}
 
 
@@ -39,7 +42,7 @@ def first_difference(one: list[Call], other: list[Call]) -> tuple[int, Call | No
     return None
 
 
-def test_ranks_of_a_group_issue_the_same_collectives(traces: tuple[int, dict[int, Trace]]) -> None:
+def test_ranks_of_a_group_issue_the_same_collectives(traces: tuple[Grid, dict[int, Trace]]) -> None:
     _, by_rank = traces
     for part in ("start", "step"):
         calls = {rank: getattr(trace, part) for rank, trace in by_rank.items()}
@@ -52,20 +55,20 @@ def test_ranks_of_a_group_issue_the_same_collectives(traces: tuple[int, dict[int
                 assert first_difference(of_group(calls[members[0]], group), of_group(calls[rank], group)) is None, (part, group)
 
 
-def test_every_rank_issues_as_many_of_each_kind(traces: tuple[int, dict[int, Trace]]) -> None:
+def test_every_rank_issues_as_many_of_each_kind(traces: tuple[Grid, dict[int, Trace]]) -> None:
     _, by_rank = traces
     kinds = {rank: sorted(call.operation for call in trace.start) for rank, trace in by_rank.items()}
     assert all(of_rank == kinds[0] for of_rank in kinds.values())
 
 
-def test_the_start_makes_few_groups(traces: tuple[int, dict[int, Trace]]) -> None:
+def test_the_start_makes_few_groups(traces: tuple[Grid, dict[int, Trace]]) -> None:
     _, by_rank = traces
     for trace in by_rank.values():
         assert sum(call.operation == "new_group" for call in trace.start) <= 4
         assert sum(call.operation == "new_group" for call in trace.step) == 0
 
 
-def test_bytes_of_a_step_stay_within_the_budget(traces: tuple[int, dict[int, Trace]]) -> None:
+def test_bytes_of_a_step_stay_within_the_budget(traces: tuple[Grid, dict[int, Trace]]) -> None:
     """Per parameter a float32 gradient to its owner and a bf16 weight from it; the rest are counts, losses and the norm."""
     _, by_rank = traces
     for trace in by_rank.values():
@@ -73,9 +76,24 @@ def test_bytes_of_a_step_stay_within_the_budget(traces: tuple[int, dict[int, Tra
         assert sum(call.num_bytes for call in across) <= 6.5 * trace.parameters + 4096
 
 
-def test_a_layer_reduces_four_hidden_states(traces: tuple[int, dict[int, Trace]]) -> None:
+def test_weights_are_gathered_inside_a_partition(traces: tuple[Grid, dict[int, Trace]]) -> None:
+    """Across nodes goes the gradient alone, so nothing is left that no computation covers."""
+    grid, by_rank = traces
+    if not grid.partition_ranks:
+        pytest.skip("weights are gathered over all data ranks")
+    for rank, trace in by_rank.items():
+        inside = [call for call in trace.step if call.group[2] == grid.partition_ranks]
+        gathered = [call for call in inside if call.operation.startswith("all_gather")]
+        assert sum(call.num_bytes for call in gathered) >= 2 * trace.parameters
+        assert {call.group[0] for call in inside} == {rank - rank % 4}
+        across = [call for call in trace.step if call.group[2] == RANKS]
+        assert sum(call.num_bytes for call in across) <= 4.2 * trace.parameters + 4096
+
+
+def test_a_layer_reduces_four_hidden_states(traces: tuple[Grid, dict[int, Trace]]) -> None:
     """Two outputs forward, and backward the input gradients of attention and of the feed-forward layer; the embedding is one."""
-    tensor_ranks, by_rank = traces
+    grid, by_rank = traces
+    tensor_ranks = grid.tensor_ranks
     if tensor_ranks == 1:
         pytest.skip("one rank per layer reduces none")
     for trace in by_rank.values():
@@ -98,12 +116,12 @@ def _other_counts_on_some_ranks() -> None:
     step.count_globally = faulty
 
 
-def test_a_rank_that_asks_for_one_more_is_seen(traces: tuple[int, dict[int, Trace]], dataset: Path) -> None:
-    tensor_ranks, by_rank = traces
-    if tensor_ranks > 1:
+def test_a_rank_that_asks_for_one_more_is_seen(traces: tuple[Grid, dict[int, Trace]], dataset: Path) -> None:
+    grid, by_rank = traces
+    if grid != Grid():
         pytest.skip("planted once")
     everyone = (0, RANKS - 1, RANKS)
-    faulty = traced(1, 1, dataset, _other_counts_on_some_ranks)
+    faulty = traced(1, Grid(), dataset, _other_counts_on_some_ranks)
     parted = first_difference(of_group(by_rank[0].step, everyone), of_group(faulty.step, everyone))
     assert parted is not None
     assert parted[2] is not None and parted[2].operation == "barrier"

@@ -4,13 +4,14 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import distributed as dist
 
 from mose.errors import MoseError
-from pretrain.config.run import ParallelConfig, PretrainConfig
+from pretrain.config.run import Layout, ParallelConfig, PretrainConfig
 from pretrain.parallel import engine, launch
 from pretrain.parallel.launch import _listener, cuda_environment, initialize_parallel, leave_parallel, open_store
 from tests.distributed import RankPools, free_port
@@ -95,14 +96,15 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-@pytest.mark.parametrize(("visible", "index"), [(4, 3), (1, 0)])
-@pytest.mark.parametrize("tensor_ranks", [1, 4])
-def test_environment_then_device_then_groups(machine: pytest.MonkeyPatch, visible: int, index: int, tensor_ranks: int) -> None:
-    """CUDA reads the environment when it first touches the device; NCCL and DeepSpeed take the device that is current."""
+def start_up(
+    machine: pytest.MonkeyPatch, config: PretrainConfig, visible: int
+) -> tuple[list[str], tuple[Layout, torch.device, int]]:
+    """What `initialize_parallel` does to the process, in its order, and what it builds the context from."""
     happened: list[str] = []
 
     def set_device(number: int) -> None:
-        happened.append(f"device {number}, {os.environ.get('CUDA_DEVICE_MAX_CONNECTIONS')}, {os.environ['PYTORCH_ALLOC_CONF']}")
+        queues, allocator = (os.environ.get(name) for name in ("CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_ALLOC_CONF"))
+        happened.append(f"device {number}, {queues}, {allocator}")
 
     def init(backend: str, **options: object) -> None:
         assert "device_id" not in options  # it would make every later group a split that all ranks enter
@@ -117,15 +119,42 @@ def test_environment_then_device_then_groups(machine: pytest.MonkeyPatch, visibl
     machine.setattr(engine.deepspeed, "init_distributed", lambda **_: happened.append("deepspeed"))
     machine.setattr(launch, "open_store", lambda seconds: None)
     machine.setattr(launch, "build_context", lambda layout, device, seconds: (layout, device, seconds))
+    built: Any = initialize_parallel(config)
+    return happened, built
+
+
+@pytest.mark.parametrize(("visible", "index"), [(4, 3), (1, 0)])
+@pytest.mark.parametrize("tensor_ranks", [1, 4])
+def test_environment_then_device_then_groups(machine: pytest.MonkeyPatch, visible: int, index: int, tensor_ranks: int) -> None:
+    """CUDA reads the environment when it first touches the device; NCCL and DeepSpeed take the device that is current."""
     config = PretrainConfig(parallel=ParallelConfig(tensor_parallel_size=tensor_ranks))
-    layout, device, seconds = initialize_parallel(config)
-    queues = "1" if tensor_ranks > 1 else None
-    assert happened == [
-        f"device {index}, {queues}, expandable_segments:True",
-        f"nccl group of 512, device {index}",
-        "deepspeed",
-    ]
+    happened, (layout, device, seconds) = start_up(machine, config, visible)
+    assert happened == expected_order(index, "1" if tensor_ranks > 1 else None)
     assert (layout.tensor_ranks, device, seconds) == (tensor_ranks, torch.device("cuda", index), 600)
+
+
+def expected_order(index: int, queues: str | None) -> list[str]:
+    return [f"device {index}, {queues}, expandable_segments:True", f"nccl group of 512, device {index}", "deepspeed"]
+
+
+@pytest.mark.parametrize("planted", ["environment after the device", "group before the device"])
+def test_another_order_is_seen(machine: pytest.MonkeyPatch, planted: str) -> None:
+    original = launch._device
+
+    def device_first() -> torch.device:
+        device = original()
+        os.environ.update(cuda_environment(PretrainConfig()))
+        return device
+
+    def group_first() -> torch.device:
+        engine.join_process_group(10, None)
+        return original()
+
+    machine.setattr(launch, "_device", group_first if planted.startswith("group") else device_first)
+    if planted.startswith("environment"):
+        machine.setattr(launch, "cuda_environment", lambda _: {})
+    happened, _ = start_up(machine, PretrainConfig(), visible=4)
+    assert happened != expected_order(3, None)
 
 
 def test_a_fixed_order_of_sums_is_asked_of_torch_and_of_cublas(machine: pytest.MonkeyPatch) -> None:

@@ -34,12 +34,23 @@ def test_state_follows_its_parameter(wrapped: bool) -> None:
     assert next(iter(optimizer.state.values()))["note"] == 1
 
 
+def load_with(unpickle: bool, folder: Path) -> torch.optim.Optimizer:
+    """The optimiser after `Engine.load`, whose DeepSpeed engine has just read a checkpoint."""
+    optimizer = optimizer_on_meta()
+    zero: Any = SimpleNamespace(optimizer=optimizer, param_groups=[{"params": [], "lr": 1.0}], clip_grad=1.0)
+    engine = Engine.__new__(Engine)
+    engine.deepspeed = SimpleNamespace(optimizer=zero, load_checkpoint=lambda *_, **__: None)
+    engine.load(folder, unpickle)
+    return optimizer
+
+
 @pytest.mark.parametrize("unpickle", [False, True])
 def test_every_load_of_the_engine_places_the_state(unpickle: bool, tmp_path: Path) -> None:
     """Both kinds of checkpoint go through `Engine.load`, the only place that calls DeepSpeed's loader."""
-    zero: Any = SimpleNamespace(optimizer=optimizer_on_meta(), param_groups=[{"params": [], "lr": 1.0}], clip_grad=1.0)
-    engine = Engine.__new__(Engine)
-    engine.deepspeed = SimpleNamespace(optimizer=zero, load_checkpoint=lambda *_, **__: None)
-    engine.load(tmp_path, unpickle)
-    assert devices(zero.optimizer) == {"meta"}
+    assert devices(load_with(unpickle, tmp_path)) == {"meta"}
     assert inspect.getsource(engine_module).count(".load_checkpoint(") == 1
+
+
+def test_a_step_that_stays_on_the_cpu_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(engine_module, "place_state", lambda _: None)
+    assert devices(load_with(False, tmp_path)) == {"cpu", "meta"}
