@@ -5,7 +5,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from finetune.config import ClassificationConfig, EvaluationConfig, ReportConfig, RetrievalConfig
+from finetune.config import CardConfig, ClassificationConfig, EvaluationConfig, ReportConfig, RetrievalConfig
 from finetune.embedding.config import ChooseExitConfig, EmbedConfig, SearchConfig
 from mose.command import STOPPED, Command, add_config, read_config, run_command
 from mose.config import document_fields
@@ -38,6 +38,11 @@ def commands() -> dict[str, Command]:
         ),
         "report": Command(
             "Join a pre-training run and its retrieval scores in one table and picture.", _takes(ReportConfig), _report
+        ),
+        "card": Command(
+            "Write a folder's README.md again: a model card with scores, times of each exit, and a licence.",
+            _takes(CardConfig),
+            _card,
         ),
         "embed": Command("Embed texts of files at one or several exits, into .npy or .parquet.", _takes(EmbedConfig), _embed),
         "choose-exit": Command(
@@ -115,9 +120,15 @@ def _benchmark(parsed: Namespace) -> None:
 
 
 def _report(parsed: Namespace) -> None:
-    from finetune.evaluation.report import report
+    from finetune.evaluation.report.command import report
 
     report(read_config(parsed, ReportConfig))
+
+
+def _card(parsed: Namespace) -> None:
+    from finetune.evaluation.cards.command import card
+
+    card(read_config(parsed, CardConfig))
 
 
 def _embed(parsed: Namespace) -> None:

@@ -186,6 +186,43 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class CardConfig:
+    """README.md of a model's folder, written again as a card for the Hugging Face Hub: scores with intervals, times, licence."""
+
+    checkpoint: str
+    """Folder of a converted checkpoint of any kind; its README.md is replaced."""
+    results: tuple[str, ...] | str = ()
+    """Folder or file of results to show, or several as [A,B]: evaluation.json, benchmark.json, held_out.json. Empty: those in the
+    folder, or in the run directory whose `checkpoint` it is."""
+    name: str = ""
+    """The model's name in benchmark.json; empty: the model there whose folder this is."""
+    licence: str = ""
+    """Licence of the weights by the Hub's name, e.g. apache-2.0; empty: left to whoever publishes the folder."""
+    measure: bool = True
+    """Time each exit on this machine."""
+    batch_texts: int = 32
+    """Texts of a batch, for texts per second."""
+    repeats: int = 15
+    """Timed passes of each exit; medians are reported."""
+    threads: int = 0
+    """torch's threads while timing; 0 leaves torch's own number."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_texts", "repeats"):
+            require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")
+        require(self.threads >= 0, f"threads: {self.threads}, expected 0 or more")
+        is_plain = all(letter.isascii() and (letter.isalnum() or letter in "-._") for letter in self.licence)
+        require(is_plain, f"licence: {self.licence!r}, expected a name such as apache-2.0")
+
+    @property
+    def result_paths(self) -> tuple[str, ...]:
+        """The folders and files of `results`."""
+        return _words(self.results)
+
+
+@dataclass(frozen=True)
 class ClassificationConfig:
     """A classifier of single texts or pairs at every exit of a converted checkpoint; defaults are the paper's (section 4.2)."""
 

@@ -59,7 +59,7 @@ class OpenTask:
         """What the result says of the task."""
         facts = {part.name: dict(part.facts) for part in self.parts}
         notes = [f"{part.name or self.task.title}: {part.note}" for part in self.parts if part.note]
-        return TaskResult(self.task.title, dict(self.task.measures), self.files, facts, notes)
+        return TaskResult(self.task.title, dict(self.task.measures), dict(self.files), facts, tuple(notes))
 
 
 def run(config: BenchmarkConfig) -> BenchmarkResult:

@@ -8,6 +8,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from finetune.evaluation.report.held_out import exit_series
 from finetune.evaluation.results import Evaluation
 from mose.files.atomic_file import atomic_write
 
@@ -32,18 +33,6 @@ def draw_report(
     draw_quality(right, evaluation, control, start)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
-
-
-def exit_series(metrics: list[dict[str, Any]], prefix: str, suffix: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of `{prefix}{exit}{suffix}` for each exit, shallowest first."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
-    for line in metrics:
-        for key, value in line.items():
-            if key.startswith(prefix) and key.endswith(suffix) and isinstance(value, int | float):
-                steps, values = series.setdefault(key[len(prefix) : -len(suffix)], ([], []))
-                steps.append(int(line["step"]))
-                values.append(float(value))
-    return dict(sorted(series.items()))
 
 
 def draw_losses(axes: Axes, metrics: list[dict[str, Any]], levels: dict[str, float]) -> None:
