@@ -37,7 +37,7 @@ def commands() -> dict[str, Command]:
             _benchmark,
         ),
         "report": Command(
-            "Join a pre-training run and its retrieval scores in one table and picture.", _takes(ReportConfig), _report
+            "Write one HTML page of a whole run, from data to the scores of every exit.", _takes(ReportConfig), _report
         ),
         "card": Command(
             "Write a folder's README.md again: a model card with scores, times of each exit, and a licence.",

@@ -171,18 +171,24 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """One table and one picture of a pre-training run and the retrieval scores of the model fine-tuned from it."""
+    """One HTML page of a whole run, from data to the scores of every exit; beside it a table as text and a picture."""
 
     pretrain: str
     """Run directory of the pre-training run."""
     evaluation: str
     """Folder that `mose-finetune evaluate` wrote for the model fine-tuned from it."""
     output: str
-    """Folder to write report.txt and report.png into."""
+    """Folder to write report.html, report.txt and report.png into."""
     control: str | None = None
     """Folder that `mose-finetune evaluate` wrote for the same fine-tuning from random weights."""
     start: str | None = None
     """The same from the weights that pre-training began with, where those are not plain random ones."""
+    data: str | None = None
+    """Folder of the data set; empty: the one that the run's config names, if it is there."""
+    retrieval: str | None = None
+    """Run directory of the fine-tuning; empty: the one whose model was scored, if it is there."""
+    benchmark: str | None = None
+    """Folder that `mose-finetune benchmark` wrote; its table and figures go on the page."""
 
 
 @dataclass(frozen=True)

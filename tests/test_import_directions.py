@@ -91,7 +91,7 @@ ORDER = {
     "finetune.retrieval": "augmentation prompts examples loss collapse gradient_cache optimization log trainer validation train",
     "finetune.evaluation": "metrics ranking embedding baselines results paired table tasks systems benchmark cards report",
     "finetune.evaluation.cards": "results command",
-    "finetune.evaluation.report": "held_out picture table command",
+    "finetune.evaluation.report": "page held_out charts picture table data_part training_part score_part command",
     "finetune.evaluation.systems": "system store embedding mose_model sentence_model server mteb_exit lexical classifier",
     "finetune.evaluation.benchmark": "config models statistics result run table figures command",
     "finetune.evaluation.baselines": "lexical bag pairs",
