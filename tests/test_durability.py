@@ -212,6 +212,7 @@ WRITES = {
     "data_prep/sources/git_objects.py": "an empty repository in a temporary folder, for one run of git",
     "data_prep/tools/stats/drawing.py": INTO_A_FILE,
     "pretrain/analysis/plot.py": INTO_A_FILE,
+    "finetune/evaluation/report/charts.py": INTO_A_FILE,
     "finetune/evaluation/report/picture.py": INTO_A_FILE,
     "finetune/evaluation/benchmark/figures.py": INTO_A_FILE,
     "pretrain/storage/node_labels.py": "a table in shared memory, which a power cut takes with the processes that use it",

@@ -35,7 +35,7 @@ p { margin: .3em 0 .8em; max-width: 76em; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 1.1em 1.6em; align-items: start; }
 figure { margin: .6em 0 0; min-width: 0; }
 figure.whole { grid-column: 1 / -1; }
-figure svg { width: 100%; height: auto; display: block; }
+figure svg { max-width: 100%; height: auto; display: block; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88em; font-variant-numeric: tabular-nums; margin: .3em 0; }
 th, td { padding: .28em .7em; text-align: right; border-bottom: 1px solid #edf0f3; vertical-align: top; white-space: nowrap; }
