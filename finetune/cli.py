@@ -107,9 +107,16 @@ def _classification(parsed: Namespace) -> int | None:
 
 
 def _evaluate(parsed: Namespace) -> None:
+    from finetune.evaluation.benchmark.command import benchmark
+    from finetune.evaluation.benchmark.config import BenchmarkConfig
     from finetune.evaluation.tasks.command import evaluate
+    from finetune.evaluation.tasks.registry import is_benchmark
 
-    evaluate(read_config(parsed, EvaluationConfig))
+    config = read_config(parsed, EvaluationConfig)
+    if is_benchmark(config.task):
+        benchmark(BenchmarkConfig.of_evaluation(config))
+    else:
+        evaluate(config)
 
 
 def _benchmark(parsed: Namespace) -> None:

@@ -121,7 +121,8 @@ class EvaluationConfig:
     output: str
     """Folder to write evaluation.json and evaluation.txt into."""
     task: str = "docstring_search"
-    """What is scored: a name in finetune/evaluation/tasks/registry.py; the task says what the files of `pairs` hold."""
+    """What is scored: a name in finetune/evaluation/tasks/registry.py; the task says what the files of `pairs` hold. A task of
+    `mose-finetune benchmark` (poj104, codesearchnet, ...) writes benchmark.json instead of evaluation.json."""
     split: str = "held_out"
     """Split of the pairs to score: held_out or train."""
     distractors: int = 999

@@ -83,6 +83,24 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert run(tmp_path / "killed", models, tasks) == 0
 
 
+def test_evaluate_knows_the_benchmarks_too(
+    files: dict[str, list[str]], retriever: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", f"--checkpoint={retriever}", f"--pairs={files['poj104'][0]}", f"--output={tmp_path / 'out'}"]
+    words += ["--task=poj104", "--device=cpu"]
+    assert run_command("mose-finetune", "test", commands(), words) == 0
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if row.startswith("| ")][2:] == [
+        "| checkpoint, exit 01",
+        "| checkpoint, exit 02",
+        "| checkpoint, exit 04",
+        "| TF-IDF",
+        "| BM25",
+    ]
+    assert run_command("mose-finetune", "test", commands(), [*words, "--bag_steps=5"]) == 2
+    assert "bag_steps: 5, expected none: poj104 has no such option" in capsys.readouterr().err
+
+
 def test_results_of_another_model_are_refused_and_kept(
     files: dict[str, list[str]], retriever: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
