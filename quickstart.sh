@@ -48,6 +48,8 @@ run mose-finetune evaluate --config configs/quickstart/evaluate.yaml "${seed[@]}
 
 run mose-finetune report --pretrain quickstart/run --evaluation quickstart/scores --control quickstart/scores_from_random --start quickstart/scores_from_start --output quickstart/report
 
+run mose-finetune card --checkpoint quickstart/retrieval/checkpoint --results quickstart/scores
+
 # Something to try: ten questions of packages that no stage has seen, answered by the shallowest and the deepest exit.
 run mose-finetune search --checkpoint quickstart/retrieval/checkpoint --pairs quickstart/pairs.parquet --questions 10 --max_length 128
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from finetune.evaluation.report import notes, read_held_out, read_run_metrics, report_table
+from finetune.evaluation.report.held_out import read_held_out, read_run_metrics
+from finetune.evaluation.report.table import notes, report_table
 from finetune.evaluation.results import read_evaluation
 from mose.files.atomic_file import write_text
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from finetune.config import ClassificationConfig, EvaluationConfig, ReportConfig, RetrievalConfig
+from finetune.config import CardConfig, ClassificationConfig, EvaluationConfig, ReportConfig, RetrievalConfig
 from finetune.embedding.config import ChooseExitConfig, EmbedConfig, SearchConfig
 from mose.command import STOPPED, Command, add_config, read_config, run_command
 from mose.config import document_fields
@@ -37,7 +37,12 @@ def commands() -> dict[str, Command]:
             _benchmark,
         ),
         "report": Command(
-            "Join a pre-training run and its retrieval scores in one table and picture.", _takes(ReportConfig), _report
+            "Write one HTML page of a whole run, from data to the scores of every exit.", _takes(ReportConfig), _report
+        ),
+        "card": Command(
+            "Write a folder's README.md again: a model card with scores, times of each exit, and a licence.",
+            _takes(CardConfig),
+            _card,
         ),
         "embed": Command("Embed texts of files at one or several exits, into .npy or .parquet.", _takes(EmbedConfig), _embed),
         "choose-exit": Command(
@@ -102,9 +107,16 @@ def _classification(parsed: Namespace) -> int | None:
 
 
 def _evaluate(parsed: Namespace) -> None:
+    from finetune.evaluation.benchmark.command import benchmark
+    from finetune.evaluation.benchmark.config import BenchmarkConfig
     from finetune.evaluation.tasks.command import evaluate
+    from finetune.evaluation.tasks.registry import is_benchmark
 
-    evaluate(read_config(parsed, EvaluationConfig))
+    config = read_config(parsed, EvaluationConfig)
+    if is_benchmark(config.task):
+        benchmark(BenchmarkConfig.of_evaluation(config))
+    else:
+        evaluate(config)
 
 
 def _benchmark(parsed: Namespace) -> None:
@@ -115,9 +127,15 @@ def _benchmark(parsed: Namespace) -> None:
 
 
 def _report(parsed: Namespace) -> None:
-    from finetune.evaluation.report import report
+    from finetune.evaluation.report.command import report
 
     report(read_config(parsed, ReportConfig))
+
+
+def _card(parsed: Namespace) -> None:
+    from finetune.evaluation.cards.command import card
+
+    card(read_config(parsed, CardConfig))
 
 
 def _embed(parsed: Namespace) -> None:

@@ -121,7 +121,8 @@ class EvaluationConfig:
     output: str
     """Folder to write evaluation.json and evaluation.txt into."""
     task: str = "docstring_search"
-    """What is scored: a name in finetune/evaluation/tasks/registry.py; the task says what the files of `pairs` hold."""
+    """What is scored: a name in finetune/evaluation/tasks/registry.py; the task says what the files of `pairs` hold. A task of
+    `mose-finetune benchmark` (poj104, codesearchnet, ...) writes benchmark.json instead of evaluation.json."""
     split: str = "held_out"
     """Split of the pairs to score: held_out or train."""
     distractors: int = 999
@@ -171,18 +172,61 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """One table and one picture of a pre-training run and the retrieval scores of the model fine-tuned from it."""
+    """One HTML page of a whole run, from data to the scores of every exit; beside it a table as text and a picture."""
 
     pretrain: str
     """Run directory of the pre-training run."""
     evaluation: str
     """Folder that `mose-finetune evaluate` wrote for the model fine-tuned from it."""
     output: str
-    """Folder to write report.txt and report.png into."""
+    """Folder to write report.html, report.txt and report.png into."""
     control: str | None = None
     """Folder that `mose-finetune evaluate` wrote for the same fine-tuning from random weights."""
     start: str | None = None
     """The same from the weights that pre-training began with, where those are not plain random ones."""
+    data: str | None = None
+    """Folder of the data set; empty: the one that the run's config names, if it is there."""
+    retrieval: str | None = None
+    """Run directory of the fine-tuning; empty: the one whose model was scored, if it is there."""
+    benchmark: str | None = None
+    """Folder that `mose-finetune benchmark` wrote; its table and figures go on the page."""
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """README.md of a model's folder, written again as a card for the Hugging Face Hub: scores with intervals, times, licence."""
+
+    checkpoint: str
+    """Folder of a converted checkpoint of any kind; its README.md is replaced."""
+    results: tuple[str, ...] | str = ()
+    """Folder or file of results to show, or several as [A,B]: evaluation.json, benchmark.json, held_out.json. Empty: those in the
+    folder, or in the run directory whose `checkpoint` it is."""
+    name: str = ""
+    """The model's name in benchmark.json; empty: the model there whose folder this is."""
+    licence: str = ""
+    """Licence of the weights by the Hub's name, e.g. apache-2.0; empty: left to whoever publishes the folder."""
+    measure: bool = True
+    """Time each exit on this machine."""
+    batch_texts: int = 32
+    """Texts of a batch, for texts per second."""
+    repeats: int = 15
+    """Timed passes of each exit; medians are reported."""
+    threads: int = 0
+    """torch's threads while timing; 0 leaves torch's own number."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_texts", "repeats"):
+            require(getattr(self, name) >= 1, f"{name}: {getattr(self, name)}, expected 1 or more")
+        require(self.threads >= 0, f"threads: {self.threads}, expected 0 or more")
+        is_plain = all(letter.isascii() and (letter.isalnum() or letter in "-._") for letter in self.licence)
+        require(is_plain, f"licence: {self.licence!r}, expected a name such as apache-2.0")
+
+    @property
+    def result_paths(self) -> tuple[str, ...]:
+        """The folders and files of `results`."""
+        return _words(self.results)
 
 
 @dataclass(frozen=True)

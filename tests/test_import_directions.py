@@ -54,8 +54,8 @@ ORDER = {
     "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs languages functions",
     "mose.model": "configuration_mose initialization projection_heads attention_mose rows_mose modeling_mose tasks_mose "
     "sharding size model_config exits",
-    "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
-    "published_checkpoint",
+    "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection card_facts card_use "
+    "model_card converted_checkpoint published_checkpoint",
     "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
     "data_prep.sources": "repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 registry",
     "data_prep.sources.blobs": "pack store",
@@ -90,7 +90,9 @@ ORDER = {
     "finetune.classification": "examples rows scores evaluate log trainer train",
     "finetune.retrieval": "augmentation prompts examples loss collapse forward gradient_cache optimization log trainer "
     "validation train",
-    "finetune.evaluation": "metrics ranking embedding baselines results paired table picture tasks systems benchmark report",
+    "finetune.evaluation": "metrics ranking embedding baselines results paired table tasks systems benchmark cards report",
+    "finetune.evaluation.cards": "results command",
+    "finetune.evaluation.report": "page held_out charts picture table data_part training_part score_part command",
     "finetune.evaluation.systems": "system store embedding mose_model sentence_model server mteb_exit lexical classifier",
     "finetune.evaluation.benchmark": "config models statistics result run table figures command",
     "finetune.evaluation.baselines": "lexical bag pairs",

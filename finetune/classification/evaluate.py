@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from finetune.classification.scores import LABELS, ClassScores, best_threshold, class_scores
+from mose.checkpoint.card_facts import Measured, ScoredTask
 from mose.run_directory import exit_name
 
 
@@ -109,6 +110,28 @@ def scores_table(name: str, split: SplitScores) -> Table:
     table.add_section()
     table.add_row("one class always", *_cells(split.constant))
     return table
+
+
+def card_tasks(scores: ClassificationScores) -> tuple[ScoredTask, ...]:
+    """The scores of the largest logit as a model card lists them: of the test files, or else of the validation files."""
+    name, split = ("test", scores.test) if scores.test is not None else ("validation", scores.validation)
+    measures = {"f1": "F1", "precision": "precision", "recall": "recall", "accuracy": "accuracy"}
+
+    def measured(row: ClassScores) -> dict[str, Measured]:
+        return {measure: Measured(getattr(row, measure)) for measure in measures}
+
+    return (
+        ScoredTask(
+            title="Classification",
+            dataset=f"the run's {name} files",
+            split=name,
+            task_type="text-classification",
+            measures=measures,
+            exits={row.layer: measured(row.argmax) for row in split.exits.values()},
+            references={"one class always": measured(split.constant)},
+            note=f"{split.rows:,} rows, the class of the largest logit",
+        ),
+    )
 
 
 def _cells(scores: ClassScores) -> list[str]:

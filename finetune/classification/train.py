@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from finetune.checkpoints import NEVER, RANKS, Progress, ResumePoint, TrainingCheckpoints, due, hold_output
-from finetune.classification.evaluate import ClassificationScores, choose_thresholds, score_split, scores_table
+from finetune.classification.evaluate import ClassificationScores, card_tasks, choose_thresholds, score_split, scores_table
 from finetune.classification.examples import Example, ExampleOrder, Format, count_classes, read_examples
 from finetune.classification.log import StepReport, TrainingLog
 from finetune.classification.scores import LABELS
@@ -20,6 +20,7 @@ from finetune.classification.trainer import Trainer
 from finetune.config import CONSTANT, ClassificationConfig
 from finetune.device import pick_device
 from finetune.distributed import World, any_rank, on_first, process_group
+from mose.checkpoint.card_facts import CardFacts, CardResults, Fact, Stage, after_stage, read_card_facts, with_card
 from mose.checkpoint.converted_checkpoint import write_checkpoint
 from mose.config import to_plain
 from mose.errors import MoseError
@@ -234,5 +235,22 @@ def export(run: Run, name: str, scores: ClassificationScores) -> None:
     }
     if not folder.exists():
         with named_errors(folder):
-            write_checkpoint(folder, run.trainer.model, Path(config.checkpoint), facts)
+            card = with_card(facts, card_of(config, run.progress.step, len(run.data.train)))
+            write_checkpoint(folder, run.trainer.model, Path(config.checkpoint), card, CardResults(card_tasks(scores)))
     print(f"{name}: {folder}")
+
+
+def card_of(config: ClassificationConfig, step: int, examples: int) -> CardFacts:
+    """What the card tells of this stage."""
+    rows = {
+        "run": Path(config.output).resolve().name,
+        "began with": "random weights" if config.from_random else Path(config.checkpoint).resolve().name,
+        "optimiser steps": f"{step:,} of {config.batch_rows:,} examples",
+        "peak learning rate, seed": f"{config.learning_rate:g}, {config.seed}",
+    }
+    files = {"training": config.train_files, "validation": config.validation_files, "test": config.test_files}
+    data = [Fact("training examples", f"{examples:,}")]
+    data += [Fact(f"{what} file {path.name}", f"SHA-256 {file_sha256(path)}") for what, paths in files.items() for path in paths]
+    trunk = None if config.from_random else read_card_facts(Path(config.checkpoint))
+    stage = Stage("Fine-tuning for classification", tuple(Fact(*row) for row in rows.items()))
+    return after_stage(trunk, f"{rows['run']}, step {step:,}", stage, tuple(data))

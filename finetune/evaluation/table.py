@@ -6,6 +6,7 @@ from rich.table import Table
 
 from finetune.evaluation.metrics import Score
 from finetune.evaluation.results import Result
+from mose.files.streams import escaped
 
 MISSING = "-"
 
@@ -37,6 +38,11 @@ def gflops_cell(gflops: float) -> str:
 
 def _three_digits(value: float) -> str:
     return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"
+
+
+def chart_label(text: str) -> str:
+    """A name as matplotlib draws it unchanged: a dollar sign would begin a formula, and SVG holds no control characters."""
+    return escaped(text).replace("$", r"\$")
 
 
 def evaluation_table(

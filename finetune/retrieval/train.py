@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from finetune.retrieval.log import StepRecord, TrainingLog
 from finetune.retrieval.loss import LossRecord
 from finetune.retrieval.trainer import Trainer
 from finetune.retrieval.validation import MEAN_MRR, Validation, open_validation
+from mose.checkpoint.card_facts import CardFacts, Fact, Stage, after_stage, read_card_facts, with_card
 from mose.checkpoint.converted_checkpoint import write_checkpoint
 from mose.config import to_plain
 from mose.dataset.pairs import Pair
@@ -24,7 +26,7 @@ from mose.errors import MoseError
 from mose.files.atomic_file import file_sha256, named_errors
 from mose.files.lock import Holder, Lock
 from mose.files.stop_signal import LauncherWatch, Process, StopSignal
-from mose.run_directory import RunDirectory
+from mose.run_directory import RunDirectory, exit_name
 
 CHECKPOINT_NAME, BEST_NAME = "checkpoint", "best"
 # What may differ when a run is resumed: it changes no number of a step. Files of pairs are compared by content.
@@ -121,7 +123,7 @@ def train(config: RetrievalConfig, resume: str = NEVER, launcher: tuple[Process,
         if log is not None:
             log.close()
         if finished:
-            on_first(world, lambda: finish(run, languages_of(pairs)))
+            on_first(world, lambda: finish(run, pairs))
         return finished
 
 
@@ -174,10 +176,11 @@ def languages_of(pairs: list[Pair]) -> list[str]:
     return sorted({language.lower() for pair in pairs for language in (pair.lang_a, pair.lang_b) if language})
 
 
-def finish(run: Run, languages: list[str]) -> None:
+def finish(run: Run, pairs: list[Pair]) -> None:
     """Write the converted checkpoints of the last step and of the best validation, unless they are there."""
-    config, progress = run.config, run.progress
+    config, progress, languages = run.config, run.progress, languages_of(pairs)
     run.trainer.model.config.languages = languages
+    last = run.log.last if run.log is not None else {}
     facts = {
         "stage": "retrieval",
         "steps": progress.step,
@@ -188,14 +191,40 @@ def finish(run: Run, languages: list[str]) -> None:
         "dimensions": list(config.dimensions),
         "pairs": [str(path) for path in config.pair_files],
         "languages": languages,
-        "last_metrics": run.log.last if run.log is not None else {},
+        "last_metrics": last,
     }
-    _export(run, CHECKPOINT_NAME, facts)
+    _export(run, CHECKPOINT_NAME, with_card(facts, card_of(run, progress.step, pairs, last)))
     if progress.best_step:
         # Last: it replaces the weights of the last step.
         if progress.best_step != progress.step:
             run.checkpoints.load(run.checkpoints.run.checkpoint(progress.best_step), run.trainer.state)
-        _export(run, BEST_NAME, facts | {"steps": progress.best_step, MEAN_MRR: progress.best_score})
+        # The log's last scores are those of the last step.
+        scores = last if progress.best_step == progress.step else {}
+        card = card_of(run, progress.best_step, pairs, scores | {MEAN_MRR: progress.best_score})
+        _export(run, BEST_NAME, with_card(facts | {"steps": progress.best_step, MEAN_MRR: progress.best_score}, card))
+
+
+def card_of(run: Run, step: int, pairs: Sequence[Pair], metrics: Mapping[str, Any]) -> CardFacts:
+    """What the card tells of this stage; `metrics` are the last of this step."""
+    config = run.config
+    rows = {
+        "run": Path(config.output).resolve().name,
+        "began with": "random weights" if config.from_random else Path(config.checkpoint).resolve().name,
+        "optimiser steps": f"{step:,} of {config.batch_pairs:,} pairs",
+        "loss, peak learning rate, seed": f"{config.loss}, {config.learning_rate:g}, {config.seed}",
+    }
+    if metrics.get(MEAN_MRR) is not None:
+        rows["MRR of the validation, mean over exits"] = f"{metrics[MEAN_MRR]:.3f}"
+    repositories = len({pair.repository for pair in pairs})
+    data = [Fact("fine-tuning pairs", f"{len(pairs):,} of {repositories:,} repositories")]
+    data += [Fact(f"file {path.name}", f"SHA-256 {file_sha256(path)}") for path in config.pair_files]
+    stage = Stage("Fine-tuning for retrieval", tuple(Fact(*row) for row in rows.items()))
+    trunk = None if config.from_random else read_card_facts(Path(config.checkpoint))
+    card = after_stage(trunk, f"{rows['run']}, step {step:,}", stage, tuple(data))
+    validated = {layer: metrics.get(f"validation/exit_{exit_name(layer)}/mrr") for layer in run.trainer.exit_layers}
+    cells: dict[str, tuple[str, ...]] = {str(layer): (f"{mrr:.4f}",) for layer, mrr in validated.items() if mrr is not None}
+    note = "MRR of the queries that training validates on"
+    return replace(card, columns=("validation MRR",), cells=cells, note=note) if cells else card
 
 
 def _export(run: Run, name: str, facts: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The converted checkpoint: one Hugging Face folder that transformers and this project open alike, at any exit.
 
-`config.json`, `model.safetensors`, the tokenizer, the model's own source files and `facts.json` (what made it); the
+`config.json`, `model.safetensors`, the tokenizer, the model's own source files, `facts.json` (what made it) and its card; the
 exporter adds `parity.json`, the largest difference to the training model at each exit.
 """
 
@@ -18,8 +18,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import mose.model
+from mose.checkpoint.card_facts import FACTS_NAME, CardResults, card_facts_of
 from mose.checkpoint.exit_selection import ModelClass, select_exit, write_weights
 from mose.checkpoint.fast_tokenizer import frame_fast_tokenizer, write_fast_tokenizer
+from mose.checkpoint.model_card import write_card
 from mose.checkpoint.retrieval_prompts import named_prompts
 from mose.checkpoint.safetensors_file import WEIGHTS_NAME, WeightFiles
 from mose.checkpoint.sentence_folder import write_sentence_transformer
@@ -39,7 +41,6 @@ from mose.model.tasks_mose import (
 )
 from mose.tokenizer import HUGGING_FACE_NAME, SENTENCEPIECE_NAME, HuggingFaceTokenizer, load_tokenizer
 
-FACTS_NAME = "facts.json"
 # What `AutoModel` needs beside the weights; they import only torch, transformers and each other.
 MODEL_SOURCES = ("modeling_mose.py", "tasks_mose.py", "attention_mose.py", "rows_mose.py", "configuration_mose.py")
 PRETRAINED_TASKS: dict[str, type[PreTrainedModel]] = {
@@ -249,8 +250,10 @@ def truncate_at(model: Model, exit_layer: int) -> Model:
     return truncated.train(model.training)  # type: ignore[no-any-return]
 
 
-def write_checkpoint(folder: Path, model: PreTrainedModel, tokenizer_folder: Path, facts: dict[str, Any]) -> None:
-    """Write `model` as a converted checkpoint; the folder appears whole or not at all.
+def write_checkpoint(
+    folder: Path, model: PreTrainedModel, tokenizer_folder: Path, facts: dict[str, Any], results: CardResults | None = None
+) -> None:
+    """Write `model` as a converted checkpoint, with a card of `facts` and `results`; it appears whole or not at all.
 
     Raises:
         MoseError: `folder` already exists.
@@ -261,6 +264,7 @@ def write_checkpoint(folder: Path, model: PreTrainedModel, tokenizer_folder: Pat
         save_model(temporary, model)
         copy_tokenizer(tokenizer_folder, temporary, model.config.max_position_embeddings)
         write_json(temporary / FACTS_NAME, facts)
+        write_card(temporary, model.config, type(model).__name__, card_facts_of(facts, folder.name), results)
 
 
 def save_model(folder: Path, model: PreTrainedModel) -> None:

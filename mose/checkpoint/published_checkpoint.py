@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from mose.checkpoint.card_facts import FACTS_NAME, CardFacts, with_card
 from mose.checkpoint.converted_checkpoint import (
-    FACTS_NAME,
     auto_map,
     check_names,
     copy_sources,
@@ -23,6 +23,7 @@ from mose.checkpoint.converted_checkpoint import (
     read_config_fields,
 )
 from mose.checkpoint.exit_selection import ExitSlice, ModelClass, parameter_shapes
+from mose.checkpoint.model_card import write_card
 from mose.checkpoint.safetensors_file import WEIGHTS_NAME, Entry, SafetensorsWriter, WeightFiles
 from mose.errors import MoseError
 from mose.files.atomic_file import atomic_folder, write_json
@@ -112,7 +113,9 @@ def import_published(folder: Path, output: Path, tokenizer: Path | None = None) 
             _copy_tensors(weights, found, temporary / WEIGHTS_NAME)
             copy_tokenizer(tokenizer or folder, temporary, found.config.max_position_embeddings)
             facts = {"imported": folder.resolve().name, "exits": found.config.exit_layers, "temperatures": found.temperatures}
-            write_json(temporary / FACTS_NAME, facts)
+            card = CardFacts(f"{folder.resolve().name}, imported")
+            write_json(temporary / FACTS_NAME, with_card(facts, card))
+            write_card(temporary, found.config, found.model_class.__name__, card)
     return found
 
 

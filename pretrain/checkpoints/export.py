@@ -3,6 +3,7 @@
 Weights are streamed: each is read once, whatever the number of folders, and forgotten when it is written.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mose.checkpoint.converted_checkpoint import FACTS_NAME, copy_tokenizer, describe, read_model_config
+from mose.checkpoint.card_facts import FACTS_NAME, CardFacts, read_card_facts, with_card
+from mose.checkpoint.converted_checkpoint import copy_tokenizer, describe, read_model_config
 from mose.checkpoint.exit_selection import ExitSlice, ModelClass, select_exit, write_weights
+from mose.checkpoint.model_card import write_card
 from mose.checkpoint.published_checkpoint import PUBLISHED_DTYPE, describe_published, published_selection
 from mose.checkpoint.safetensors_file import WEIGHTS_NAME, WeightFiles
 from mose.errors import MoseError
@@ -34,10 +37,11 @@ from pretrain.checkpoints.files import (
     read_checkpoint_manifest,
 )
 from pretrain.checkpoints.merged_weights import MergedWeights
-from pretrain.checkpoints.model_card import RunFacts, last_metrics, write_card
+from pretrain.checkpoints.model_card import RunFacts, card_facts, data_lineage, last_metrics
 from pretrain.checkpoints.parity import PARITY_NAME, parity_report
 from pretrain.config.frozen import load_frozen_config
 from pretrain.parallel.zero import STATE_TAG
+from pretrain.storage.run_data import named_sources
 
 OURS, PUBLISHED = "ours", "published"
 LAYOUTS = (OURS, PUBLISHED)
@@ -52,8 +56,8 @@ class ExportSource:
     read: Callable[[str], Tensor]
     tokenizer: Path
     facts: dict[str, Any]
-    card: RunFacts | None = None
-    """None where the source is itself a converted checkpoint, which is copied exactly."""
+    card: RunFacts | CardFacts
+    """Facts for the card: of a run, or those that a converted checkpoint has, which is copied exactly."""
     probe: Path | None = None
 
 
@@ -127,10 +131,13 @@ def _complete(folder: Path, selection: ExitSlice, source: ExportSource, layout: 
     # Users of the released layout write <sep> and <cls> themselves.
     copy_tokenizer(source.tokenizer, folder, config.max_position_embeddings, framed=layout == OURS)
     exit_layer = config.exit_layers[0] if selection.exit_index is not None else None
-    write_json(folder / FACTS_NAME, {**source.facts, "exit": exit_layer, "layout": layout})
-    if source.card is None or source.probe is None:
+    card = card_facts(config, source.card) if isinstance(source.card, RunFacts) else source.card
+    if exit_layer is not None:
+        card = dataclasses.replace(card, title=f"{card.title}, exit {exit_layer}")
+    write_json(folder / FACTS_NAME, with_card({**source.facts, "exit": exit_layer, "layout": layout}, card))
+    write_card(folder, config, selection.model_class.__name__, card, framed=layout == OURS)
+    if not isinstance(source.card, RunFacts) or source.probe is None:
         return None
-    write_card(folder, config, source.card)
     report = parity_report(folder, source.probe, source.card.precision, dtype)
     write_json(folder / PARITY_NAME, report)
     return report
@@ -163,7 +170,7 @@ def _converted_source(folder: Path, weights: WeightFiles) -> ExportSource:
     found = (config.architectures or [None])[0]
     if found not in classes:
         raise MoseError(f"{folder / 'config.json'}: architectures is {found}, expected one of {', '.join(classes)}")
-    return ExportSource(classes[found], config, weights.read_finite, folder, {"converted": folder.name})
+    return ExportSource(classes[found], config, weights.read_finite, folder, {"converted": folder.name}, read_card_facts(folder))
 
 
 def _run_source(folder: Path, step: int | None) -> ExportSource:
@@ -185,6 +192,7 @@ def _run_source(folder: Path, step: int | None) -> ExportSource:
         dataset_fingerprint=str(manifest["identity"].get("data.fingerprint", "not recorded")),
         precision=config.parallel.precision,
         metrics=last_metrics(run.read_metrics(), progress["step"]),
+        data=data_lineage(named_sources(config.data)),
     )
 
     def read(name: str) -> Tensor:

@@ -1,21 +1,21 @@
-"""README.md of an exported folder: what the run was, what it reached, and how each exit is opened."""
+"""The card of an exported folder: what the run was, what it reached, and which data it saw (`mose.checkpoint.model_card`)."""
 
-import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mose.files.streams import presentable
+from mose.checkpoint.card_facts import CardFacts, Fact, Stage
+from mose.checkpoint.model_card import model_card as rendered
+from mose.dataset.manifest import Manifest, read_manifest
+from mose.errors import MoseError
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.size import encoder_parameters, flops_per_row
+from mose.model.modeling_mose import ModularStarEncoder
 from mose.run_directory import exit_scalar
 from pretrain.config.objective import ObjectiveConfig, sequence_task
 from pretrain.model.terms.registry import terms_of
 
-CARD_NAME = "README.md"
-# A row of this many tokens is what the table's operations are counted for.
-TOKENS_OF_A_ROW = 512
+_MOST_NAMES = 8
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class RunFacts:
     precision: str
     metrics: dict[str, Any]
     """The last value of each scalar up to that step."""
+    data: tuple[Fact, ...] = ()
+    """Lineage of its data sets, from `data_lineage`."""
 
 
 def last_metrics(lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
@@ -44,92 +46,81 @@ def last_metrics(lines: Sequence[dict[str, Any]], step: int) -> dict[str, Any]:
 
 def model_card(config: ModularStarEncoderConfig, facts: RunFacts) -> str:
     """The card's text; the licence is left to whoever publishes the folder."""
-    rows = [
-        ("run", facts.name),
-        ("optimiser steps", f"{facts.step:,}"),
-        ("rows seen", f"{facts.consumed_rows:,}"),
-        ("real tokens seen", f"{facts.consumed_tokens:,}"),
-        ("data set", f"{facts.dataset} (fingerprint {facts.dataset_fingerprint})"),
-        ("precision of training", facts.precision),
-        ("layers, width, feed-forward", f"{config.num_hidden_layers}, {config.hidden_size}, {config.intermediate_size}"),
-        ("heads, key-value heads", f"{config.num_attention_heads}, {config.num_key_value_heads}"),
-        ("vocabulary, longest row", f"{config.vocab_size:,}, {config.max_position_embeddings:,} tokens"),
-    ]
+    return rendered(config, ModularStarEncoder.__name__, card_facts(config, facts))
+
+
+def card_facts(config: ModularStarEncoderConfig, facts: RunFacts) -> CardFacts:
+    """What the card tells of the run, with the last losses of each exit that `config` has."""
+    rows = {
+        "run": facts.name,
+        "optimiser steps": f"{facts.step:,}",
+        "rows seen": f"{facts.consumed_rows:,}",
+        "real tokens seen": f"{facts.consumed_tokens:,}",
+        "data set": f"{facts.dataset} (fingerprint {facts.dataset_fingerprint})",
+        "precision of training": facts.precision,
+    }
     objective = ObjectiveConfig(sequence_task=sequence_task(config.sequence_task))
-    scalars = [f"{term.name(objective).upper()} {kind}" for term in terms_of(objective) for kind in term.kinds]
-    meanings = ", and ".join(term.meanings[term.name(objective)] for term in terms_of(objective))
-    exits = [_exit_row(config, layer, facts.metrics) for layer in config.exit_layers]
-    parts = [
-        _FRONT_MATTER,
-        f"# {_plain(facts.name)}, step {facts.step:,}\n\n{_INTRODUCTION}",
-        "## Run\n\n" + _table(("fact", "value"), rows),
-        "## Exits\n\n" + _table((*_EXIT_COLUMNS, *scalars), exits),
-        _LOSS_NOTE.format(tokens=TOKENS_OF_A_ROW, meanings=meanings),
-        f"## Use\n\n{_use(config)}",
-        f"## Files\n\n{_FILES}",
+    terms = terms_of(objective)
+    meanings = ", and ".join(term.meanings[term.name(objective)] for term in terms)
+    columns = [(kind, term.name(objective)) for term in terms for kind in term.kinds]
+    return CardFacts(
+        title=f"{facts.name}, step {facts.step:,}",
+        stages=(Stage("Pre-training", tuple(Fact(*row) for row in rows.items())),),
+        data=(Fact("pre-training data", rows["data set"]), *facts.data),
+        columns=tuple(f"{name.upper()} {kind}" for kind, name in columns),
+        cells={str(layer): _exit_cells(facts.metrics, layer, columns) for layer in config.exit_layers},
+        note=f"losses of the last logged training interval ({meanings})",
+    )
+
+
+def _exit_cells(metrics: Mapping[str, Any], layer: int, columns: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    values = [metrics.get(exit_scalar(kind, layer, name)) for kind, name in columns]
+    return tuple("" if value is None else f"{value:.4f}" for value in values)
+
+
+def data_lineage(datasets: Sequence[tuple[str, Path, float]]) -> tuple[Fact, ...]:
+    """Content, languages and licences of a run's data sets (name, folder, weight), as far as their manifests can be read.
+
+    An export does not need the data: where it was moved away since, the card names its fingerprint alone.
+    """
+    found: list[Fact] = []
+    for name, folder, weight in datasets:
+        try:
+            manifest = read_manifest(folder)
+        except (MoseError, OSError):
+            continue
+        label = name if len(datasets) == 1 else f"{name} (weight {weight:g})"
+        found += [Fact(f"{label}: {what}", value) for what, value in _manifest_facts(manifest)]
+    return tuple(found)
+
+
+def _manifest_facts(manifest: Manifest) -> list[tuple[str, str]]:
+    facts = [
+        ("content", f"{manifest.content_root[:16]}, generation {len(manifest.content_generations)} (SHA-256 over all shards)"),
+        ("tokenizer", manifest.tokenizer_fingerprint),
+        ("rows, tokens", f"{manifest.rows('train'):,}, {manifest.tokens('train'):,} to train on"),
     ]
-    return "\n\n".join(parts) + "\n"
+    # Counts of a manifest are for people: one of another version may lack them or have them in another form.
+    train = _mapping(_mapping(manifest.statistics.get("splits")).get("train"))
+    languages = {name: count for name, count in _mapping(train.get("tokens_by_language")).items() if isinstance(count, int)}
+    licences = _mapping(_mapping(manifest.statistics.get("filters")).get("licences"))
+    sizes = {name: size for name, tally in licences.items() if isinstance(size := _mapping(tally).get("bytes"), int)}
+    if isinstance(repositories := train.get("repositories"), int):
+        facts.append(("repositories", f"{repositories:,} to train on"))
+    facts += [("languages by tokens", _shares(languages))] if languages else []
+    facts += [("licences of the files by bytes", _shares(sizes))] if sizes else []
+    return facts
 
 
-_FRONT_MATTER = """---
-# license: to be chosen by whoever publishes this folder
-library_name: transformers
-pipeline_tag: feature-extraction
-tags:
-- code
-- sentence-transformers
-- multi-exit
----"""
-_INTRODUCTION = "A bidirectional encoder of source code, trained at several exits at once: each exit is a smaller model."
-_FILES = "`parity.json`: largest difference of each exit to the model as it was trained; `facts.json`: the run's config."
-_EXIT_COLUMNS = ("exit", "parameters up to it", "GFLOP a row")
-_LOSS_NOTE = (
-    "Parameters of the encoder without heads; operations of the forward pass over a row of {tokens} tokens; losses of the last "
-    "logged training interval ({meanings})."
-)
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
-def _exit_row(config: ModularStarEncoderConfig, layer: int, metrics: dict[str, Any]) -> tuple[str, ...]:
-    objective = ObjectiveConfig(sequence_task=sequence_task(config.sequence_task))
-    names = [(kind, term.name(objective)) for term in terms_of(objective) for kind in term.kinds]
-    values = [metrics.get(exit_scalar(kind, layer, name)) for kind, name in names]
-    size, operations = encoder_parameters(config, layer), flops_per_row(config, layer, TOKENS_OF_A_ROW)
-    shown = ["" if value is None else f"{value:.4f}" for value in values]
-    return (str(layer), f"{size:,}", f"{operations / 1e9:,.2f}", *shown)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """`text` as words of the page: a name with a line break, a bar or a tag stays in its cell, and is not HTML."""
-    return html.escape(presentable(" ".join(text.split()))).replace("|", r"\|")
-
-
-def _use(config: ModularStarEncoderConfig) -> str:
-    exits = config.exit_layers
-    chosen = f", exit_layer={exits[0]}" if len(exits) > 1 else ""
-    keyword = f', model_kwargs={{"exit_layer": {exits[0]}}}' if len(exits) > 1 else ""
-    lines = [
-        "from transformers import AutoModel, AutoTokenizer",
-        "",
-        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER", trust_remote_code=True)',
-        f'model = AutoModel.from_pretrained("THIS_FOLDER", trust_remote_code=True{chosen})',
-        'rows = tokenizer(["def add(a, b): return a + b"], padding=True, truncation=True, return_tensors="pt")',
-        "states = model(rows.input_ids, rows.attention_mask).last_hidden_state  # the last token, <cls>, stands for the row",
-        "",
-        "from sentence_transformers import SentenceTransformer",
-        "",
-        f'encoder = SentenceTransformer("THIS_FOLDER", trust_remote_code=True{keyword})',
-        'embeddings = encoder.encode(["def add(a, b): return a + b"])',
-    ]
-    which = f"`exit_layer` is one of {', '.join(map(str, exits))}; deeper layers are not loaded. " if len(exits) > 1 else ""
-    note = f"{which}The tokenizer puts `<sep>` before a text and `<cls>` behind it; do not write them."
-    return f"{note}\n\n```python\n" + "\n".join(lines) + "\n```"
-
-
-def write_card(folder: Path, config: ModularStarEncoderConfig, facts: RunFacts) -> None:
-    """Write the card into `folder`."""
-    (folder / CARD_NAME).write_text(model_card(config, facts), "utf-8")
+def _shares(counts: Mapping[str, int]) -> str:
+    """`MIT 41.2 %, Apache-2.0 30.0 %, 12 others 3.1 %`."""
+    whole = max(1, sum(counts.values()))
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown, rest = ordered[:_MOST_NAMES], ordered[_MOST_NAMES:]
+    parts = [f"{name} {100 * count / whole:.1f} %" for name, count in shown]
+    parts += [f"{len(rest)} others {100 * sum(count for _, count in rest) / whole:.1f} %"] if rest else []
+    return ", ".join(parts)

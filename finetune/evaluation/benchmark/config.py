@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune.config import EvaluationConfig
 from finetune.evaluation.tasks.parts.problem import Options
 from mose.config import require
 from mose.dataset.manifest import SPLITS
@@ -71,6 +72,32 @@ class BenchmarkConfig:
         for name in self.models:
             # Names become folders, and rows of a Markdown table.
             require(bool(name.strip()) and not set(name) & set("/\\|\0"), f"models: {name!r}, expected a name without / \\ and |")
+
+    @classmethod
+    def of_evaluation(cls, config: EvaluationConfig) -> "BenchmarkConfig":
+        """One checkpoint on one benchmark, TF-IDF and BM25 beside, from the config of `mose-finetune evaluate`.
+
+        Raises:
+            MoseError: an option is given that only other tasks have.
+        """
+        for name in ("bag_steps", "max_queries_per_repository", "compare"):
+            require(
+                not getattr(config, name), f"{name}: {getattr(config, name)!r}, expected none: {config.task} has no such option"
+            )
+        return cls(
+            models={"checkpoint": config.checkpoint, "TF-IDF": "tfidf", "BM25": "bm25"},
+            output=config.output,
+            tasks={config.task: [str(path) for path in config.pair_files]},
+            split=config.split,
+            distractors=config.distractors,
+            max_queries=config.max_queries,
+            max_length=config.max_length,
+            flops_tokens=config.flops_tokens or cls.flops_tokens,
+            chunk_tokens=config.chunk_tokens,
+            seed=config.seed,
+            device=config.device,
+            bf16=config.bf16,
+        )
 
     @property
     def options(self) -> Options:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from finetune.evaluation.benchmark.result import BenchmarkResult, ExitResult, ExitTests, ModelResult, TaskResult
 from finetune.evaluation.benchmark.table import stars
 from finetune.evaluation.metrics import Score
+from finetune.evaluation.table import chart_label
 from mose.files.atomic_file import atomic_write
 
 _MULTI_EXIT_COLORS = ("tab:blue", "tab:purple", "tab:cyan", "tab:pink")
@@ -50,14 +51,21 @@ def quality_against_gflops(result: BenchmarkResult) -> Figure:
         for name, model, color in _multi_exit(result, key):
             rows = [row for row in model.exits.values() if row.gflops_per_row is not None]
             gflops = [float(row.gflops_per_row or 0.0) for row in rows]
-            _line_with_intervals(axes, gflops, _scores(rows, key, task, task.main_measure), name, color)
+            _line_with_intervals(axes, gflops, _scores(rows, key, task, task.main_measure), chart_label(name), color)
             for x, (exit_name, row) in zip(gflops, model.exits.items(), strict=True):
                 found = row.score(key, task.overall, task.main_measure)
                 if found is not None:
-                    axes.annotate(exit_name, (x, 100 * found.value), (4, 5), textcoords="offset points", fontsize=8, color=color)
+                    axes.annotate(
+                        chart_label(exit_name),
+                        (x, 100 * found.value),
+                        (4, 5),
+                        textcoords="offset points",
+                        fontsize=8,
+                        color=color,
+                    )
         _peer_lines(axes, result, key, task)
         label = f"{task.measures[task.main_measure]} (%), 95 % interval"
-        axes.set(title=task.title, xlabel=f"GFLOPs per row of {result.flops_tokens} tokens", ylabel=label)
+        axes.set(title=chart_label(task.title), xlabel=f"GFLOPs per row of {result.flops_tokens} tokens", ylabel=label)
         axes.margins(0.12)
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
@@ -75,9 +83,13 @@ def quality_by_depth(result: BenchmarkResult, key: str) -> Figure:
             rows = [row for row in model.exits.values() if row.layer is not None]
             depth = [int(row.layer or 0) for row in rows]
             layers.update(depth)
-            _line_with_intervals(axes, depth, _scores(rows, key, task, measure), name, color)
+            _line_with_intervals(axes, depth, _scores(rows, key, task, measure), chart_label(name), color)
         part = f", {task.overall}" if task.overall else ""
-        axes.set(title=f"{task.title}{part}: {title} by depth", xlabel="layer of the exit", ylabel=f"{title} (%), 95 % interval")
+        axes.set(
+            title=chart_label(f"{task.title}{part}: {title} by depth"),
+            xlabel="layer of the exit",
+            ylabel=f"{title} (%), 95 % interval",
+        )
         axes.set_xticks(sorted(layers))
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
@@ -92,9 +104,9 @@ def exit_tests(result: BenchmarkResult, name: str, model: ModelResult) -> Figure
         _heat_map(axes, list(model.exits), test)
         task = result.tasks[key]
         what = "t of similarities, correctly retrieved" if test.similarities else f"{task.measures[test.measure]}, percent points"
-        axes.set_title(f"{task.title}{', ' if part else ''}{part}\n{what}", fontsize=9)
+        axes.set_title(chart_label(f"{task.title}{', ' if part else ''}{part}\n{what}"), fontsize=9)
         axes.set(xlabel="exit", ylabel="exit")
-    figure.suptitle(f"{name}: row minus column; * p < 0.05, ** p < 0.001 (permutation test)", fontsize=10)
+    figure.suptitle(f"{chart_label(name)}: row minus column; * p < 0.05, ** p < 0.001 (permutation test)", fontsize=10)
     return figure
 
 
@@ -163,4 +175,4 @@ def _peer_lines(axes: Axes, result: BenchmarkResult, key: str, task: TaskResult)
                 color = next(colors)
                 found = row.score(key, task.overall, task.main_measure)
                 if found is not None:
-                    axes.axhline(100 * found.value, color=color, linestyle="--", linewidth=1.2, label=name)
+                    axes.axhline(100 * found.value, color=color, linestyle="--", linewidth=1.2, label=chart_label(name))

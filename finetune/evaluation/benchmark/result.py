@@ -4,17 +4,19 @@ It holds no times and no machine's name: a run that was killed and resumed write
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.evaluation.benchmark.statistics import Difference, SimilarityTest
 from finetune.evaluation.metrics import Score
+from mose.errors import MoseError
 from mose.files.atomic_file import write_json
+from mose.files.json_file import parse_json
+from mose.files.records import from_plain
 
 RESULT_NAME = "benchmark.json"
 MEAN = "mean"
-Scores = Mapping[str, Mapping[str, Mapping[str, Score]]]
+Scores = dict[str, dict[str, dict[str, Score]]]
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,12 @@ class TaskResult:
     """What a task was scored on."""
 
     title: str
-    measures: Mapping[str, str]
-    files: Mapping[str, str]
+    measures: dict[str, str]
+    files: dict[str, str]
     """SHA-256 by file name."""
-    parts: Mapping[str, Mapping[str, int]]
+    parts: dict[str, dict[str, int]]
     """Counts of each part; the only part of a task has the name ''."""
-    notes: Sequence[str]
+    notes: tuple[str, ...]
 
     @property
     def main_measure(self) -> str:
@@ -60,8 +62,8 @@ class ExitTests:
     """Tests between the exits of one model on one part."""
 
     measure: str
-    differences: Mapping[str, Difference]
-    similarities: Mapping[str, SimilarityTest]
+    differences: dict[str, Difference]
+    similarities: dict[str, SimilarityTest]
     """Of correctly retrieved pairs (Fig. 4); empty where queries have no own document."""
 
 
@@ -71,10 +73,10 @@ class ModelResult:
 
     model: str
     kind: str
-    exits: Mapping[str, ExitResult]
-    tests: Mapping[str, Mapping[str, ExitTests]]
+    exits: dict[str, ExitResult]
+    tests: dict[str, dict[str, ExitTests]]
     """By task and part; empty for a model with one exit."""
-    mteb: Mapping[str, Mapping[str, float]]
+    mteb: dict[str, dict[str, float]]
     """mteb's main score by mteb task and exit; empty for models that do not embed."""
 
 
@@ -86,10 +88,25 @@ class BenchmarkResult:
     distractors: int
     seed: int
     flops_tokens: int
-    tasks: Mapping[str, TaskResult]
-    models: Mapping[str, ModelResult]
+    tasks: dict[str, TaskResult]
+    models: dict[str, ModelResult]
 
 
 def write_result(path: Path, result: BenchmarkResult) -> None:
     """Write it as JSON, atomically."""
     write_json(path, dataclasses.asdict(result))
+
+
+def read_result(path: Path) -> BenchmarkResult:
+    """Read a `benchmark.json`, or the one in a folder.
+
+    Raises:
+        MoseError: it is missing, is not JSON, or has another form.
+    """
+    path = path if path.suffix == ".json" else path / RESULT_NAME
+    try:
+        return from_plain(BenchmarkResult, parse_json(path.read_bytes()))
+    except FileNotFoundError:
+        raise MoseError(f"{path}: no such file; expected one written by `mose-finetune benchmark`") from None
+    except ValueError as error:
+        raise MoseError(f"{path}: not a benchmark result of this version: {error}") from None

@@ -59,7 +59,7 @@ class OpenTask:
         """What the result says of the task."""
         facts = {part.name: dict(part.facts) for part in self.parts}
         notes = [f"{part.name or self.task.title}: {part.note}" for part in self.parts if part.note]
-        return TaskResult(self.task.title, dict(self.task.measures), self.files, facts, notes)
+        return TaskResult(self.task.title, dict(self.task.measures), dict(self.files), facts, tuple(notes))
 
 
 def run(config: BenchmarkConfig) -> BenchmarkResult:
@@ -119,8 +119,8 @@ def _mteb(config: BenchmarkConfig, system: System, tasks: Sequence[Any]) -> dict
         name = str(task.metadata.name)
         path = Path(config.output) / "values" / system.name.replace(" ", "-") / f"mteb-{name}.json"
         inputs = {"model": system.fingerprint, "revision": str(task.metadata.dataset.get("revision"))}
-        there = parse_json(path.read_bytes()) if path.is_file() else None
-        if there is not None and there["inputs"] != inputs:
+        there = _read_mteb(path)
+        if there is not None and there.get("inputs") != inputs:
             raise MoseError(f"{path}: scores of another model or revision, expected a new `output`, or this file removed")
         if there is None:
             print(f"{system.name}: mteb {name}", file=sys.stderr, flush=True)
@@ -129,6 +129,16 @@ def _mteb(config: BenchmarkConfig, system: System, tasks: Sequence[Any]) -> dict
             write_json(path, there)
         found[name] = there["scores"]
     return found
+
+
+def _read_mteb(path: Path) -> dict[str, Any] | None:
+    """The scores of an earlier run; None where there are none, or where the file is not whole."""
+    try:
+        there = parse_json(path.read_bytes()) if path.is_file() else None
+    except ValueError as error:
+        print(f"{path}: not a whole file of scores ({error}): computed again", file=sys.stderr)
+        return None
+    return there if isinstance(there, dict) else None
 
 
 def _draws(config: BenchmarkConfig, key: str, part: Part, by_exit: Sequence[Judged]) -> dict[str, FLOATS]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from finetune.evaluation.tasks.parts.problem import Judged, Part
 from finetune.retrieval.prompts import Prompt
+from mose.checkpoint.model_card import CARD_NAME
 from mose.files.atomic_file import file_sha256
 
 ONLY_EXIT = "-"
@@ -79,8 +80,12 @@ class System(Protocol):
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits over the names and bytes of a folder's files."""
+    """16 hexadecimal digits over the names and bytes of a folder's files; its card, which changes no embedding, is left out."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and _counts(path.relative_to(folder))):
         digest.update(f"{path.relative_to(folder)} {file_sha256(path)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _counts(path: Path) -> bool:
+    return "__pycache__" not in path.parts and path != Path(CARD_NAME)

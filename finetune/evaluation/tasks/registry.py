@@ -1,4 +1,7 @@
-"""The evaluation tasks by name: `TASKS` of `mose-finetune evaluate`, `BENCHMARKS` of `mose-finetune benchmark`."""
+"""The evaluation tasks by name. `mose-finetune benchmark` runs `BENCHMARKS`; `mose-finetune evaluate` runs both kinds.
+
+The `TASKS` score a checkpoint themselves and have a result of their own form.
+"""
 
 import dataclasses
 
@@ -25,9 +28,15 @@ def task_named(name: str) -> AnyTask:
         MoseError: there is none.
     """
     if name not in TASKS:
-        known = ", ".join(f"{task.name} (reads {task.reads})" for task in TASKS.values())
+        reads = {task.name: task.reads for task in TASKS.values()} | {task.name: task.files for task in BENCHMARKS.values()}
+        known = ", ".join(f"{name} (reads {files})" for name, files in reads.items())
         raise MoseError(f"task: {name!r}, expected one of {known}")
     return TASKS[name]
+
+
+def is_benchmark(key: str) -> bool:
+    """Whether a name, or `name:label`, is that of a benchmark."""
+    return key.partition(":")[0] in BENCHMARKS
 
 
 def benchmark_named(key: str) -> Benchmark:

@@ -12,40 +12,6 @@ from finetune.cli import commands
 from finetune.evaluation.systems.mose_model import MoseEmbedder
 from mose.command import run_command
 from mose.config import document_fields
-from tests.finetune.conftest import make_pairs
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Tiny files of every task."""
-    folder = tmp_path_factory.mktemp("files")
-
-    def lines(name: str, rows: list[Any]) -> str:
-        (folder / name).write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
-        return str(folder / name)
-
-    pairs = make_pairs(24)
-    search = [
-        {"repo": f"r{i % 6}", "path": "a", "language": ("python", "go")[i % 2], "partition": "test"}
-        | {"docstring": pair.nl, "code": pair.code_a}
-        for i, pair in enumerate(pairs)
-    ]
-    clones = [f"{i}\t{i + 1}\t{i % 2}" for i in range(20)]
-    return {
-        "codesearchnet": [lines("search.jsonl", search)],
-        "code_translation": [lines("t.jsonl", [{"id": f"test-{i}", "java": p.nl, "cs": p.code_a} for i, p in enumerate(pairs)])],
-        "poj104": [lines("p.jsonl", [{"label": str(i % 6), "index": str(i), "code": p.code_a} for i, p in enumerate(pairs)])],
-        "bigclonebench": [
-            lines("f.jsonl", [{"idx": str(i), "func": pair.code_a} for i, pair in enumerate(pairs)]),
-            lines("tune.txt", clones[:10]),
-            lines("score.txt", clones[10:]),
-        ],
-        "judged_search:CoSQA": [
-            lines("c.jsonl", [{"_id": f"d{i}", "text": pair.code_a} for i, pair in enumerate(pairs)]),
-            lines("q.jsonl", [{"_id": f"q{i}", "text": pair.nl} for i, pair in enumerate(pairs)]),
-            lines("qrels.tsv", ["query-id\tcorpus-id\tscore", *[f"q{i}\td{i}\t1" for i in range(24)]]),
-        ],
-    }
 
 
 def run(output: Path, models: dict[str, str], tasks: dict[str, list[str]], **options: Any) -> int:
@@ -115,6 +81,24 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     monkeypatch.setattr(MoseEmbedder, "embed", dies)
     calls[0] = 5  # a run that is complete embeds nothing
     assert run(tmp_path / "killed", models, tasks) == 0
+
+
+def test_evaluate_knows_the_benchmarks_too(
+    files: dict[str, list[str]], retriever: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", f"--checkpoint={retriever}", f"--pairs={files['poj104'][0]}", f"--output={tmp_path / 'out'}"]
+    words += ["--task=poj104", "--device=cpu"]
+    assert run_command("mose-finetune", "test", commands(), words) == 0
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if row.startswith("| ")][2:] == [
+        "| checkpoint, exit 01",
+        "| checkpoint, exit 02",
+        "| checkpoint, exit 04",
+        "| TF-IDF",
+        "| BM25",
+    ]
+    assert run_command("mose-finetune", "test", commands(), [*words, "--bag_steps=5"]) == 2
+    assert "bag_steps: 5, expected none: poj104 has no such option" in capsys.readouterr().err
 
 
 def test_results_of_another_model_are_refused_and_kept(

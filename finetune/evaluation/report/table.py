@@ -1,99 +1,11 @@
-"""The report of a run: one table and one picture of the results of pre-training and fine-tuning at every exit."""
-
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+"""The table of the report: exit x what pre-training and retrieval reached, and what falls short of its references."""
 
 from rich.table import Table
 
-from finetune.config import ReportConfig
 from finetune.evaluation.paired import mrr_difference
-from finetune.evaluation.picture import draw_report, exit_series
-from finetune.evaluation.results import Evaluation, read_evaluation
+from finetune.evaluation.report.held_out import HeldOut
+from finetune.evaluation.results import Evaluation
 from finetune.evaluation.table import MISSING, gflops_cell, parameters_cell, score_cell, signed_score_cell
-from mose.errors import MoseError
-from mose.files.atomic_file import write_text
-from mose.files.json_file import parse_json
-from mose.files.streams import table_text
-from mose.run_directory import RunDirectory
-
-HELD_OUT_NAME = "held_out.json"
-REPORT_TEXT = "report.txt"
-REPORT_PICTURE = "report.png"
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Held-out scores of the pre-training run: by exit name, and for all exits alike."""
-
-    exits: dict[str, dict[str, Any]]
-    unigram_cross_entropy: float | None = None
-    left_bigram_cross_entropy: float | None = None
-    icc_majority_rate: float | None = None
-    rows: int | None = None
-
-
-def report(config: ReportConfig) -> None:
-    """Print the table and the TensorBoard command; write `report.txt` and `report.png`.
-
-    Raises:
-        MoseError: the run directory or an evaluation is missing or cannot be read.
-    """
-    metrics = read_run_metrics(Path(config.pretrain))
-    evaluation = read_evaluation(Path(config.evaluation))
-    control = read_evaluation(Path(config.control)) if config.control else None
-    start = read_evaluation(Path(config.start)) if config.start else None
-    held_out = read_held_out(Path(config.pretrain), metrics)
-    table = table_text(report_table(held_out, evaluation, control, start))
-    lines = "\n".join(notes(held_out, evaluation, control, start)) + "\n"
-    output = Path(config.output)
-    write_text(output / REPORT_TEXT, table + lines)
-    levels = {name: value for name, (value, _) in _levels(held_out).items() if value is not None}
-    draw_report(metrics, levels, evaluation, control, start, output / REPORT_PICTURE)
-    print(table + lines, end="")
-    print(f"picture: {output / REPORT_PICTURE}")
-    print(f"plots: tensorboard --logdir {config.pretrain}")
-
-
-def read_run_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, in order.
-
-    Raises:
-        MoseError: there is no such run, or it has not written a line.
-    """
-    if not folder.is_dir():
-        raise MoseError(f"{folder}: no such run directory; expected one written by `mose-pretrain train`")
-    lines: list[dict[str, Any]] = RunDirectory(folder).read_metrics()
-    if not lines:
-        raise MoseError(f"{folder / 'metrics.jsonl'}: no line, expected one per interval of training")
-    return lines
-
-
-def read_held_out(folder: Path, metrics: list[dict[str, Any]]) -> HeldOut:
-    """`held_out.json` of a run; without it the last validation that the run itself wrote down.
-
-    Raises:
-        MoseError: the file is there but is not one of these.
-    """
-    path = folder / HELD_OUT_NAME
-    if not path.is_file():
-        return HeldOut(_last_validation(metrics))
-    try:
-        values = parse_json(path.read_bytes())
-        names = ("unigram_cross_entropy", "left_bigram_cross_entropy", "icc_majority_rate", "rows")
-        known = {name: values.get(name) for name in names}
-        return HeldOut({name: dict(row) for name, row in values["exits"].items()}, **known)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MoseError(f"{path}: not a held-out result: {error!r}; expected one written by `mose-pretrain evaluate`") from None
-
-
-def _last_validation(metrics: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    exits: dict[str, dict[str, Any]] = {}
-    measures = {"mlm": ("validation/loss/exit_", "/mlm"), "icc_accuracy": ("validation/accuracy/exit_", "/icc")}
-    for measure, (prefix, suffix) in measures.items():
-        for name, (_, values) in exit_series(metrics, prefix, suffix).items():
-            exits.setdefault(name, {})[measure] = values[-1]
-    return exits
 
 
 def report_table(held_out: HeldOut, evaluation: Evaluation, control: Evaluation | None, start: Evaluation | None = None) -> Table:
@@ -112,7 +24,7 @@ def report_table(held_out: HeldOut, evaluation: Evaluation, control: Evaluation 
         table.add_row(name, *cells, *_control_cells(evaluation, control, name))
     table.add_section()
     ends = [MISSING, MISSING] if control else []
-    for name, (loss, accuracy) in _levels(held_out).items():
+    for name, (loss, accuracy) in levels(held_out).items():
         if loss is not None or accuracy is not None:
             table.add_row(name, MISSING, MISSING, _number(loss), _number(accuracy), MISSING, MISSING, *ends)
     blanks = [MISSING] * 4
@@ -125,7 +37,7 @@ def report_table(held_out: HeldOut, evaluation: Evaluation, control: Evaluation 
     return table
 
 
-def _levels(held_out: HeldOut) -> dict[str, tuple[float | None, float | None]]:
+def levels(held_out: HeldOut) -> dict[str, tuple[float | None, float | None]]:
     """MLM loss and ICC accuracy without an encoder, by what is counted instead."""
     return {
         "unigram": (held_out.unigram_cross_entropy, None),

@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 from finetune.config import ReportConfig
 from finetune.evaluation.metrics import Score
 from finetune.evaluation.paired import mrr_difference
-from finetune.evaluation.picture import draw_losses, draw_quality, exit_series
-from finetune.evaluation.report import HeldOut, read_held_out, report, shortfalls
+from finetune.evaluation.report.command import report
+from finetune.evaluation.report.held_out import HeldOut, exit_series, read_held_out
+from finetune.evaluation.report.picture import draw_losses, draw_quality
+from finetune.evaluation.report.table import shortfalls
 from finetune.evaluation.results import Evaluation, ExitScores, RankScores, read_evaluation, write_evaluation
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json

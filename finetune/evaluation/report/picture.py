@@ -4,16 +4,15 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from finetune.evaluation.report.charts import exit_color
+from finetune.evaluation.report.held_out import exit_series
 from finetune.evaluation.results import Evaluation
+from finetune.evaluation.table import chart_label
 from mose.files.atomic_file import atomic_write
 
-# One hue from light to dark: exits are ordered by depth, and so are the lines.
-_SHALLOW, _DEEP = 0.85, 0.15
-_COLOR_MAP = "viridis"
 _BASELINE_COLORS = ("tab:orange", "tab:red", "tab:green")
 
 
@@ -34,29 +33,18 @@ def draw_report(
         figure.savefig(file, format="png")
 
 
-def exit_series(metrics: list[dict[str, Any]], prefix: str, suffix: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of `{prefix}{exit}{suffix}` for each exit, shallowest first."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
-    for line in metrics:
-        for key, value in line.items():
-            if key.startswith(prefix) and key.endswith(suffix) and isinstance(value, int | float):
-                steps, values = series.setdefault(key[len(prefix) : -len(suffix)], ([], []))
-                steps.append(int(line["step"]))
-                values.append(float(value))
-    return dict(sorted(series.items()))
-
-
 def draw_losses(axes: Axes, metrics: list[dict[str, Any]], levels: dict[str, float]) -> None:
     """MLM loss of each exit over the steps: training as lines, validation as dots."""
     training = exit_series(metrics, "loss/exit_", "/mlm")
     validation = exit_series(metrics, "validation/loss/exit_", "/mlm")
     names = sorted(training.keys() | validation.keys())
     for index, name in enumerate(names):
-        color = _color(index, len(names))
+        color = exit_color(index, len(names))
         if name in training:
-            axes.plot(*training[name], color=color, linewidth=1.3, label=f"exit {name}")
+            axes.plot(*training[name], color=color, linewidth=1.3, label=f"exit {chart_label(name)}")
         if name in validation:
-            axes.plot(*validation[name], "o", color=color, markersize=4, markeredgecolor="white", label=f"exit {name}, held out")
+            label = f"exit {chart_label(name)}, held out"
+            axes.plot(*validation[name], "o", color=color, markersize=4, markeredgecolor="white", label=label)
     for style, (name, level) in zip(("--", ":"), levels.items(), strict=False):
         axes.axhline(level, color="0.4", linestyle=style, linewidth=1, label=f"{name}, held out")
     axes.set(
@@ -74,11 +62,13 @@ def draw_quality(axes: Axes, evaluation: Evaluation, control: Evaluation | None,
     if start is not None:
         _draw_exits(axes, start, "untrained start, then fine-tuned", "tab:olive", "^:")
     for (name, baseline), color in zip(evaluation.baselines.items(), itertools.cycle(_BASELINE_COLORS)):
-        axes.axhline(baseline.mrr.value, color=color, linewidth=1.2, label=name)
+        axes.axhline(baseline.mrr.value, color=color, linewidth=1.2, label=chart_label(name))
         axes.axhspan(*baseline.mrr.interval, color=color, alpha=0.08, linewidth=0)
     axes.axhline(evaluation.chance_mrr, color="0.4", linestyle=":", linewidth=1.2, label=f"chance ({evaluation.chance_mrr:.4f})")
     for name, scores in evaluation.exits.items():
-        axes.annotate(f"exit {name}", (scores.gflops_per_row, scores.mrr.value), (5, 6), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            f"exit {chart_label(name)}", (scores.gflops_per_row, scores.mrr.value), (5, 6), textcoords="offset points", fontsize=8
+        )
     title = f"Retrieval: quality against compute ({evaluation.candidates:,} candidates)"
     axes.set(title=title, xlabel=f"GFLOPs per row of {evaluation.flops_tokens} tokens (forward)", ylabel="MRR, 95 % interval")
     axes.margins(x=0.1)
@@ -96,9 +86,3 @@ def _draw_exits(axes: Axes, evaluation: Evaluation, label: str, color: str, styl
     above = [scores.mrr.interval[1] - scores.mrr.value for scores in exits]
     gflops = [scores.gflops_per_row for scores in exits]
     axes.errorbar(gflops, values, yerr=[below, above], fmt=style, color=color, capsize=3, label=label)
-
-
-def _color(index: int, count: int) -> tuple[float, float, float, float]:
-    share = index / max(1, count - 1)
-    red, green, blue, alpha = colormaps[_COLOR_MAP](_SHALLOW + share * (_DEEP - _SHALLOW))
-    return red, green, blue, alpha
