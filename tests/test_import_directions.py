@@ -57,7 +57,9 @@ ORDER = {
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
     "published_checkpoint",
     "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
-    "data_prep.sources": "repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 registry",
+    "data_prep.sources": "detection repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 "
+    "registry",
+    "data_prep.sources.detection": "rules refresh language generated encoding",
     "data_prep.sources.blobs": "pack store",
     "data_prep.sources.stack_v2": "parquet_file file_columns row_batches row_cache rows grouped",
     "data_prep.ingest": "folder_lock blob_writer grouping fetching",
@@ -71,7 +73,7 @@ ORDER = {
     "data_prep.pipeline": "config assignment held_out shuffle_buffer chunker row_shuffle split_writer task_marker task estimate",
     "data_prep.execution": "task_files lease inputs markers source_states statistics finish progress task_runner "
     "worker_pool pack status",
-    "data_prep.tools": "inspect_row lineage dropped ledger removal verify_lineage verify stats",
+    "data_prep.tools": "inspect_row lineage dropped_sample dropped ledger removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",
     "data_prep.tools.stats": "charts drawing counts sections page command",
     "pretrain": "data config storage parallel model step checkpoints monitoring analysis train mock_step cli",

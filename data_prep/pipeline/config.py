@@ -33,6 +33,10 @@ FIRST_FIELDS = frozenset(
     ]
 )
 
+# Newer fields whose default changes the bytes. A data set whose config.yaml has no such field was made as these values say, and
+# is completed so; in a fingerprint such a field counts where it differs from them.
+EARLIER_VALUES: dict[str, Any] = {"sources.detection": "suffix"}
+
 
 @dataclass(frozen=True)
 class PackConfig:
@@ -91,7 +95,11 @@ class PackConfig:
 def content_fields(config: PackConfig) -> dict[str, Any]:
     """The fields that decide the bytes of a data set, as plain values."""
     without_new = with_new_fields_at_default(config, FIRST_FIELDS | set(FREE_FIELDS))
-    return _counted(to_plain(config.resolve()), to_plain(without_new.resolve()))
+    earlier = to_plain(without_new.resolve())
+    for name, value in EARLIER_VALUES.items():
+        section, _, key = name.rpartition(".")
+        (earlier[section] if section else earlier)[key] = value
+    return _counted(to_plain(config.resolve()), earlier)
 
 
 def _counted(values: dict[str, Any], without_new: dict[str, Any], prefix: str = "") -> dict[str, Any]:

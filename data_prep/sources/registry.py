@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.sources.blobs.store import open_store
 from data_prep.sources.directory import CHILD_FOLDERS, FOLDER, printable
+from data_prep.sources.file_kinds import detected
 from data_prep.sources.git_checkout import GIT_CHECKOUT
 from data_prep.sources.installed_packages import INSTALLED_PACKAGES
 from data_prep.sources.repositories import (
@@ -48,6 +49,10 @@ class SourcesConfig:
     may be a URL such as s3://bucket/folder/*.parquet."""
     blob_store: str = ""
     """Folder or URL of what `mose-data fetch` stored, for stack_v2 rows without content."""
+    detection: Literal["linguist", "suffix"] = "linguist"
+    """How language, generated, vendored and encoding of the files of folders, git checkouts and packages are found: by the rules
+    of GitHub Linguist, where notebooks lose their outputs and LFS pointers are dropped, or by a short table of suffixes, all
+    UTF-8, as in the first version. Rows of stack_v2 bring their own."""
     include_suffixes: tuple[str, ...] = ()
     """Only files whose path ends so, e.g. [.py, .pyi]; empty means all."""
     max_repositories: int = 0
@@ -79,9 +84,12 @@ def read_repository(ref: RepositoryRef, config: SourcesConfig) -> Iterator[Sourc
     Raises:
         MoseError: a folder, file, commit or row cannot be read; the message names it.
     """
-    readers = {kind.name: kind.read for kinds in _kinds().values() for kind in kinds}
+    kind = next(kind for kinds in _kinds().values() for kind in kinds if kind.name == ref.kind)
     selection = Selection(config.include_suffixes)
-    return SelectedFiles(_capped(readers[ref.kind](ref, selection, config.blob_store), selection, config), selection)
+    files = _capped(kind.read(ref, selection, config.blob_store), selection, config)
+    if config.detection == "linguist" and not kind.knows_files:
+        files = map(detected, files)
+    return SelectedFiles(files, selection)
 
 
 def sizes_of(refs: Iterable[RepositoryRef], config: SourcesConfig) -> Iterator[tuple[RepositoryRef, tuple[int, int]]]:

@@ -43,6 +43,7 @@ class SourceFile:
     encoding: str = "UTF-8"
     is_vendored: bool = False
     is_generated: bool = False
+    is_documentation: bool = False
     problem: str = ""
     """Why there is no content (`missing`, `not_fetched`, `not_gzip`, ...); empty if there is."""
     size: int = -1
@@ -130,6 +131,8 @@ class SourceKind:
     """Whether an entry is of this kind, if a config field has several kinds; the first kind that accepts an entry gets it."""
     facts: Callable[[str], list[str]] | None = None
     """What identifies the content of an entry without listing it; None means the names of its repositories."""
+    knows_files: bool = False
+    """Whether the source has language, encoding and flags of its files; else they are detected."""
     state: Callable[[RepositoryRef], str] | None = None
     """What changes when the content of a repository does, in words; None where `facts` do."""
 
