@@ -35,7 +35,11 @@ FIRST_FIELDS = frozenset(
 
 # Newer fields whose default changes the bytes. A data set whose config.yaml has no such field was made as these values say, and
 # is completed so; in a fingerprint such a field counts where it differs from them.
-EARLIER_VALUES: dict[str, Any] = {"sources.detection": "suffix"}
+EARLIER_VALUES: dict[str, Any] = {
+    "sources.detection": "suffix",
+    "filters.secrets": "keep",
+    "filters.personal_data": "keep",
+}
 
 
 @dataclass(frozen=True)

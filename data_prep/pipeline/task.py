@@ -10,7 +10,7 @@ from typing import Any
 from data_prep.filters.blob_set import BlobSet
 from data_prep.filters.decontamination import Decontaminator
 from data_prep.filters.dropped_log import DroppedLines, DroppedLog
-from data_prep.filters.filters import KEPT, FilterCounts, Tally, filter_repository
+from data_prep.filters.filters import KEPT, REPLACED, FilterCounts, Tally, filter_repository
 from data_prep.pipeline.chunker import Chunker, TextBatcher
 from data_prep.pipeline.config import PackConfig, content_fingerprint
 from data_prep.pipeline.held_out import held_out_path
@@ -207,7 +207,7 @@ class _Reading:
         num_bytes = sum(tally.bytes for tally in repository.counts.reasons.values())
         repository.counts = FilterCounts()
         repository.counts.reasons[BAD_REPOSITORY] = Tally(files, num_bytes)
-        lines = [(line[1], line[2], line[4]) for line in repository.dropped.take()]
+        lines = [(line[1], line[2], line[4]) for line in repository.dropped.take() if line[3] != REPLACED]
         lines += [(text.source.path, text.source.blob_id, text.source.num_bytes) for text in repository.texts]
         # A line without a path stands for the repository where nothing of it was read.
         for path, blob_id, size in sorted(lines) or [("", "", 0)]:

@@ -47,7 +47,7 @@ class SourceFile:
     problem: str = ""
     """Why there is no content (`missing`, `not_fetched`, `not_gzip`, ...); empty if there is."""
     size: int = -1
-    """Bytes of a file whose content was not read, or not wholly; -1 if the content is whole."""
+    """Bytes of a file whose content was not read, not wholly, or was changed by a filter; -1 if it is as in the source."""
 
     @property
     def num_bytes(self) -> int:

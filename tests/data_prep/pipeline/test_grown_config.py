@@ -99,7 +99,7 @@ def test_files_are_removed_from_it(expected: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("filters.max_tokens", {"filters": GrownFilters(max_tokens=5)}),
+        ("filters.max_tokens", {"filters": GrownFilters(max_tokens=5, secrets="keep", personal_data="keep")}),
         ("balance.share", {"balance": Balance(0.5)}),
         ("languages", {"languages": ("Go",)}),
         ("seed", {"seed": 1}),
@@ -129,6 +129,7 @@ def test_every_first_field_is_still_there() -> None:
         return set().union(*inner)
 
     # As earlier versions packed; what a newer default changes counts beside these.
-    config = PackConfig("data", "tokenizer", sources=SourcesConfig(detection="suffix"))
+    filters = FiltersConfig(secrets="keep", personal_data="keep")
+    config = PackConfig("data", "tokenizer", sources=SourcesConfig(detection="suffix"), filters=filters)
     assert names(content_fields(config)) == FIRST_FIELDS
     assert not FIRST_FIELDS & set(FREE_FIELDS)
