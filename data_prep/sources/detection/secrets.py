@@ -1,6 +1,6 @@
 """Finds keys and personal data in texts: tokens by the patterns of detect-secrets, e-mail and IP addresses as StarCoder did.
 
-detect-secrets searches each line with each detector, which is a hundredth of a tokenizer's speed. Here one pass of RE2, whose time
+detect-secrets searches each line with each detector, a hundredth of a tokenizer's speed. Here a pass of RE2, whose time
 does not depend on the number of alternatives, finds the few texts on which the patterns have to be tried. Its detectors without a
 literal (high entropy, keywords, Twilio, Discord, Telegram) are left out: most of what they find in source code are hashes.
 """
@@ -95,9 +95,11 @@ class Finding:
 
 def find(text: str, utf8: bytes, *, secrets: bool, personal: bool) -> list[Finding]:
     """The wanted findings in order, without overlaps; `utf8` is the same text."""
-    if not _trigger(secrets, personal).search(utf8):
-        return []
-    found = [*(_secrets(text) if secrets else ()), *(_emails(text) if personal else ()), *(_addresses(text) if personal else ())]
+    found: list[Finding] = []
+    if secrets and _linear(_SECRET_TRIGGER).search(utf8):
+        found += _secrets(text)
+    if personal:
+        found += [*_emails(text), *_addresses(text, utf8)]
     kept: list[Finding] = []
     for finding in sorted(found, key=lambda item: (item.start, -item.end)):
         if not kept or finding.start >= kept[-1].end:
@@ -121,23 +123,22 @@ def _placeholder(found: str, kind: str) -> str:
     return "<EMAIL>" if kind == EMAIL else "<KEY>"
 
 
-# What a text holds that has a secret, or a public address, in RE2's syntax.
+# What a text holds that has a secret, and where an address may be, in RE2's syntax.
 _SECRET_TRIGGER = "|".join(["PRIVATE KEY", *(re.escape(literal) for _, _, literals in _DETECTORS for literal in literals)])
-_ADDRESS_TRIGGER = r"\d\.\d{1,3}\.\d{1,3}\.\d|[23][0-9A-Fa-f]{3}:[0-9A-Fa-f]{0,4}:"
+_ADDRESS_CANDIDATE = r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}|[23][0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}"
 # In front of a number of four parts that is no address.
 _VERSION = re.compile(r"ersion|evision|\$Id|elease|@\(#\)|==")
 _VERSION_CHARACTERS = 40
 
 
 @functools.cache
-def _trigger(secrets: bool, personal: bool) -> Any:
+def _linear(pattern: str) -> Any:
     # Imported late: only packing needs it.
     import re2
 
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
-    parts = [*([_SECRET_TRIGGER] if secrets else ()), *((_ADDRESS_TRIGGER, "@[A-Za-z0-9]") if personal else ())]
-    return re2.compile("|".join(parts).encode(), options)
+    return re2.compile(pattern.encode(), options)
 
 
 @functools.cache
@@ -174,12 +175,16 @@ def _emails(text: str) -> Iterator[Finding]:
             yield Finding(match.start() - len(local[0]), match.end(), EMAIL)
 
 
-def _addresses(text: str) -> Iterator[Finding]:
-    for pattern in (_IPV4, _IPV6):
-        for match in pattern.finditer(text):
-            is_version = _VERSION.search(text, max(0, match.start() - _VERSION_CHARACTERS), match.start())
-            if match[0] not in _KNOWN and not is_version and _is_public(match[0]):
-                yield Finding(*match.span(), IP_ADDRESS)
+def _addresses(text: str, utf8: bytes) -> Iterator[Finding]:
+    for candidate in _linear(_ADDRESS_CANDIDATE).finditer(utf8):
+        start = candidate.start()
+        if len(text) < len(utf8):
+            start = len(utf8[:start].decode("utf-8"))
+        match = _IPV4.match(text, start) or _IPV6.match(text, start)
+        if match is None or match[0] in _KNOWN or not _is_public(match[0]):
+            continue
+        if not _VERSION.search(text, max(0, start - _VERSION_CHARACTERS), start):
+            yield Finding(*match.span(), IP_ADDRESS)
 
 
 def _is_public(text: str) -> bool:

@@ -74,7 +74,8 @@ def test_a_filter_drops_what_it_is_for_and_nothing_next_to_it(reason: str, dropp
 def test_the_registry_declares_each_reason_once_and_every_field_of_the_config() -> None:
     assert len(set(REASONS)) == len(REASONS) == len(FILTERS) + 2
     declared = [name for entry in FILTERS for name in entry.config_fields]
-    assert sorted([*declared, "drop_duplicates", "secrets", "personal_data"]) == sorted(item.name for item in dataclasses.fields(FiltersConfig))
+    steps = ["drop_duplicates", "secrets", "personal_data"]
+    assert sorted([*declared, *steps]) == sorted(item.name for item in dataclasses.fields(FiltersConfig))
 
 
 def test_duplicates_are_dropped_within_a_repository_only() -> None:
