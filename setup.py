@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 STORAGE = ["fsspec", "universal_pathlib", "s3fs", "aiohttp", "botocore"]
 CONFIG = ["jsonargparse[signatures]", "pyyaml"]
 ENCODING = ["sentencepiece", "tokenizers", "gigatoken"]
-DETECTION = ["charset-normalizer", "detect-secrets", "google-re2"]
+DETECTION = ["charset-normalizer", "detect-secrets", "google-re2", "infer-license"]
 DATA = [*STORAGE, *CONFIG, *ENCODING, *DETECTION, "numpy", "pyarrow", "isal", "rich", "matplotlib"]
 MODEL = ["numpy", "torch", "transformers>=5,<6", "safetensors", "sentencepiece", "tokenizers", "rich"]
 # Parsers of the languages in mose/dataset/languages.py; each wheel holds its grammar.

@@ -59,7 +59,7 @@ ORDER = {
     "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
     "data_prep.sources": "detection repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 "
     "registry",
-    "data_prep.sources.detection": "rules refresh language generated encoding secrets",
+    "data_prep.sources.detection": "rules refresh language generated encoding secrets licences",
     "data_prep.sources.blobs": "pack store",
     "data_prep.sources.stack_v2": "parquet_file file_columns row_batches row_cache rows grouped",
     "data_prep.ingest": "folder_lock blob_writer grouping fetching",

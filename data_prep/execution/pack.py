@@ -20,6 +20,7 @@ from data_prep.pipeline.config import PackConfig
 from data_prep.pipeline.estimate import estimate
 from data_prep.pipeline.held_out import prepare_held_out
 from data_prep.shards.summary import print_summary
+from data_prep.sources.directory import named_place
 from mose.command import Command, add_config, read_config
 from mose.dataset.manifest import Manifest
 from mose.errors import MoseError
@@ -69,7 +70,7 @@ def _check_output_is_outside(config: PackConfig) -> None:
     sources, output = config.sources, storage_path(config.output)
     for name in ("directories", "repositories", "stack_v2"):
         for entry in getattr(sources, name):
-            place = storage_path(entry)
+            place = storage_path(named_place(entry)[1] if name == "repositories" else entry)
             if is_local(place) and is_local(output) and place.is_dir() and output.resolve().is_relative_to(place.resolve()):
                 raise MoseError(
                     f"output: {config.output} is inside sources.{name}: {entry}; expected a folder outside all sources"

@@ -43,8 +43,8 @@ class FiltersConfig:
     """The conditions for a file to become training text. The default limits drop only what is clearly not source code."""
 
     licence_types: tuple[str, ...] = ("permissive", "no_license", "unknown")
-    """Licence types to keep. The training set of The Stack v2 has permissive and no_license; folders, git checkouts and most
-    packages name no licence and are unknown."""
+    """Licence types to keep. The training set of The Stack v2 has permissive and no_license; packages
+    that name no licence are unknown, as are licences that are not recognised."""
     allowed_licences: tuple[str, ...] = ()
     """SPDX ids, or patterns such as BSD-*, of detected licences to keep; empty means any. Drops a file if one of its licences
     is not listed; licence_types decides on files that name no licence."""
@@ -94,8 +94,8 @@ class FiltersConfig:
 
 
 def is_opted_out(file: SourceFile, config: FiltersConfig) -> bool:
-    """Its repository or its blob id is in a list of `opt_out`."""
-    return bool(config.opt_out) and bool(load_opt_out(config.opt_out).reason(file.repository, file.blob_id))
+    """Its repository, by its name or its remote's, or its blob id is in a list of `opt_out`."""
+    return bool(config.opt_out) and bool(opt_out_detail(file, config))
 
 
 def is_empty(file: SourceFile, config: FiltersConfig) -> bool:
@@ -173,7 +173,8 @@ def has_few_alphanumerics(file: TextFile, config: FiltersConfig) -> bool:
 
 def opt_out_detail(file: SourceFile, config: FiltersConfig) -> str:
     """Whether the repository or the blob is on a list."""
-    return load_opt_out(config.opt_out).reason(file.repository, file.blob_id)
+    opt_out = load_opt_out(config.opt_out)
+    return opt_out.reason(file.repository, file.blob_id) or (opt_out.reason(file.origin, "") if file.origin else "")
 
 
 def licence_detail(file: SourceFile, config: FiltersConfig) -> str:

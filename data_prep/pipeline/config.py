@@ -37,6 +37,7 @@ FIRST_FIELDS = frozenset(
 # is completed so; in a fingerprint such a field counts where it differs from them.
 EARLIER_VALUES: dict[str, Any] = {
     "sources.detection": "suffix",
+    "sources.detect_licences": False,
     "filters.secrets": "keep",
     "filters.personal_data": "keep",
 }

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 from data_prep.sources.detection import encoding, generated, language
 from data_prep.sources.detection.language import UNKNOWN_LANGUAGE
+from data_prep.sources.detection.licences import FolderLicences
 from data_prep.sources.detection.rules import load_rules
 from data_prep.sources.repositories import SourceFile, content_sha1
 
@@ -96,6 +97,12 @@ def found_file(
         is_vendored=is_vendored(path),
         is_generated=is_generated(content),
     )
+
+
+def licensed(file: SourceFile, licences: FolderLicences) -> SourceFile:
+    """The same file with the licences that its tag or its folder states."""
+    names, kind = licences.of_file(file.path.lstrip("/"), file.content)
+    return replace(file, licences=names, licence_type=kind)
 
 
 def detected(file: SourceFile) -> SourceFile:

@@ -44,6 +44,8 @@ class SourceFile:
     is_vendored: bool = False
     is_generated: bool = False
     is_documentation: bool = False
+    origin: str = ""
+    """`owner/name` of the repository's remote, which opt-out lists may name; empty if it has none."""
     problem: str = ""
     """Why there is no content (`missing`, `not_fetched`, `not_gzip`, ...); empty if there is."""
     size: int = -1
@@ -131,6 +133,8 @@ class SourceKind:
     """Whether an entry is of this kind, if a config field has several kinds; the first kind that accepts an entry gets it."""
     facts: Callable[[str], list[str]] | None = None
     """What identifies the content of an entry without listing it; None means the names of its repositories."""
+    knows_licences: bool = False
+    """Whether the source names the licences of its files; else they are detected."""
     knows_files: bool = False
     """Whether the source has language, encoding and flags of its files; else they are detected."""
     state: Callable[[RepositoryRef], str] | None = None

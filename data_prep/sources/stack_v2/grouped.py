@@ -245,5 +245,6 @@ GROUPED = SourceKind(
     read=read,
     accepts=is_grouped,
     knows_files=True,
+    knows_licences=True,
     facts=lambda folder: [read_description(folder).fingerprint],
 )

@@ -269,5 +269,6 @@ ROWS = SourceKind(
     list_entry=lambda pattern, blob_store: list_rows(pattern, bool(blob_store)),
     read=read,
     knows_files=True,
+    knows_licences=True,
     facts=lambda pattern: [footer_fingerprint(path) for path in expand(pattern)],
 )

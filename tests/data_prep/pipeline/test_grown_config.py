@@ -130,6 +130,6 @@ def test_every_first_field_is_still_there() -> None:
 
     # As earlier versions packed; what a newer default changes counts beside these.
     filters = FiltersConfig(secrets="keep", personal_data="keep")
-    config = PackConfig("data", "tokenizer", sources=SourcesConfig(detection="suffix"), filters=filters)
+    config = PackConfig("data", "tokenizer", sources=SourcesConfig(detection="suffix", detect_licences=False), filters=filters)
     assert names(content_fields(config)) == FIRST_FIELDS
     assert not FIRST_FIELDS & set(FREE_FIELDS)
