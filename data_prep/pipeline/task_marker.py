@@ -47,6 +47,8 @@ class TaskMarker:
     """Files and bytes that the sources gave, by kind of source, and the number of files without a wanted suffix: the left side of
     the ledger, whose right side is `filters`. Empty in markers of earlier versions."""
     bad_repositories: list[BadRepository] = field(default_factory=list)
+    kept_duplicates: int = 0
+    """Files of train that another train repository holds and keeps, too, where the config counts them."""
     kept_copies_of_held_out: int = 0
     """Files of train that a held-out repository holds, too, where the config keeps them."""
 

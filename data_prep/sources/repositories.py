@@ -170,7 +170,12 @@ HELD_OUT = "held_out"
 _NUMBER = re.compile(r"#\d+$")
 
 
+def unnumbered(repository: str) -> str:
+    """The name under which a source gave a repository: NAME of a second one, which is listed as NAME#2."""
+    return _NUMBER.sub("", repository)
+
+
 def split_of(repository: str, seed: int, held_out_fraction: float) -> str:
     """`held_out` for about `held_out_fraction` of all repository names, else `train`; never divides a repository."""
-    key = derive_key(seed, "split", _NUMBER.sub("", repository))
+    key = derive_key(seed, "split", unnumbered(repository))
     return HELD_OUT if key < held_out_fraction * 2**64 else TRAIN

@@ -17,7 +17,7 @@ from data_prep.execution import inputs as inputs_module
 from data_prep.execution.finish import finish
 from data_prep.execution.inputs import inputs_path, read_config_of
 from data_prep.execution.pack import pack_dataset
-from data_prep.filters.filters import FiltersConfig
+from data_prep.filters.config import FiltersConfig
 from data_prep.pipeline.config import FIRST_FIELDS, FREE_FIELDS, PackConfig, content_fields
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tools.removal.command import remove

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
+from data_prep.filters.config import FiltersConfig
+from data_prep.filters.filters import FilterCounts, filter_repository
 from data_prep.sources.detection.encoding import encoding_of, with_line_feeds, without_outputs
 from data_prep.sources.file_kinds import LFS_POINTER
 from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository

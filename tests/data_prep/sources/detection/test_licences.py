@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
+from data_prep.filters.config import FiltersConfig
+from data_prep.filters.filters import FilterCounts, filter_repository
 from data_prep.sources.detection.licences import FolderLicences, is_licence_file, licence_of_text, type_of_expression
 from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.filters.config import FiltersConfig
 from data_prep.filters.dropped_log import DroppedLines
-from data_prep.filters.filters import PERSONAL_DATA, REPLACED, SECRET, FilterCounts, FiltersConfig, filter_repository
+from data_prep.filters.filters import PERSONAL_DATA, REPLACED, SECRET, FilterCounts, filter_repository
 from data_prep.sources.detection.secrets import find, replaced
 from data_prep.sources.repositories import SourceFile, content_sha1
 
