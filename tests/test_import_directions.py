@@ -74,7 +74,7 @@ ORDER = {
     "task estimate",
     "data_prep.execution": "task_files lease inputs markers source_states statistics finish progress task_runner "
     "worker_pool pack status",
-    "data_prep.tools": "inspect_row lineage dropped_sample dropped ledger removal verify_lineage verify stats",
+    "data_prep.tools": "inspect_row lineage card dropped_sample dropped ledger removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",
     "data_prep.tools.stats": "charts drawing counts sections page command",
     "pretrain": "data config storage parallel model step checkpoints monitoring analysis train mock_step cli",
