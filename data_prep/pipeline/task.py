@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from data_prep.filters.blob_set import BlobSet
@@ -16,7 +15,7 @@ from data_prep.pipeline.config import PackConfig, content_fingerprint
 from data_prep.pipeline.duplicates import Duplicates
 from data_prep.pipeline.held_out import duplicates_path, held_out_path
 from data_prep.pipeline.split_writer import SplitWriter
-from data_prep.pipeline.task_marker import BadRepository, TaskMarker, write_marker
+from data_prep.pipeline.task_marker import BAD_REPOSITORY, BadRepository, TaskMarker, TaskProgress, too_many_bad, write_marker
 from data_prep.sources.detection.choice import copies_of
 from data_prep.sources.repositories import (
     HELD_OUT,
@@ -37,23 +36,10 @@ from mose.tokenizer import Tokenizer, load_tokenizer
 _EXAMPLES = 20
 OVER_TOKEN_BUDGET = "over_token_budget"
 """`SourceFile.problem` of the files beyond `max_train_tokens`."""
-BAD_REPOSITORY = "bad_repository"
-"""The reason under which the files of a repository are counted that cannot be read to its end."""
 # The texts of a repository wait until it is read to its end, so that a bad one is left out as a whole. Of a larger one, what was
 # read before the damage stays: its texts would not fit into the memory.
 _HELD_BYTES = 1 << 26
 _REPORT_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class TaskProgress:
-    """Progress of a task: repositories and files read, rows and tokens packed, bytes of text that passed the filters."""
-
-    repositories: int = 0
-    rows: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    files: int = 0
 
 
 def run_task(
@@ -271,14 +257,6 @@ class _Repository:
         """Hold a text that passed the filters."""
         self.texts.append(text)
         self.held_bytes += len(text.source.content)
-
-
-def too_many_bad(limit: int, bad: Sequence[BadRepository]) -> str:
-    """The message for more bad repositories than the config allows."""
-    return (
-        f"max_bad_repositories: {len(bad)} repositories cannot be read, expected at most {limit}: mend them, leave them out of "
-        f"sources or raise the limit; {bad[-1].reason}"
-    )
 
 
 def _first_bytes(files: Iterable[SourceFile], limit: int) -> Iterator[SourceFile]:

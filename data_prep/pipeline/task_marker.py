@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,3 +93,26 @@ def read_record(path: Path, build: Callable[[Any], Record], problem: str, remedy
         return None
     except ValueError as error:
         raise MoseError(f"{path}: {problem}: {error}; {remedy}") from None
+
+
+BAD_REPOSITORY = "bad_repository"
+"""The reason under which the files of a repository are counted that cannot be read to its end."""
+
+
+@dataclass(frozen=True)
+class TaskProgress:
+    """Progress of a task: repositories and files read, rows and tokens packed, bytes of text that passed the filters."""
+
+    repositories: int = 0
+    rows: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    files: int = 0
+
+
+def too_many_bad(limit: int, bad: Sequence[BadRepository]) -> str:
+    """The message for more bad repositories than the config allows."""
+    return (
+        f"max_bad_repositories: {len(bad)} repositories cannot be read, expected at most {limit}: mend them, leave them out of "
+        f"sources or raise the limit; {bad[-1].reason}"
+    )

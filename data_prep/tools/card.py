@@ -94,7 +94,7 @@ def _sources(dataset: Path, config: PackConfig, manifest: Manifest) -> str:
     lines = []
     for name, value in to_plain(config.sources).items():
         if isinstance(value, list) and value:
-            shown = ", ".join(f"`{_plain(without_credentials(str(entry)))}`" for entry in value[:_NAMED])
+            shown = ", ".join(f"`{_plain(_named(str(entry)))}`" for entry in value[:_NAMED])
             lines.append(f"- {name}: {shown}{f' and {len(value) - _NAMED} more' if len(value) > _NAMED else ''}")
         elif value not in ([], "", 0, False):
             lines.append(f"- {name}: `{_plain(without_credentials(str(value)))}`")
@@ -104,6 +104,11 @@ def _sources(dataset: Path, config: PackConfig, manifest: Manifest) -> str:
         lines.append(f"- read as {kind}: {counts['files']:,} files of {counts['bytes']:,} bytes; {skipped:,} files not selected")
     lines += _states(dataset)
     return "\n".join(lines)
+
+
+def _named(entry: str) -> str:
+    """An entry without passwords; of NAME=FOLDER the name alone, because a folder of the machine means nothing on a page."""
+    return without_credentials(entry.partition("=")[0] if "=" in entry and not Path(entry).exists() else entry)
 
 
 def _states(dataset: Path) -> list[str]:
