@@ -4,7 +4,9 @@ from setuptools import find_packages, setup
 
 STORAGE = ["fsspec", "universal_pathlib", "s3fs", "aiohttp", "botocore"]
 CONFIG = ["jsonargparse[signatures]", "pyyaml"]
-DATA = [*STORAGE, *CONFIG, "numpy", "pyarrow", "sentencepiece", "tokenizers", "gigatoken", "isal", "rich", "matplotlib"]
+ENCODING = ["sentencepiece", "tokenizers", "gigatoken"]
+DETECTION = ["charset-normalizer", "detect-secrets", "google-re2", "infer-license"]
+DATA = [*STORAGE, *CONFIG, *ENCODING, *DETECTION, "numpy", "pyarrow", "isal", "rich", "matplotlib"]
 MODEL = ["numpy", "torch", "transformers>=5,<6", "safetensors", "sentencepiece", "tokenizers", "rich"]
 # Parsers of the languages in mose/dataset/languages.py; each wheel holds its grammar.
 GRAMMARS = ["python", "java", "javascript", "typescript", "go", "rust", "c", "cpp", "c-sharp", "php", "ruby", "kotlin", "scala"]
@@ -32,6 +34,7 @@ setup(
     packages=find_packages(
         include=[f"{name}{more}" for name in ("mose", "data_prep", "pretrain", "finetune", "cluster") for more in ("", ".*")]
     ),
+    package_data={"data_prep.sources.detection": ["linguist.json", "linguist.LICENSE"]},
     install_requires=CONFIG,
     extras_require=EXTRAS,
     entry_points={

@@ -34,8 +34,9 @@ import tokenizers
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.filters.config import FiltersConfig
 from data_prep.filters.dropped_log import DroppedLog
-from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
+from data_prep.filters.filters import FilterCounts, filter_repository
 from data_prep.packing.config import PackingConfig
 from data_prep.packing.pack import pack
 from data_prep.packing.rows import ChunkTable, LabelBalance, RowCounts

@@ -24,6 +24,7 @@ COMMANDS = (
     ("inspect", "tools.inspect_row", "Print one row as text, with where its snippets come from."),
     ("lineage", "tools.lineage", "Show which files a row holds, or which rows hold a file or a repository."),
     ("stats", "tools.stats.command", "Show what a data set holds, as tables and as one page."),
+    ("card", "tools.card", "Write a data card: sources, filters, licences, languages, limits, as Markdown for a Hub page."),
     ("dropped", "tools.dropped", "List the files and pieces that were dropped, each with its reason."),
     (
         "remove",

@@ -11,7 +11,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from data_prep.console import show_progress
-from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
+from data_prep.filters.config import FiltersConfig
+from data_prep.filters.filters import FilterCounts, filter_repository
 from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
 from data_prep.sources.repositories import RepositoryRef, TextFile, content_sha1, split_of
 from mose.command import Command, add_config, read_config

@@ -57,21 +57,24 @@ ORDER = {
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection card_facts card_use "
     "model_card converted_checkpoint published_checkpoint",
     "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
-    "data_prep.sources": "repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 registry",
+    "data_prep.sources": "detection repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 "
+    "registry",
+    "data_prep.sources.detection": "rules refresh language generated encoding secrets licences choice",
     "data_prep.sources.blobs": "pack store",
     "data_prep.sources.stack_v2": "parquet_file file_columns row_batches row_cache rows grouped",
     "data_prep.ingest": "folder_lock blob_writer grouping fetching",
     "data_prep.ingest.grouping": "columns config bucket_file sorting parts run command",
     "data_prep.ingest.fetching": "config counts wanted remote fetcher command",
-    "data_prep.filters": "dropped_log name_list blob_set opt_out filters word_hashes ngram_table evaluation_texts "
+    "data_prep.filters": "dropped_log name_list blob_set opt_out config filters word_hashes ngram_table evaluation_texts "
     "evaluation_ngrams decontamination fingerprint",
     "data_prep.packing": "config rows dense faithful next_sentence pack",
     "data_prep.shards": "lineage rows summary",
     "data_prep.tokenization": "encoding chunking train_tokenizer",
-    "data_prep.pipeline": "config assignment held_out shuffle_buffer chunker row_shuffle split_writer task_marker task estimate",
+    "data_prep.pipeline": "config assignment duplicates held_out shuffle_buffer chunker row_shuffle split_writer task_marker "
+    "task estimate",
     "data_prep.execution": "task_files lease inputs markers source_states statistics finish progress task_runner "
     "worker_pool pack status",
-    "data_prep.tools": "inspect_row lineage dropped ledger removal verify_lineage verify stats",
+    "data_prep.tools": "inspect_row lineage card dropped_sample dropped ledger removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",
     "data_prep.tools.stats": "charts drawing counts sections page command",
     "pretrain": "data config storage parallel model step checkpoints monitoring analysis train mock_step cli",

@@ -14,8 +14,7 @@ from data_prep.execution.statistics import merge_statistics
 from data_prep.execution.task_files import failure_path, lease_path, list_names, list_tasks, remove_manifest_leftovers
 from data_prep.filters.filters import KEPT, FilterCounts
 from data_prep.pipeline.config import PackConfig, content_fields
-from data_prep.pipeline.task import too_many_bad
-from data_prep.pipeline.task_marker import TaskMarker
+from data_prep.pipeline.task_marker import TaskMarker, too_many_bad
 from data_prep.shards.summary import print_summary
 from mose.command import Command
 from mose.config import fingerprint

@@ -6,9 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from data_prep.execution.lease import read_lease
 from data_prep.execution.task_files import list_tasks
-from data_prep.pipeline.config import FREE_FIELDS, PackConfig, content_fields, content_fingerprint, lists_fingerprint
+from data_prep.pipeline.config import (
+    EARLIER_VALUES,
+    FREE_FIELDS,
+    PackConfig,
+    content_fields,
+    content_fingerprint,
+    lists_fingerprint,
+)
 from data_prep.pipeline.task_marker import read_record
 from mose.config import fingerprint, load_config, save_config, to_plain
 from mose.errors import MoseError
@@ -138,12 +147,30 @@ def unbind_dataset(dataset: Path) -> None:
 
 
 def _load(path: Path) -> PackConfig:
-    if is_local(path):
-        return load_config(PackConfig, path)
+    content = path.read_bytes()
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / CONFIG_NAME
-        copy.write_bytes(path.read_bytes())
-        return load_config(PackConfig, copy)
+        copy = path
+        if not is_local(path):
+            copy = Path(folder) / CONFIG_NAME
+            copy.write_bytes(content)
+        return load_config(PackConfig, copy, _absent_values(content))
+
+
+def _absent_values(content: bytes) -> dict[str, Any]:
+    """What an earlier version did where its config.yaml has no field for it."""
+    try:
+        plain = yaml.safe_load(content)
+    except yaml.YAMLError:
+        return {}
+    if not isinstance(plain, dict):
+        return {}
+    absent = {}
+    for name, value in EARLIER_VALUES.items():
+        section, _, key = name.rpartition(".")
+        fields = plain.get(section) if section else plain
+        if key not in (fields or {}):
+            absent[name] = value
+    return absent
 
 
 def _check_is_free(dataset: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from data_prep.execution.task_files import lease_path
-from data_prep.pipeline.task import TaskProgress
+from data_prep.pipeline.task_marker import TaskProgress
 from mose.files.lock import DEAD_AFTER_SECONDS, HeldError, Holder, Lock, read_holder
 
 

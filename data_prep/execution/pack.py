@@ -18,8 +18,9 @@ from data_prep.execution.worker_pool import run_tasks
 from data_prep.pipeline.assignment import Assignment, assign_sources
 from data_prep.pipeline.config import PackConfig
 from data_prep.pipeline.estimate import estimate
-from data_prep.pipeline.held_out import prepare_held_out
+from data_prep.pipeline.held_out import prepare_duplicates, prepare_held_out
 from data_prep.shards.summary import print_summary
+from data_prep.sources.directory import named_place
 from mose.command import Command, add_config, read_config
 from mose.dataset.manifest import Manifest
 from mose.errors import MoseError
@@ -50,6 +51,7 @@ def pack_dataset(config: PackConfig, task: int | None = None) -> Manifest | None
         bind_dataset(config, tokenizer, inputs)
         check_sources(dataset, assignment, config.sources, task)
         prepare_held_out(dataset, config, assignment, is_new=is_new)
+        prepare_duplicates(dataset, config, assignment)
         # Tasks load the tokenizer themselves; if it is on an object store, from the local copy.
         runner = TaskRunner(replace(config, tokenizer=str(tokenizer.path)), inputs)
         if task is not None:
@@ -69,7 +71,7 @@ def _check_output_is_outside(config: PackConfig) -> None:
     sources, output = config.sources, storage_path(config.output)
     for name in ("directories", "repositories", "stack_v2"):
         for entry in getattr(sources, name):
-            place = storage_path(entry)
+            place = storage_path(named_place(entry)[1] if name == "repositories" else entry)
             if is_local(place) and is_local(output) and place.is_dir() and output.resolve().is_relative_to(place.resolve()):
                 raise MoseError(
                     f"output: {config.output} is inside sources.{name}: {entry}; expected a folder outside all sources"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from data_prep.console import INTERVAL_SECONDS
-from data_prep.pipeline.task import TaskProgress
+from data_prep.pipeline.task_marker import TaskProgress
 from mose.files.streams import make_console, progress_bar
 
 

@@ -32,6 +32,8 @@ def merge_statistics(results: Sequence[TaskMarker], config: PackingConfig) -> di
     bad = [{"name": bad.name, "reason": bad.reason} for result in results for bad in result.bad_repositories]
     copies = sum(result.kept_copies_of_held_out for result in results)
     more = {"copies_of_held_out_in_train": copies} if copies else {}
+    duplicates = sum(result.kept_duplicates for result in results)
+    more |= {"duplicates_in_train": duplicates} if duplicates else {}
     return {**statistics, **more, "bad_repositories": bad, "ledger": _ledger(results, filters)}
 
 

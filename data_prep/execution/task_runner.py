@@ -11,8 +11,8 @@ from data_prep.execution.task_files import failure_path, remove_leftovers, write
 from data_prep.filters.filters import KEPT
 from data_prep.pipeline.assignment import TaskInputs
 from data_prep.pipeline.config import PackConfig
-from data_prep.pipeline.task import TaskProgress, run_task
-from data_prep.pipeline.task_marker import TaskMarker, marker_path
+from data_prep.pipeline.task import run_task
+from data_prep.pipeline.task_marker import TaskMarker, TaskProgress, marker_path
 from mose.command import one_line
 from mose.errors import MoseError
 from mose.files.storage import storage_path

@@ -24,7 +24,7 @@ from data_prep.execution.progress import PackingMeter
 from data_prep.execution.task_files import write_failure
 from data_prep.execution.task_runner import TaskRunner, error_line
 from data_prep.pipeline.assignment import Assignment, TaskInputs
-from data_prep.pipeline.task import TaskProgress
+from data_prep.pipeline.task_marker import TaskProgress
 from mose.errors import MoseError
 from mose.files.storage import storage_path
 

@@ -24,7 +24,7 @@ class BlobSet:
     @staticmethod
     def of(blob_ids: Iterable[str]) -> "BlobSet":
         """The set of these ids; those that are no SHA-1 are passed over."""
-        found = (prefix for blob_id in blob_ids if (prefix := _prefix(blob_id)) is not None)
+        found = (prefix for blob_id in blob_ids if (prefix := blob_prefix(blob_id)) is not None)
         return BlobSet(np.unique(np.fromiter(found, np.uint64)))
 
     @staticmethod
@@ -50,15 +50,18 @@ class BlobSet:
         return len(self._prefixes_B)
 
     def __contains__(self, blob_id: str) -> bool:
-        prefix = _prefix(blob_id)
+        prefix = blob_prefix(blob_id)
         if prefix is None or not len(self._prefixes_B):
             return False
         place = int(np.searchsorted(self._prefixes_B, np.uint64(prefix)))
         return place < len(self._prefixes_B) and int(self._prefixes_B[place]) == prefix
 
 
-def _prefix(blob_id: str) -> int | None:
+def blob_prefix(blob_id: str) -> int | None:
+    """The first 64 bits of a blob id; None if it is no SHA-1."""
     try:
-        return int(blob_id[:_DIGITS], 16) if len(blob_id) >= _DIGITS else None
+        prefix = bytes.fromhex(blob_id[:_DIGITS])
     except ValueError:
         return None
+    # A text with blanks gives fewer bytes.
+    return int.from_bytes(prefix, "big") if 2 * len(prefix) == _DIGITS else None

@@ -2,8 +2,8 @@
 
 import hashlib
 
+from data_prep.filters.config import FiltersConfig
 from data_prep.filters.decontamination import DecontaminationConfig
-from data_prep.filters.filters import FiltersConfig
 from data_prep.filters.opt_out import load_opt_out
 from mose.config import fingerprint
 from mose.errors import MoseError

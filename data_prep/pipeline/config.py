@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from data_prep.filters.config import FiltersConfig
 from data_prep.filters.decontamination import DecontaminationConfig
-from data_prep.filters.filters import FiltersConfig
 from data_prep.filters.fingerprint import filters_fingerprint
 from data_prep.packing.config import PackingConfig
 from data_prep.sources.registry import SourcesConfig
@@ -32,6 +32,15 @@ FIRST_FIELDS = frozenset(
         *("num_tasks", "held_out_fraction", "seed"),
     ]
 )
+
+# Newer fields whose default changes the bytes. A data set whose config.yaml has no such field was made as these values say, and
+# is completed so; in a fingerprint such a field counts where it differs from them.
+EARLIER_VALUES: dict[str, Any] = {
+    "sources.detection": "suffix",
+    "sources.detect_licences": False,
+    "filters.secrets": "keep",
+    "filters.personal_data": "keep",
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,12 @@ class PackConfig:
     held_out_copies: Literal["drop", "count", "ignore"] = "drop"
     """What happens to a file of a train repository whose bytes a held-out repository holds, too: drop it (with held-out files in
     train, validation measures memory), keep and count it, or ignore it. Counted and listed as copy_of_held_out."""
+    duplicates: Literal["drop", "count", "ignore"] = "ignore"
+    """What happens to a file whose bytes several train repositories hold: one of them keeps it and the others drop it, all keep
+    it and are counted, or nothing. Listed as duplicate_across_repositories; needs a pass over all files before packing."""
+    max_train_tokens: int = 0
+    """Most tokens of text in train; 0 means no limit. Each of num_tasks tasks takes an equal share, from its repositories in
+    seeded order, and ends with the one that exceeds it; the files of the others are counted as over_token_budget."""
     max_bad_repositories: int = 10
     """Repositories that cannot be read (missing git objects, unreadable folder, damaged row) are left out and listed with their
     reason by finish, status and dropped. With more of them than this, packing fails. One that was mended is packed by a rerun."""
@@ -74,6 +89,7 @@ class PackConfig:
         require(self.tokenizer != "", "tokenizer: is empty, expected a tokenizer.model or tokenizer.json")
         require(1 <= self.num_tasks <= 1_000_000, f"num_tasks: is {self.num_tasks}, expected 1 to 1000000")
         require(self.num_workers > 0, f"num_workers: is {self.num_workers}, expected 1 or more")
+        require(self.max_train_tokens >= 0, f"max_train_tokens: is {self.max_train_tokens}, expected 0 or more")
         require(self.max_bad_repositories >= 0, f"max_bad_repositories: is {self.max_bad_repositories}, expected 0 or more")
         require(
             0 <= self.held_out_fraction < 1, f"held_out_fraction: is {self.held_out_fraction}, expected 0 or more and below 1"
@@ -91,7 +107,11 @@ class PackConfig:
 def content_fields(config: PackConfig) -> dict[str, Any]:
     """The fields that decide the bytes of a data set, as plain values."""
     without_new = with_new_fields_at_default(config, FIRST_FIELDS | set(FREE_FIELDS))
-    return _counted(to_plain(config.resolve()), to_plain(without_new.resolve()))
+    earlier = to_plain(without_new.resolve())
+    for name, value in EARLIER_VALUES.items():
+        section, _, key = name.rpartition(".")
+        (earlier[section] if section else earlier)[key] = value
+    return _counted(to_plain(config.resolve()), earlier)
 
 
 def _counted(values: dict[str, Any], without_new: dict[str, Any], prefix: str = "") -> dict[str, Any]:

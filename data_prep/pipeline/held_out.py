@@ -12,8 +12,9 @@ from data_prep.filters.blob_set import BlobSet
 from data_prep.filters.filters import BYTES_FILTERS, FilterCounts, filter_repository
 from data_prep.pipeline.assignment import Assignment
 from data_prep.pipeline.config import PackConfig
+from data_prep.pipeline.duplicates import write_duplicates
 from data_prep.sources.registry import read_repository
-from data_prep.sources.repositories import HELD_OUT, RepositoryRef, SourceFile, split_of
+from data_prep.sources.repositories import HELD_OUT, TRAIN, RepositoryRef, SourceFile, split_of
 from data_prep.sources.stack_v2.grouped import metadata_of_files
 from data_prep.sources.stack_v2.rows import KIND as ROWS_KIND
 from mose.errors import MoseError
@@ -21,7 +22,7 @@ from mose.files.lock import HeldError, lock_file
 
 _WAIT_SECONDS = 2.0
 # What metadata decides; the other filters judge the content and so drop all copies of a file alike.
-_BY_METADATA = ("opt_out", "vendored", "generated", "licence", "licence_name")
+_BY_METADATA = ("opt_out", "vendored", "generated", "language", "documentation", "licence", "licence_name")
 
 
 def held_out_path(dataset: Path) -> Path:
@@ -41,24 +42,46 @@ def prepare_held_out(dataset: Path, config: PackConfig, assignment: Assignment, 
         try:
             with lock_file(path.with_name("held_out.lock"), str(path), "one process that collects the held-out files"):
                 if not path.is_file():
-                    BlobSet.of(_held_out_blobs(config, assignment)).write(path)
+                    BlobSet.of(blob_id for _, blob_id in _files(config, assignment, HELD_OUT)).write(path)
         except HeldError:
             time.sleep(_WAIT_SECONDS)
 
 
-def _held_out_blobs(config: PackConfig, assignment: Assignment) -> Iterator[str]:
-    def is_held_out(name: str) -> bool:
-        return split_of(name, config.seed, config.held_out_fraction) == HELD_OUT
+def duplicates_path(dataset: Path) -> Path:
+    """Path of the table of files that stand in several train repositories."""
+    return dataset / "tasks" / "duplicates.npy"
 
-    refs = [ref for refs in assignment.refs for ref in refs if is_held_out(ref.name)]
+
+def prepare_duplicates(dataset: Path, config: PackConfig, assignment: Assignment) -> None:
+    """Write the table of duplicates among train repositories, unless it is there or the config ignores them.
+
+    Of folders and git checkouts all content is read once more for it, of parquet files only the metadata.
+    """
+    path = duplicates_path(dataset)
+    while config.duplicates != "ignore" and not path.is_file():
+        try:
+            with lock_file(path.with_name("duplicates.lock"), str(path), "one process that looks for duplicates"):
+                if not path.is_file():
+                    write_duplicates(path, _files(config, assignment, TRAIN), config.seed)
+        except HeldError:
+            time.sleep(_WAIT_SECONDS)
+
+
+def _files(config: PackConfig, assignment: Assignment, split: str) -> Iterator[tuple[str, str]]:
+    """Repository and blob id of each file of a split that its metadata does not exclude."""
+
+    def is_wanted(name: str) -> bool:
+        return split_of(name, config.seed, config.held_out_fraction) == split
+
+    refs = [ref for refs in assignment.refs for ref in refs if is_wanted(ref.name)]
     for ref in refs:
         if ref.kind != ROWS_KIND:
-            yield from _blobs_of(ref, config)
+            yield from ((ref.name, blob_id) for blob_id in _blobs_of(ref, config))
     locations = {part.location for part in assignment.parts} | {ref.location for ref in refs if ref.kind == ROWS_KIND}
     for location in sorted(locations):
-        for file in metadata_of_files(location, is_held_out):
+        for file in metadata_of_files(location, is_wanted):
             if not _is_dropped(file, config):
-                yield file.blob_id
+                yield file.repository, file.blob_id
 
 
 def _blobs_of(ref: RepositoryRef, config: PackConfig) -> list[str]:

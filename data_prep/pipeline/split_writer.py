@@ -73,6 +73,11 @@ class SplitWriter(contextlib.AbstractContextManager["SplitWriter"]):
         while self._buffer.num_tokens >= 2 * self._config.pool_tokens:
             self._pack_sample(self._config.pool_tokens)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of text so far, packed or waiting."""
+        return sum(self.tokens_by_language.values())
+
     def close(self) -> ShardEntry | None:
         """Pack the rest of the buffer and publish shard, index and lineage; None if the split has no row."""
         if self._buffer.num_tokens:

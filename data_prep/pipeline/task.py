@@ -3,19 +3,20 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from data_prep.filters.blob_set import BlobSet
 from data_prep.filters.decontamination import Decontaminator
 from data_prep.filters.dropped_log import DroppedLines, DroppedLog
-from data_prep.filters.filters import KEPT, FilterCounts, Tally, filter_repository
+from data_prep.filters.filters import COPY_OF_HELD_OUT, DUPLICATE_ACROSS, KEPT, REPLACED, FilterCounts, Tally, filter_repository
 from data_prep.pipeline.chunker import Chunker, TextBatcher
 from data_prep.pipeline.config import PackConfig, content_fingerprint
-from data_prep.pipeline.held_out import held_out_path
+from data_prep.pipeline.duplicates import Duplicates
+from data_prep.pipeline.held_out import duplicates_path, held_out_path
 from data_prep.pipeline.split_writer import SplitWriter
-from data_prep.pipeline.task_marker import BadRepository, TaskMarker, write_marker
+from data_prep.pipeline.task_marker import BAD_REPOSITORY, BadRepository, TaskMarker, TaskProgress, too_many_bad, write_marker
+from data_prep.sources.detection.choice import copies_of
 from data_prep.sources.repositories import (
     HELD_OUT,
     OVER_HELD_OUT_LIMIT,
@@ -33,23 +34,12 @@ from mose.files.storage import storage_path
 from mose.tokenizer import Tokenizer, load_tokenizer
 
 _EXAMPLES = 20
-BAD_REPOSITORY = "bad_repository"
-"""The reason under which the files of a repository are counted that cannot be read to its end."""
+OVER_TOKEN_BUDGET = "over_token_budget"
+"""`SourceFile.problem` of the files beyond `max_train_tokens`."""
 # The texts of a repository wait until it is read to its end, so that a bad one is left out as a whole. Of a larger one, what was
 # read before the damage stays: its texts would not fit into the memory.
 _HELD_BYTES = 1 << 26
 _REPORT_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class TaskProgress:
-    """Progress of a task: repositories and files read, rows and tokens packed, bytes of text that passed the filters."""
-
-    repositories: int = 0
-    rows: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    files: int = 0
 
 
 def run_task(
@@ -94,6 +84,7 @@ def run_task(
         seen=reading.seen,
         bad_repositories=reading.bad_repositories,
         kept_copies_of_held_out=reading.kept_copies,
+        kept_duplicates=reading.kept_duplicates,
     )
     write_marker(dataset, marker)
     return marker
@@ -128,6 +119,10 @@ class _Reading:
         self.kept_copies = 0
         path = held_out_path(storage_path(config.output))
         self._held_out = BlobSet.read(path) if path.is_file() else BlobSet.of(())
+        self.kept_duplicates = 0
+        path = duplicates_path(storage_path(config.output))
+        has_table = config.duplicates != "ignore" and path.is_file()
+        self._duplicates = Duplicates.read(path, config.seed) if has_table else Duplicates.none()
 
     def add(self, ref: RepositoryRef, files: Iterable[SourceFile]) -> None:
         """Read one whole repository; one that cannot be read is counted and left out.
@@ -139,11 +134,17 @@ class _Reading:
         batcher = self._batchers[split]
         repository = _Repository()
         is_usable, error = False, ""
-        is_copy = self._is_copy if split == TRAIN else lambda blob_id: False
         given = self._counted(ref.kind, files)
         if split == HELD_OUT and self._config.held_out_repository_bytes:
             given = _first_bytes(given, self._config.held_out_repository_bytes)
-        texts = filter_repository(given, self._config.filters, repository.counts, repository.dropped, is_copy)
+        if split == TRAIN:
+            if self._is_over_budget(batcher):
+                given = (_unread(file, OVER_TOKEN_BUDGET) for file in given)
+            texts = filter_repository(
+                given, self._config.filters, repository.counts, repository.dropped, self._excluded, self._copies
+            )
+        else:
+            texts = filter_repository(given, self._config.filters, repository.counts, repository.dropped)
         while True:
             # Only the reading is guarded: an error of packing, such as a full disk, is none of the repository.
             try:
@@ -179,12 +180,28 @@ class _Reading:
                 self._due = time.monotonic() + _REPORT_SECONDS
                 self._observe(self.progress())
 
-    def _is_copy(self, blob_id: str) -> bool:
-        """Whether a file of train is to be dropped as a copy of a held-out one; counts those that are kept."""
-        if blob_id not in self._held_out:
+    def _excluded(self, file: SourceFile) -> str:
+        """The reason for which a file of train is dropped as a copy of another one; counts copies that are kept."""
+        if file.blob_id in self._held_out:
+            if self._config.held_out_copies == "drop":
+                return COPY_OF_HELD_OUT
+            self.kept_copies += self._config.held_out_copies == "count"
+        if self._duplicates.is_copy(file.repository, file.blob_id):
+            if self._config.duplicates == "drop":
+                return DUPLICATE_ACROSS
+            self.kept_duplicates += 1
+        return ""
+
+    def _copies(self, file: SourceFile) -> int:
+        weights = self._config.filters.language_weights
+        return copies_of(file.language, f"{file.repository}{file.path}", weights, self._config.seed) if weights else 1
+
+    def _is_over_budget(self, batcher: TextBatcher) -> bool:
+        """Whether this task has its share of `max_train_tokens`; waiting texts are encoded to know it."""
+        if not self._config.max_train_tokens:
             return False
-        self.kept_copies += self._config.held_out_copies == "count"
-        return self._config.held_out_copies == "drop"
+        batcher.flush()
+        return self._writers[TRAIN].tokens >= self._config.max_train_tokens / self._config.num_tasks
 
     def _seen_of(self, kind: str) -> dict[str, int]:
         return self.seen.setdefault(kind, {"files": 0, "bytes": 0, "not_selected_files": 0})
@@ -207,8 +224,9 @@ class _Reading:
         num_bytes = sum(tally.bytes for tally in repository.counts.reasons.values())
         repository.counts = FilterCounts()
         repository.counts.reasons[BAD_REPOSITORY] = Tally(files, num_bytes)
-        lines = [(line[1], line[2], line[4]) for line in repository.dropped.take()]
-        lines += [(text.source.path, text.source.blob_id, text.source.num_bytes) for text in repository.texts]
+        lines = [(line[1], line[2], line[4]) for line in repository.dropped.take() if line[3] != REPLACED]
+        # A weight may have taken in a text several times.
+        lines += list({(text.source.path, text.source.blob_id, text.source.num_bytes) for text in repository.texts})
         # A line without a path stands for the repository where nothing of it was read.
         for path, blob_id, size in sorted(lines) or [("", "", 0)]:
             repository.dropped.add(ref.name, path, blob_id, BAD_REPOSITORY, size, error)
@@ -241,22 +259,18 @@ class _Repository:
         self.held_bytes += len(text.source.content)
 
 
-def too_many_bad(limit: int, bad: Sequence[BadRepository]) -> str:
-    """The message for more bad repositories than the config allows."""
-    return (
-        f"max_bad_repositories: {len(bad)} repositories cannot be read, expected at most {limit}: mend them, leave them out of "
-        f"sources or raise the limit; {bad[-1].reason}"
-    )
-
-
 def _first_bytes(files: Iterable[SourceFile], limit: int) -> Iterator[SourceFile]:
     """The files in order; those beyond `limit` bytes in total have no content, and a problem under which they are counted."""
     total = 0
     for file in files:
         fits = total + len(file.content) <= limit
         total += len(file.content) if fits else 0
-        beyond = not fits and not file.problem
-        yield dataclasses.replace(file, content=b"", size=file.num_bytes, problem=OVER_HELD_OUT_LIMIT) if beyond else file
+        yield file if fits else _unread(file, OVER_HELD_OUT_LIMIT)
+
+
+def _unread(file: SourceFile, problem: str) -> SourceFile:
+    """The file without its content and with a problem, unless it has one already."""
+    return file if file.problem else dataclasses.replace(file, content=b"", size=file.num_bytes, problem=problem)
 
 
 def _row_statistics(writer: SplitWriter) -> dict[str, Any]:

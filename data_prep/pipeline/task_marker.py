@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +47,8 @@ class TaskMarker:
     """Files and bytes that the sources gave, by kind of source, and the number of files without a wanted suffix: the left side of
     the ledger, whose right side is `filters`. Empty in markers of earlier versions."""
     bad_repositories: list[BadRepository] = field(default_factory=list)
+    kept_duplicates: int = 0
+    """Files of train that another train repository holds and keeps, too, where the config counts them."""
     kept_copies_of_held_out: int = 0
     """Files of train that a held-out repository holds, too, where the config keeps them."""
 
@@ -91,3 +93,26 @@ def read_record(path: Path, build: Callable[[Any], Record], problem: str, remedy
         return None
     except ValueError as error:
         raise MoseError(f"{path}: {problem}: {error}; {remedy}") from None
+
+
+BAD_REPOSITORY = "bad_repository"
+"""The reason under which the files of a repository are counted that cannot be read to its end."""
+
+
+@dataclass(frozen=True)
+class TaskProgress:
+    """Progress of a task: repositories and files read, rows and tokens packed, bytes of text that passed the filters."""
+
+    repositories: int = 0
+    rows: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    files: int = 0
+
+
+def too_many_bad(limit: int, bad: Sequence[BadRepository]) -> str:
+    """The message for more bad repositories than the config allows."""
+    return (
+        f"max_bad_repositories: {len(bad)} repositories cannot be read, expected at most {limit}: mend them, leave them out of "
+        f"sources or raise the limit; {bad[-1].reason}"
+    )

@@ -55,6 +55,8 @@ def cautions(statistics: dict[str, Any]) -> list[str]:
         lines.append(f"{statistics['unusable_repositories']} repositories have no usable file, among them {names}")
     if copies := statistics.get("copies_of_held_out_in_train", 0):
         lines.append(f"{copies:,} files of train stand in held_out, too: validation measures memory (held_out_copies: drop)")
+    if duplicates := statistics.get("duplicates_in_train", 0):
+        lines.append(f"{duplicates:,} files of train are copies of another repository's (duplicates: drop leaves them out)")
     bad = statistics.get("bad_repositories", [])
     for repository in bad[:_NAMED_BAD]:
         lines.append(f"left out, cannot be read: {repository['name']}: {repository['reason']}")

@@ -33,14 +33,26 @@ def list_children(folder: str) -> list[RepositoryRef]:
     return [RepositoryRef(name=printable(child.name), kind=KIND, location=str(child)) for child in children]
 
 
+def named_place(entry: str) -> tuple[str, str]:
+    """Name and folder of an entry `NAME=FOLDER`, or of a folder alone, which is named after itself.
+
+    A folder whose own path holds `=` is taken as it is.
+    """
+    name, equals, place = entry.partition("=")
+    if not equals or not name or not place or Path(entry).exists():
+        return printable(Path(entry).resolve().name), entry
+    return name, place
+
+
 def list_one(folder: str) -> list[RepositoryRef]:
-    """`folder` itself as a repository, under its own name.
+    """`folder` itself as a repository, under its own name or that of an entry `NAME=FOLDER`.
 
     Raises:
         MoseError: `folder` does not exist, is not a folder or cannot be read.
     """
-    scan(Path(folder))
-    return [RepositoryRef(name=printable(Path(folder).resolve().name), kind=KIND, location=folder)]
+    name, place = named_place(folder)
+    scan(Path(place))
+    return [RepositoryRef(name=name, kind=KIND, location=place)]
 
 
 def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFile]:

@@ -1,10 +1,20 @@
-"""Detects language, vendored and generated from a path and the first bytes, for sources without this metadata."""
+"""Detects what a file is where its source has no metadata: by GitHub Linguist's rules, or by suffix as the first version did."""
 
+import re
+from dataclasses import replace
 from pathlib import PurePosixPath
 
+from data_prep.sources.detection import encoding, generated, language
+from data_prep.sources.detection.language import UNKNOWN_LANGUAGE
+from data_prep.sources.detection.licences import FolderLicences
+from data_prep.sources.detection.rules import load_rules
 from data_prep.sources.repositories import SourceFile, content_sha1
 
-UNKNOWN_LANGUAGE = "Unknown"
+NOTEBOOK = ".ipynb"
+LFS_POINTER = "lfs_pointer"
+"""`SourceFile.problem` of a text that stands for a file in Git LFS."""
+# `distinct` of repositories.py numbers the second of two files with one name.
+_NUMBER = re.compile(r"#\d+$")
 
 # Language names follow The Stack v2, which uses those of GitHub Linguist.
 LANGUAGE_OF_SUFFIX = {
@@ -86,4 +96,33 @@ def found_file(
         blob_id=content_sha1(content),
         is_vendored=is_vendored(path),
         is_generated=is_generated(content),
+    )
+
+
+def licensed(file: SourceFile, licences: FolderLicences) -> SourceFile:
+    """The same file with the licences that its tag or its folder states."""
+    names, kind = licences.of_file(file.path.lstrip("/"), file.content)
+    return replace(file, licences=names, licence_type=kind)
+
+
+def detected(file: SourceFile) -> SourceFile:
+    """The same file as GitHub Linguist sees it, with its encoding; notebooks without outputs, lines ended by line feeds."""
+    if file.problem or file.size >= 0:
+        return file
+    content, path = file.content, _NUMBER.sub("", file.path.lstrip("/"))
+    if encoding.is_lfs_pointer(content):
+        return replace(file, problem=LFS_POINTER)
+    name = encoding.encoding_of(content)
+    # Rules of contents are written for ASCII and its extensions.
+    seen = content if not name.startswith("utf-") else content.decode(name, "replace").encode("utf-8")
+    content = encoding.with_line_feeds(content, name)
+    rules = load_rules()
+    return replace(
+        file,
+        content=encoding.without_outputs(content) if path.endswith(NOTEBOOK) else content,
+        encoding=name,
+        language=language.language_of(path, seen),
+        is_vendored=rules.vendored.match(path),
+        is_generated=generated.is_generated(path, seen),
+        is_documentation=rules.documentation.match(path),
     )

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import IO, NamedTuple
 
-from data_prep.sources.directory import printable
+from data_prep.sources.directory import named_place
 from data_prep.sources.file_kinds import found_file, unread_file
-from data_prep.sources.git_objects import GitObjects, find_objects
+from data_prep.sources.git_objects import GitObjects, find_objects, origin_of
 from data_prep.sources.repositories import (
     OVER_REPOSITORY_LIMIT,
     READ_LIMIT_BYTES,
@@ -29,11 +28,12 @@ _READ_BYTES = 1 << 20
 
 
 def list_one(folder: str) -> list[RepositoryRef]:
-    """The git work tree `folder` as a repository, named after the folder.
+    """The git work tree `folder` as a repository, named after the folder or by an entry `NAME=FOLDER`.
 
     Raises:
         MoseError: `folder` is not the top of a git work tree, or has no commit.
     """
+    name, folder = named_place(folder)
     objects = find_objects(folder)
     with objects.run("cat-file", "-t", f"{objects.commit}^{{tree}}") as process:
         found = process.communicate()[0].strip()
@@ -41,7 +41,7 @@ def list_one(folder: str) -> list[RepositoryRef]:
         raise MoseError(
             f"{folder}: git_checkouts: has no commit {objects.commit}, which is HEAD; expected a git work tree with a commit"
         )
-    return [RepositoryRef(name=printable(Path(folder).resolve().name), kind=KIND, location=folder)]
+    return [RepositoryRef(name=name, kind=KIND, location=folder)]
 
 
 def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFile]:
@@ -51,6 +51,7 @@ def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFi
         MoseError: git cannot read the tree, or lacks the content of a file.
     """
     objects = find_objects(ref.location)
+    origin = origin_of(ref.location)
     entries = sorted(entry for entry in _tree(objects) if wanted(entry.name))
     # Before any content is read, so that an incomplete clone is left out as a whole.
     for entry in entries:
@@ -67,7 +68,8 @@ def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFi
                     continue
                 process.stdin.write(entry.blob + b"\n")
                 process.stdin.flush()
-                file = found_file(ref.name, entry.name, _blob(process.stdout, f"{ref.location}: {entry.name}"))
+                content = _blob(process.stdout, f"{ref.location}: {entry.name}")
+                file = replace(found_file(ref.name, entry.name, content), origin=origin)
                 if len(file.content) > READ_LIMIT_BYTES:
                     file = replace(file, size=entry.size)
                 yield file if name == entry.name else replace(file, path="/" + name)

@@ -24,6 +24,10 @@ _EXPECTED = "expected a git work tree with a commit"
 # HEAD may name a branch that is itself a symbolic reference; git follows five at most.
 _MOST_REFERENCES = 5
 _MOST_BYTES = 1 << 12
+_MOST_CONFIG_BYTES = 1 << 16
+_REMOTE_URL = re.compile(r'^\[remote "([^"\n]+)"\][^\[]*?^\s*url\s*=\s*(\S+)', re.M)
+# https://host/owner/name.git, ssh://git@host:22/owner/name and git@host:owner/name.git; a local path has no host.
+_OWNER_AND_NAME = re.compile(r"^(?:\w+://[^/]+/|[\w.-]+@[\w.-]+:)(?:.*/)?([^/:]+/[^/]+?)(?:\.git)?/?$")
 # Caches that git would trust (commit graph, multi-pack index) are off. Files above 64 MiB are streamed, not held in memory.
 _CONFIG = (
     "[core]\n\trepositoryformatversion = 1\n\tbare = true\n\tcommitGraph = false\n\tmultiPackIndex = false\n"
@@ -91,6 +95,21 @@ def find_objects(folder: str) -> GitObjects:
     if commit is None:
         raise MoseError(f"{folder}: git_checkouts: HEAD names no commit; {_EXPECTED}")
     return GitObjects(folder, (common / "objects").resolve(), commit)
+
+
+def origin_of(folder: str) -> str:
+    """`owner/name` of the remote `origin`, or of the first remote; empty if there is none. The config is read, never run."""
+    try:
+        git_folder = _git_folder(Path(folder))
+        common = _linked(git_folder / "commondir", "") or git_folder
+        with (common / "config").open("rb") as file:
+            text = file.read(_MOST_CONFIG_BYTES).decode("utf-8", "replace")
+    except (OSError, MoseError):
+        return ""
+    urls = dict(reversed(_REMOTE_URL.findall(text)))
+    url = urls.get("origin") or next(iter(reversed(urls.values())), "")
+    found = _OWNER_AND_NAME.search(url)
+    return found[1] if found else ""
 
 
 def _environment(objects: Path) -> dict[str, str]:

@@ -70,5 +70,6 @@ INSTALLED_PACKAGES = SourceKind(
     KIND,
     lambda *_: list_all(),
     lambda ref, wanted, _: read(ref, wanted),
+    knows_licences=True,
     state=lambda ref: f"version {importlib.metadata.version(ref.location)}",
 )

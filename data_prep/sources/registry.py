@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.sources.blobs.store import open_store
-from data_prep.sources.directory import CHILD_FOLDERS, FOLDER, printable
+from data_prep.sources.detection.licences import FolderLicences, is_licence_file
+from data_prep.sources.directory import CHILD_FOLDERS, FOLDER, named_place
+from data_prep.sources.file_kinds import detected, licensed
 from data_prep.sources.git_checkout import GIT_CHECKOUT
 from data_prep.sources.installed_packages import INSTALLED_PACKAGES
 from data_prep.sources.repositories import (
@@ -38,9 +40,9 @@ class SourcesConfig:
     directories: tuple[str, ...] = _source(CHILD_FOLDERS)
     """Folders whose child folders are one repository each."""
     repositories: tuple[str, ...] = _source(FOLDER)
-    """Folders that are one repository each."""
+    """Folders that are one repository each, named after the folder, or NAME=FOLDER."""
     git_checkouts: tuple[str, ...] = _source(GIT_CHECKOUT)
-    """Git work trees, one repository each; the files of HEAD are read, not those of the work tree."""
+    """Git work trees, one repository each, or NAME=FOLDER; the files of HEAD are read, not those of the work tree."""
     installed_packages: bool = _source(INSTALLED_PACKAGES, default=False)
     """Take every distribution of this Python as a repository, named pypi/NAME."""
     stack_v2: tuple[str, ...] = _source(GROUPED, ROWS)
@@ -48,6 +50,13 @@ class SourcesConfig:
     may be a URL such as s3://bucket/folder/*.parquet."""
     blob_store: str = ""
     """Folder or URL of what `mose-data fetch` stored, for stack_v2 rows without content."""
+    detection: Literal["linguist", "suffix"] = "linguist"
+    """How language, generated, vendored and encoding of the files of folders, git checkouts and packages are found: by the rules
+    of GitHub Linguist, where notebooks lose their outputs and LFS pointers are dropped, or by a short table of suffixes, all
+    UTF-8, as in the first version. Rows of stack_v2 bring their own."""
+    detect_licences: bool = True
+    """Find the licences of folders and git checkouts: SPDX tags, the nearest LICENSE or COPYING, the manifest of a package; files
+    that no licence covers are no_license. If false, all are unknown."""
     include_suffixes: tuple[str, ...] = ()
     """Only files whose path ends so, e.g. [.py, .pyi]; empty means all."""
     max_repositories: int = 0
@@ -79,9 +88,23 @@ def read_repository(ref: RepositoryRef, config: SourcesConfig) -> Iterator[Sourc
     Raises:
         MoseError: a folder, file, commit or row cannot be read; the message names it.
     """
-    readers = {kind.name: kind.read for kinds in _kinds().values() for kind in kinds}
+    kind = next(kind for kinds in _kinds().values() for kind in kinds if kind.name == ref.kind)
     selection = Selection(config.include_suffixes)
-    return SelectedFiles(_capped(readers[ref.kind](ref, selection, config.blob_store), selection, config), selection)
+    files = _capped(kind.read(ref, selection, config.blob_store), selection, config)
+    if config.detect_licences and not kind.knows_licences:
+        files = _with_licences(files, kind, ref)
+    if config.detection == "linguist" and not kind.knows_files:
+        files = map(detected, files)
+    return SelectedFiles(files, selection)
+
+
+def _with_licences(files: Iterator[SourceFile], kind: SourceKind, ref: RepositoryRef) -> Iterator[SourceFile]:
+    """The same files with their licences, for which all licence files of the repository are read first."""
+    licences = FolderLicences()
+    for stated in kind.read(ref, is_licence_file, ""):
+        licences.add(stated.path.lstrip("/"), stated.content)
+    for file in files:
+        yield licensed(file, licences)
 
 
 def sizes_of(refs: Iterable[RepositoryRef], config: SourcesConfig) -> Iterator[tuple[RepositoryRef, tuple[int, int]]]:
@@ -195,9 +218,10 @@ def _list_entry(kind: SourceKind, entry: str, blob_store: str, *, is_only: bool)
         return kind.list_entry(entry, blob_store)
     except MoseError:
         # One damaged repository among others is left out when it is read, with the same message.
-        if is_only or kind not in (GIT_CHECKOUT, FOLDER) or not Path(entry).is_dir():
+        name, place = named_place(entry)
+        if is_only or kind not in (GIT_CHECKOUT, FOLDER) or not Path(place).is_dir():
             raise
-        return [RepositoryRef(printable(Path(entry).resolve().name), kind.name, entry)]
+        return [RepositoryRef(name, kind.name, place)]
 
 
 def _numbered(refs: list[RepositoryRef]) -> list[RepositoryRef]:

@@ -43,10 +43,13 @@ class SourceFile:
     encoding: str = "UTF-8"
     is_vendored: bool = False
     is_generated: bool = False
+    is_documentation: bool = False
+    origin: str = ""
+    """`owner/name` of the repository's remote, which opt-out lists may name; empty if it has none."""
     problem: str = ""
     """Why there is no content (`missing`, `not_fetched`, `not_gzip`, ...); empty if there is."""
     size: int = -1
-    """Bytes of a file whose content was not read, or not wholly; -1 if the content is whole."""
+    """Bytes of a file whose content was not read, not wholly, or was changed by a filter; -1 if it is as in the source."""
 
     @property
     def num_bytes(self) -> int:
@@ -130,6 +133,10 @@ class SourceKind:
     """Whether an entry is of this kind, if a config field has several kinds; the first kind that accepts an entry gets it."""
     facts: Callable[[str], list[str]] | None = None
     """What identifies the content of an entry without listing it; None means the names of its repositories."""
+    knows_licences: bool = False
+    """Whether the source names the licences of its files; else they are detected."""
+    knows_files: bool = False
+    """Whether the source has language, encoding and flags of its files; else they are detected."""
     state: Callable[[RepositoryRef], str] | None = None
     """What changes when the content of a repository does, in words; None where `facts` do."""
 
@@ -163,7 +170,12 @@ HELD_OUT = "held_out"
 _NUMBER = re.compile(r"#\d+$")
 
 
+def unnumbered(repository: str) -> str:
+    """The name under which a source gave a repository: NAME of a second one, which is listed as NAME#2."""
+    return _NUMBER.sub("", repository)
+
+
 def split_of(repository: str, seed: int, held_out_fraction: float) -> str:
     """`held_out` for about `held_out_fraction` of all repository names, else `train`; never divides a repository."""
-    key = derive_key(seed, "split", _NUMBER.sub("", repository))
+    key = derive_key(seed, "split", unnumbered(repository))
     return HELD_OUT if key < held_out_fraction * 2**64 else TRAIN

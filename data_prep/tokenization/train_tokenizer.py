@@ -11,7 +11,8 @@ import sentencepiece
 from jsonargparse import ArgumentParser, Namespace
 
 from data_prep.console import show_progress
-from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
+from data_prep.filters.config import FiltersConfig
+from data_prep.filters.filters import FilterCounts, filter_repository
 from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
 from data_prep.sources.repositories import TRAIN, RepositoryRef, split_of
 from data_prep.tokenization.encoding import Encoder

@@ -110,12 +110,26 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, default=0, help="At most this many lines; 0 means 50 on a terminal, and all of them in a pipe."
     )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=0,
+        help="Print a page (Markdown) of this many random files with their first lines, read from the sources, to judge by eye.",
+    )
 
 
 def _run(parsed: Namespace) -> None:
-    if parsed.limit < 0:
-        raise MoseError(f"limit: is {parsed.limit}, expected 0 or more")
-    print_dropped(storage_path(parsed.dataset), parsed.reason, parsed.limit)
+    for name in ("limit", "sample"):
+        if getattr(parsed, name) < 0:
+            raise MoseError(f"{name}: is {getattr(parsed, name)}, expected 0 or more")
+    dataset = storage_path(parsed.dataset)
+    if parsed.sample:
+        # Imported late, because only the sample reads sources again.
+        from data_prep.tools.dropped_sample import sample_page
+
+        print(sample_page(dataset, read_dropped(dataset, parsed.reason), parsed.sample))
+        return
+    print_dropped(dataset, parsed.reason, parsed.limit)
 
 
 COMMAND = Command("List the files and pieces that were dropped, each with its reason.", _add_arguments, _run)

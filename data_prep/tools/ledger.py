@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from data_prep.filters.decontamination import CONTAMINATED
+from data_prep.filters.filters import REPLACED
 from data_prep.tools.dropped import dropped_batches
 from mose.dataset.manifest import MANIFEST_NAME
 from mose.errors import MoseError
@@ -56,7 +57,7 @@ def _log_problems(dataset: Path, place: str, dropped: Tallies) -> list[str]:
         for reason, size in zip(table["reason"], table["num_bytes"], strict=True):
             sizes[reason] += size
     problems = []
-    for reason in sorted({*files, *dropped} - {CONTAMINATED}):
+    for reason in sorted({*files, *dropped} - {CONTAMINATED, REPLACED}):
         said = dropped.get(reason, {"files": 0, "bytes": 0})
         if (said["files"], said["bytes"]) != (files[reason], sizes[reason]):
             found = f"the lists of dropped files hold {files[reason]:,} of {sizes[reason]:,} bytes"

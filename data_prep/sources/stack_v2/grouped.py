@@ -244,5 +244,7 @@ GROUPED = SourceKind(
     list_entry=lambda folder, blob_store: list_rows(folder, bool(blob_store)),
     read=read,
     accepts=is_grouped,
+    knows_files=True,
+    knows_licences=True,
     facts=lambda folder: [read_description(folder).fingerprint],
 )

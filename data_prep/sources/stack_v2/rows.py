@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep.sources.blobs.store import BODY, NOT_FETCHED, open_store
-from data_prep.sources.file_kinds import UNKNOWN_LANGUAGE
+from data_prep.sources.detection.language import UNKNOWN_LANGUAGE
 from data_prep.sources.repositories import (
     OVER_REPOSITORY_LIMIT,
     RepositoryRef,
@@ -268,5 +268,7 @@ ROWS = SourceKind(
     KIND,
     list_entry=lambda pattern, blob_store: list_rows(pattern, bool(blob_store)),
     read=read,
+    knows_files=True,
+    knows_licences=True,
     facts=lambda pattern: [footer_fingerprint(path) for path in expand(pattern)],
 )

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.execution.lease import Lease, LeaseRecord, TaskHeldError, read_lease
 from data_prep.execution.task_files import lease_path
-from data_prep.pipeline.task import TaskProgress
+from data_prep.pipeline.task_marker import TaskProgress
 from mose.files import lock as lock_module
 from mose.files.lock import DEAD_AFTER_SECONDS
 from mose.files.storage import storage_path

@@ -13,7 +13,7 @@ from data_prep.execution.finish import finish
 from data_prep.execution.lease import Lease, LeaseRecord
 from data_prep.execution.pack import pack_dataset
 from data_prep.execution.task_files import lease_path, write_failure
-from data_prep.filters.filters import FiltersConfig
+from data_prep.filters.config import FiltersConfig
 from data_prep.filters.opt_out import load_opt_out
 from data_prep.packing.config import PackingConfig
 from data_prep.pipeline.config import PackConfig

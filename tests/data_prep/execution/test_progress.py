@@ -7,7 +7,7 @@ import pytest
 from data_prep.console import INTERVAL_SECONDS
 from data_prep.execution import progress as packing_progress
 from data_prep.execution.progress import PackingMeter, show_packing
-from data_prep.pipeline.task import TaskProgress
+from data_prep.pipeline.task_marker import TaskProgress
 
 
 @pytest.fixture

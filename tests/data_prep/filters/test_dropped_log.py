@@ -10,9 +10,12 @@ from rich.console import Console
 
 from data_prep.filters import dropped_log as module
 from data_prep.filters.dropped_log import DROPPED_SCHEMA, DroppedLog, dropped_path
+from data_prep.pipeline.config import PackConfig
+from data_prep.sources.registry import SourcesConfig
 from data_prep.tools import dropped
 from data_prep.tools.dropped import COMMAND, print_dropped, read_dropped
 from mose.command import run_command
+from mose.config import save_config
 from mose.errors import MoseError
 from mose.files.storage import storage_path
 
@@ -125,3 +128,19 @@ def test_the_command_lists_and_refuses_a_negative_limit(tmp_path: Path, capsys: 
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert run_command("mose-data", "", commands, ["dropped", str(tmp_path), "--limit", "-1"]) == 2
     assert "limit: is -1, expected 0 or more" in capsys.readouterr().err
+
+
+def test_a_sample_shows_the_first_lines_of_random_dropped_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, dataset = tmp_path / "project", tmp_path / "data"
+    folder.mkdir()
+    (folder / "uv.lock").write_text("version = 1\n`code`\x1b[2J\n", "utf-8")
+    config = PackConfig(str(dataset), "tokenizer", sources=SourcesConfig(repositories=(str(folder),)))
+    save_config(config, dataset / "config.yaml")
+    write_log(dataset, 0, [("project", "/uv.lock", "", "generated", 22, ""), ("gone", "/x.py", "", "licence", 3, "copyleft")])
+    pages = []
+    for _ in range(2):
+        assert run_command("mose-data", "", {"dropped": COMMAND}, ["dropped", str(dataset), "--sample", "5"]) == 0
+        pages.append(capsys.readouterr().out)
+    assert pages[0] == pages[1]
+    assert "`project` `/uv.lock`, 22 bytes" in pages[0] and "version = 1\n'code'\\x1b[2J" in pages[0]
+    assert "licence (copyleft)" in pages[0] and "not readable any more" in pages[0]

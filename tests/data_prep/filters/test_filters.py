@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.filters.config import FiltersConfig
 from data_prep.filters.dropped_log import DroppedLog
 from data_prep.filters.filters import (
     FILTERS,
     REASONS,
     FilterCounts,
-    FiltersConfig,
     decode,
     filter_repository,
     has_few_alphanumerics,
@@ -74,7 +74,8 @@ def test_a_filter_drops_what_it_is_for_and_nothing_next_to_it(reason: str, dropp
 def test_the_registry_declares_each_reason_once_and_every_field_of_the_config() -> None:
     assert len(set(REASONS)) == len(REASONS) == len(FILTERS) + 2
     declared = [name for entry in FILTERS for name in entry.config_fields]
-    assert sorted([*declared, "drop_duplicates"]) == sorted(item.name for item in dataclasses.fields(FiltersConfig))
+    steps = ["drop_duplicates", "secrets", "personal_data", "language_weights"]
+    assert sorted([*declared, *steps]) == sorted(item.name for item in dataclasses.fields(FiltersConfig))
 
 
 def test_duplicates_are_dropped_within_a_repository_only() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.filters.config import FiltersConfig
 from data_prep.filters.decontamination import DecontaminationConfig
-from data_prep.filters.filters import FiltersConfig
 from data_prep.filters.fingerprint import filters_fingerprint
 from mose.errors import MoseError
 

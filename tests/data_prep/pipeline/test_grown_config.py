@@ -17,8 +17,9 @@ from data_prep.execution import inputs as inputs_module
 from data_prep.execution.finish import finish
 from data_prep.execution.inputs import inputs_path, read_config_of
 from data_prep.execution.pack import pack_dataset
-from data_prep.filters.filters import FiltersConfig
+from data_prep.filters.config import FiltersConfig
 from data_prep.pipeline.config import FIRST_FIELDS, FREE_FIELDS, PackConfig, content_fields
+from data_prep.sources.registry import SourcesConfig
 from data_prep.tools.removal.command import remove
 from data_prep.tools.removal.removal_list import RemovalList
 from data_prep.tools.verify import verify
@@ -80,6 +81,14 @@ def test_a_data_set_of_an_earlier_version_is_used_after_its_config_has_grown(exp
     rows.close()
 
 
+def test_it_keeps_the_ways_of_its_version_and_a_newer_default_is_refused(expected: dict[str, str]) -> None:
+    there = read_config_of(DATASET)
+    assert there.sources.detection == "suffix"
+    newer = dataclasses.replace(there, sources=dataclasses.replace(there.sources, detection="linguist"))
+    with pytest.raises(MoseError, match=r"sources\.detection: is 'suffix' in this data set, 'linguist' was asked for"):
+        pack_dataset(newer)
+
+
 def test_files_are_removed_from_it(expected: dict[str, str]) -> None:
     pack_dataset(grown())
     removed = remove(DATASET, RemovalList((), ("repository-03",)))
@@ -90,7 +99,7 @@ def test_files_are_removed_from_it(expected: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("filters.max_tokens", {"filters": GrownFilters(max_tokens=5)}),
+        ("filters.max_tokens", {"filters": GrownFilters(max_tokens=5, secrets="keep", personal_data="keep")}),
         ("balance.share", {"balance": Balance(0.5)}),
         ("languages", {"languages": ("Go",)}),
         ("seed", {"seed": 1}),
@@ -119,6 +128,8 @@ def test_every_first_field_is_still_there() -> None:
         inner = [names(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}"} for k, v in values.items()]
         return set().union(*inner)
 
-    config = PackConfig("data", "tokenizer")
+    # As earlier versions packed; what a newer default changes counts beside these.
+    filters = FiltersConfig(secrets="keep", personal_data="keep")
+    config = PackConfig("data", "tokenizer", sources=SourcesConfig(detection="suffix", detect_licences=False), filters=filters)
     assert names(content_fields(config)) == FIRST_FIELDS
     assert not FIRST_FIELDS & set(FREE_FIELDS)

@@ -14,8 +14,8 @@ from data_prep.packing.config import PackingConfig
 from data_prep.pipeline import chunker as chunker_module
 from data_prep.pipeline.assignment import MIN_REPOSITORIES_PER_TASK, assign_repositories
 from data_prep.pipeline.config import PackConfig
-from data_prep.pipeline.task import TaskProgress, run_task
-from data_prep.pipeline.task_marker import TaskMarker, marker_path, read_marker
+from data_prep.pipeline.task import run_task
+from data_prep.pipeline.task_marker import TaskMarker, TaskProgress, marker_path, read_marker
 from data_prep.sources.registry import list_repositories, read_repository
 from data_prep.sources.repositories import RepositoryRef, SourceFile, split_of
 from data_prep.tokenization.chunking import chunk_files

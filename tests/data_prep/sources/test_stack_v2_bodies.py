@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
+from data_prep.filters.config import FiltersConfig
+from data_prep.filters.filters import FilterCounts, filter_repository
 from data_prep.ingest.blob_writer import BlobWriter
 from data_prep.ingest.grouping.config import GroupConfig
 from data_prep.ingest.grouping.run import group

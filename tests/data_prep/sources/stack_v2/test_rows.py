@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
+from data_prep.filters.config import FiltersConfig
+from data_prep.filters.filters import FilterCounts, filter_repository
 from data_prep.sources.repositories import RepositoryRef, SourceFile
 from data_prep.sources.stack_v2 import rows as stack_v2
 from mose.errors import MoseError

@@ -1,0 +1,1 @@
+"""What a file is, from its name and bytes: language, generated, vendored, documentation, encoding."""
