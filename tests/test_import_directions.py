@@ -56,13 +56,14 @@ ORDER = {
     "sharding size model_config exits",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
     "published_checkpoint",
-    "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
-    "data_prep.sources": "repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 registry",
+    "data_prep": "console packing sources filters shards tokenization pairs pipeline execution tools cli",
+    "data_prep.sources": "repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 "
+    "registry ingest",
     "data_prep.sources.blobs": "pack store",
     "data_prep.sources.stack_v2": "parquet_file file_columns row_batches row_cache rows grouped",
-    "data_prep.ingest": "folder_lock blob_writer grouping fetching",
-    "data_prep.ingest.grouping": "columns config bucket_file sorting parts run command",
-    "data_prep.ingest.fetching": "config counts wanted remote fetcher command",
+    "data_prep.sources.ingest": "folder_lock blob_writer grouping fetching",
+    "data_prep.sources.ingest.grouping": "columns config bucket_file sorting parts run command",
+    "data_prep.sources.ingest.fetching": "config counts wanted remote fetcher command",
     "data_prep.filters": "dropped_log name_list blob_set opt_out filters word_hashes ngram_table evaluation_texts "
     "evaluation_ngrams decontamination fingerprint",
     "data_prep.packing": "config rows dense faithful next_sentence pack",

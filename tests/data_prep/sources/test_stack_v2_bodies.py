@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
-from data_prep.ingest.blob_writer import BlobWriter
-from data_prep.ingest.grouping.config import GroupConfig
-from data_prep.ingest.grouping.run import group
 from data_prep.sources.blobs.pack import GZIP, RAW
 from data_prep.sources.blobs.store import BODY, MISSING
+from data_prep.sources.ingest.blob_writer import BlobWriter
+from data_prep.sources.ingest.grouping.config import GroupConfig
+from data_prep.sources.ingest.grouping.run import group
 from data_prep.sources.registry import (
     SourcesConfig,
     grouped_parts,

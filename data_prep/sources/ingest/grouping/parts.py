@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_prep.ingest.grouping.columns import KEY, NAME, SIZE, OutputColumns, part_of
+from data_prep.sources.ingest.grouping.columns import KEY, NAME, SIZE, OutputColumns, part_of
 from data_prep.sources.stack_v2.grouped import PartEntry
 from data_prep.sources.stack_v2.parquet_file import CONTENT, LENGTH, footer_fingerprint
 from mose.files.atomic_file import atomic_write

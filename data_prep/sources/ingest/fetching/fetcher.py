@@ -4,13 +4,13 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
 
-from data_prep.ingest.blob_writer import BlobWriter
-from data_prep.ingest.fetching.config import FetchConfig
-from data_prep.ingest.fetching.counts import FetchCounts
-from data_prep.ingest.fetching.remote import AbsentError, OversizedError, PassingError, Remote
-from data_prep.ingest.fetching.wanted import Wanted
 from data_prep.sources.blobs.pack import GZIP
 from data_prep.sources.blobs.store import BODY, INVALID_ID, MISSING, NOT_GZIP, TOO_LARGE, WRONG_CHECKSUM, gunzip
+from data_prep.sources.ingest.blob_writer import BlobWriter
+from data_prep.sources.ingest.fetching.config import FetchConfig
+from data_prep.sources.ingest.fetching.counts import FetchCounts
+from data_prep.sources.ingest.fetching.remote import AbsentError, OversizedError, PassingError, Remote
+from data_prep.sources.ingest.fetching.wanted import Wanted
 from mose.errors import MoseError
 from mose.seeding import derive_key
 

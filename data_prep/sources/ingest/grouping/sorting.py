@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.ingest.grouping.bucket_file import Assign, Batch, BucketWriter, read_batches
-from data_prep.ingest.grouping.columns import KEY, NAME, ORDER, SIZE
+from data_prep.sources.ingest.grouping.bucket_file import Assign, Batch, BucketWriter, read_batches
+from data_prep.sources.ingest.grouping.columns import KEY, NAME, ORDER, SIZE
 
 _PLACE_COLUMNS = (NAME, "path", ORDER)
 # With more buckets at a time, their batches would be too small to compress well.

@@ -16,7 +16,7 @@ import botocore.session  # type: ignore[import-untyped]
 from botocore.auth import S3SigV4Auth  # type: ignore[import-untyped]
 from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
 
-from data_prep.ingest.fetching.config import FetchConfig
+from data_prep.sources.ingest.fetching.config import FetchConfig
 from mose.errors import MoseError
 from mose.files.storage import storage_path
 

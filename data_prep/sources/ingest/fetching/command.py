@@ -9,13 +9,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data_prep.ingest.blob_writer import BlobWriter
-from data_prep.ingest.fetching.config import FetchConfig
-from data_prep.ingest.fetching.counts import FetchCounts, show_counts
-from data_prep.ingest.fetching.fetcher import Fetcher
-from data_prep.ingest.fetching.remote import open_remote
-from data_prep.ingest.fetching.wanted import count_files, input_files, wanted_blobs
 from data_prep.sources.blobs.store import BODY, INVALID_ID
+from data_prep.sources.ingest.blob_writer import BlobWriter
+from data_prep.sources.ingest.fetching.config import FetchConfig
+from data_prep.sources.ingest.fetching.counts import FetchCounts, show_counts
+from data_prep.sources.ingest.fetching.fetcher import Fetcher
+from data_prep.sources.ingest.fetching.remote import open_remote
+from data_prep.sources.ingest.fetching.wanted import count_files, input_files, wanted_blobs
 from mose.command import INTERRUPTED, Command, add_config, read_config
 from mose.config import to_plain
 from mose.errors import MoseError

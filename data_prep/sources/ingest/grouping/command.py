@@ -4,8 +4,8 @@ import sys
 
 from jsonargparse import ArgumentParser, Namespace
 
-from data_prep.ingest.grouping.config import GroupConfig
-from data_prep.ingest.grouping.run import group
+from data_prep.sources.ingest.grouping.config import GroupConfig
+from data_prep.sources.ingest.grouping.run import group
 from data_prep.sources.stack_v2.grouped import GroupedFolder
 from mose.command import Command, add_config, read_config
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.ingest.grouping.columns import KEY
+from data_prep.sources.ingest.grouping.columns import KEY
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
 from mose.files.json_file import parse_json

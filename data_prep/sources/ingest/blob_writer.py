@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from data_prep.ingest.folder_lock import lock_folder
 from data_prep.sources.blobs.pack import HEADER, Record, build_index, encode_record, read_index, scan, write_index
 from data_prep.sources.blobs.store import PACKS, STATUSES, BlobStore, as_ids
+from data_prep.sources.ingest.folder_lock import lock_folder
 from mose.files.atomic_file import sync_folder
 
 SYNC_SECONDS = 5.0

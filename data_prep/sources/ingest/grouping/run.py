@@ -21,12 +21,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_prep.console import show_progress
-from data_prep.ingest.folder_lock import lock_folder
-from data_prep.ingest.grouping.bucket_file import Batch, BucketWriter, load_batches, save_batches
-from data_prep.ingest.grouping.columns import KEY, FlatInput, InputCounts, OutputColumns, layout_of, part_of
-from data_prep.ingest.grouping.config import GroupConfig
-from data_prep.ingest.grouping.parts import write_parts
-from data_prep.ingest.grouping.sorting import sorted_tables
+from data_prep.sources.ingest.folder_lock import lock_folder
+from data_prep.sources.ingest.grouping.bucket_file import Batch, BucketWriter, load_batches, save_batches
+from data_prep.sources.ingest.grouping.columns import KEY, FlatInput, InputCounts, OutputColumns, layout_of, part_of
+from data_prep.sources.ingest.grouping.config import GroupConfig
+from data_prep.sources.ingest.grouping.parts import write_parts
+from data_prep.sources.ingest.grouping.sorting import sorted_tables
 from data_prep.sources.stack_v2.grouped import (
     DESCRIPTION,
     VERSION,

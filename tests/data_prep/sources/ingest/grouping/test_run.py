@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.ingest.grouping import parts, run
-from data_prep.ingest.grouping.bucket_file import BucketWriter
-from data_prep.ingest.grouping.columns import KEY, FlatInput, InputCounts, layout_of, repository_keys
-from data_prep.ingest.grouping.command import COMMAND
-from data_prep.ingest.grouping.config import GroupConfig
-from data_prep.ingest.grouping.run import group
-from data_prep.ingest.grouping.sorting import sorted_tables
+from data_prep.sources.ingest.grouping import parts, run
+from data_prep.sources.ingest.grouping.bucket_file import BucketWriter
+from data_prep.sources.ingest.grouping.columns import KEY, FlatInput, InputCounts, layout_of, repository_keys
+from data_prep.sources.ingest.grouping.command import COMMAND
+from data_prep.sources.ingest.grouping.config import GroupConfig
+from data_prep.sources.ingest.grouping.run import group
+from data_prep.sources.ingest.grouping.sorting import sorted_tables
 from data_prep.sources.registry import (
     SourcesConfig,
     grouped_parts,
@@ -37,7 +37,7 @@ from mose.errors import MoseError
 from mose.seeding import derive_key
 from tests.data_prep.stack_rows import Row, stack_file, write_files, write_repositories
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[5]
 Read = list[tuple[str, list[tuple[str, str]]]]
 
 
@@ -213,9 +213,8 @@ def test_a_run_goes_on_where_a_failure_stopped_it(tmp_path: Path, monkeypatch: p
 def test_workers_killed_at_any_moment_leave_a_run_that_completes(tmp_path: Path) -> None:
     rows = made_rows(300)
     inputs = [write_files(tmp_path / f"{i}.parquet", rows[i * 50 : (i + 1) * 50], True, 64) for i in range(6)]
-    script = (
-        "import sys; from data_prep.ingest.grouping.config import GroupConfig; from data_prep.ingest.grouping.run import group\n"
-    )
+    script = "import sys; from data_prep.sources.ingest.grouping.config import GroupConfig\n"
+    script += "from data_prep.sources.ingest.grouping.run import group\n"
     script += "if __name__ == '__main__': group(GroupConfig(inputs=(sys.argv[1],), output=sys.argv[2], num_parts=5))"
     for wait in (0.05, 0.3):
         process = subprocess.Popen(
@@ -395,7 +394,8 @@ def test_the_memory_of_a_process_stays_within_its_bound(tmp_path: Path) -> None:
     bound = 1 << 29
     script = (
         "import re, sys; from pathlib import Path\n"
-        "from data_prep.ingest.grouping.config import GroupConfig; from data_prep.ingest.grouping.run import group\n"
+        "from data_prep.sources.ingest.grouping.config import GroupConfig\n"
+        "from data_prep.sources.ingest.grouping.run import group\n"
         "folder = group(GroupConfig(inputs=(sys.argv[1],), output=sys.argv[2], num_parts=3, memory_bytes=int(sys.argv[3])))\n"
         "print(folder.bytes, int(re.search('VmHWM:\\\\s+(\\\\d+)', Path('/proc/self/status').read_text())[1]) * 1024)\n"
     )

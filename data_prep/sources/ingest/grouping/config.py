@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data_prep.ingest.grouping.columns import FILE_TYPES, REPOSITORY_TYPES
+from data_prep.sources.ingest.grouping.columns import FILE_TYPES, REPOSITORY_TYPES
 from mose.config import require
 from mose.files.storage import is_local, storage_path
 

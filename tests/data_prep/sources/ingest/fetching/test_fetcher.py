@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from data_prep.ingest.fetching.command import COMMAND, fetch, statistics_path
-from data_prep.ingest.fetching.config import FetchConfig
-from data_prep.ingest.fetching.fetcher import backoff_seconds
-from data_prep.ingest.fetching.remote import s3_address
-from data_prep.ingest.grouping.config import GroupConfig
-from data_prep.ingest.grouping.run import group
 from data_prep.sources.blobs.store import BODY, MISSING, NOT_FETCHED, TOO_LARGE, BlobStore
+from data_prep.sources.ingest.fetching.command import COMMAND, fetch, statistics_path
+from data_prep.sources.ingest.fetching.config import FetchConfig
+from data_prep.sources.ingest.fetching.fetcher import backoff_seconds
+from data_prep.sources.ingest.fetching.remote import s3_address
+from data_prep.sources.ingest.grouping.config import GroupConfig
+from data_prep.sources.ingest.grouping.run import group
 from data_prep.sources.registry import SourcesConfig, grouped_parts, list_repositories, read_part, read_repository
 from mose.command import run_command
 from mose.errors import MoseError
@@ -26,7 +26,7 @@ from mose.files.storage import storage_path
 from tests.data_prep.faulty_s3 import BUCKET, FAULTS, URL, allow_local_http, client, faulty_proxy, put_blobs, s3_server
 from tests.data_prep.stack_rows import stack_file, write_repositories
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[5]
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def test_a_killed_run_fetches_nothing_twice_that_it_had_stored(tmp_path: Path, e
         words = ["fetch", f"--inputs=['{source}']", f"--store={tmp_path / 'store'}", f"--endpoint_url={proxy.address}"]
         words += ["--max_concurrency=4", "--backoff_seconds=0.01"]
         script = (
-            "import sys; from mose.command import run_command; from data_prep.ingest.fetching.command import COMMAND; "
+            "import sys; from mose.command import run_command; from data_prep.sources.ingest.fetching.command import COMMAND; "
             "sys.exit(run_command('mose-data', '', {'fetch': COMMAND}, sys.argv[1:]))"
         )
         process = subprocess.Popen([sys.executable, "-c", script, *words], cwd=ROOT)
