@@ -56,7 +56,7 @@ ORDER = {
     "sharding size model_config exits",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
     "published_checkpoint",
-    "data_prep": "console packing sources filters shards tokenization pairs pipeline execution tools cli",
+    "data_prep": "console packing sources filters shards tokenization pairs pipeline execution dedup tools cli",
     "data_prep.sources": "repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 "
     "registry ingest",
     "data_prep.sources.blobs": "pack store",
@@ -72,6 +72,8 @@ ORDER = {
     "data_prep.pipeline": "config assignment held_out shuffle_buffer chunker row_shuffle split_writer task_marker task estimate",
     "data_prep.execution": "task_files lease inputs markers source_states statistics finish progress task_runner "
     "worker_pool pack status",
+    "data_prep.dedup": "minhash",
+    "data_prep.dedup.minhash": "shingles signatures banding groups",
     "data_prep.tools": "inspect_row lineage dropped ledger removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",
     "data_prep.tools.stats": "charts drawing counts sections page command",
