@@ -22,7 +22,18 @@ EXTRAS = {
     "finetune": [*MODEL, *CONFIG, *PARSERS, "pyarrow", "scikit-learn", "matplotlib"],
     "cluster": [*CONFIG, "rich"],
     "gpu": ["flash-attn"],
-    "dev": [*TOOLS, *FOLDER_TOOLS, "accelerate", "webdataset", "ir-measures", MTEB, "moto[s3]", "flask", "flask-cors"],
+    "dev": [
+        *TOOLS,
+        *FOLDER_TOOLS,
+        "accelerate",
+        "webdataset",
+        "ir-measures",
+        "datasketch",
+        MTEB,
+        "moto[s3]",
+        "flask",
+        "flask-cors",
+    ],
 }
 
 setup(

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from data_prep.execution.pack import pack_dataset
-from data_prep.ingest.blob_writer import BlobWriter
-from data_prep.ingest.grouping.bucket_file import BucketWriter, save_batches
-from data_prep.ingest.grouping.columns import KEY
 from data_prep.sources.blobs.store import BODY
+from data_prep.sources.ingest.blob_writer import BlobWriter
+from data_prep.sources.ingest.grouping.bucket_file import BucketWriter, save_batches
+from data_prep.sources.ingest.grouping.columns import KEY
 from data_prep.tools.removal.command import remove
 from data_prep.tools.removal.removal_list import RemovalList
 from mose.dataset.pairs import write_pairs
@@ -207,8 +207,8 @@ WRITES = {
     "mose/tokenizer.py": "a copy in a temporary folder, to open it",
     "data_prep/execution/inputs.py": "a copy in a temporary folder, to open it",
     "mose/files/lock.py": "a power cut ends the process that holds the lock",
-    "data_prep/ingest/blob_writer.py": "flushed every few seconds and before the index (tested here)",
-    "data_prep/ingest/grouping/bucket_file.py": "flushed before the list of its batches (tested here)",
+    "data_prep/sources/ingest/blob_writer.py": "flushed every few seconds and before the index (tested here)",
+    "data_prep/sources/ingest/grouping/bucket_file.py": "flushed before the list of its batches (tested here)",
     "data_prep/sources/git_objects.py": "an empty repository in a temporary folder, for one run of git",
     "data_prep/tools/stats/drawing.py": INTO_A_FILE,
     "pretrain/analysis/plot.py": INTO_A_FILE,

@@ -56,15 +56,15 @@ ORDER = {
     "sharding size model_config exits",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection card_facts card_use "
     "model_card converted_checkpoint published_checkpoint",
-    "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
+    "data_prep": "console packing sources filters shards tokenization pairs pipeline execution dedup tools cli",
     "data_prep.sources": "detection repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 "
-    "registry",
+    "registry ingest",
     "data_prep.sources.detection": "rules refresh language generated encoding secrets licences choice",
     "data_prep.sources.blobs": "pack store",
     "data_prep.sources.stack_v2": "parquet_file file_columns row_batches row_cache rows grouped",
-    "data_prep.ingest": "folder_lock blob_writer grouping fetching",
-    "data_prep.ingest.grouping": "columns config bucket_file sorting parts run command",
-    "data_prep.ingest.fetching": "config counts wanted remote fetcher command",
+    "data_prep.sources.ingest": "folder_lock blob_writer grouping fetching",
+    "data_prep.sources.ingest.grouping": "columns config bucket_file sorting parts run command",
+    "data_prep.sources.ingest.fetching": "config counts wanted remote fetcher command",
     "data_prep.filters": "dropped_log name_list blob_set opt_out config filters word_hashes ngram_table evaluation_texts "
     "evaluation_ngrams decontamination fingerprint",
     "data_prep.packing": "config rows dense faithful next_sentence pack",
@@ -74,6 +74,9 @@ ORDER = {
     "task estimate",
     "data_prep.execution": "task_files lease inputs markers source_states statistics finish progress task_runner "
     "worker_pool pack status",
+    "data_prep.dedup": "minhash storage config inputs phase signatures candidates verification cut runner command",
+    "data_prep.dedup.storage": "documents segment_file text_store",
+    "data_prep.dedup.minhash": "shingles signatures banding groups",
     "data_prep.tools": "inspect_row lineage card dropped_sample dropped ledger removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",
     "data_prep.tools.stats": "charts drawing counts sections page command",

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.science.jobs import Job
-from data_prep.ingest.folder_lock import lock_folder
+from data_prep.sources.ingest.folder_lock import lock_folder
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
 

@@ -16,7 +16,8 @@ from mose.files.streams import make_console, progress_bar
 class PackingMeter:
     """Sums the progress of running tasks and of tasks that this command finished, and shows it."""
 
-    def __init__(self, total_tasks: int, done_tasks: int, bar: Progress | None):
+    def __init__(self, total_tasks: int, done_tasks: int, bar: Progress | None, title: str = "packing"):
+        self._title = title
         self._total, self._done, self._bar = total_tasks, done_tasks, bar
         self._began = time.monotonic()
         self._due = self._began + INTERVAL_SECONDS
@@ -56,18 +57,21 @@ class PackingMeter:
         if self._bar:
             self._bar.console.print(line, highlight=False)
         else:
-            print(f"packing: {line}", file=sys.stderr, flush=True)
+            print(f"{self._title}: {line}", file=sys.stderr, flush=True)
 
     def text(self) -> str:
         """Counts of tasks, text, rows and tokens, with rates since the command started.
 
         Rows and tokens grow in steps, when a sample of the shuffle buffer is packed; text grows when it is read.
         """
-        total = _sum([self._ended, *self._running.values()])
-        seconds = max(time.monotonic() - self._began, 1e-3)
+        total, seconds = self._total_progress()
         tasks = f"{self._done:,} of {self._total:,} tasks done, {len(self._running)} under way"
         rows = f"{total.rows:,} rows ({total.rows / seconds:,.0f}/s), {total.tokens:,} tokens ({total.tokens / seconds:,.0f}/s)"
         return f"{tasks}; {total.bytes / 1e6:,.0f} MB of text ({total.bytes / 1e6 / seconds:,.1f} MB/s), {rows}"
+
+    def _total_progress(self) -> tuple[TaskProgress, float]:
+        """Progress of all tasks since the command started, and the seconds since then."""
+        return _sum([self._ended, *self._running.values()]), max(time.monotonic() - self._began, 1e-3)
 
     def _completed(self) -> float:
         """Number of finished tasks, plus the finished shares of running tasks."""
@@ -80,11 +84,13 @@ def _sum(parts: list[TaskProgress]) -> TaskProgress:
 
 
 @contextlib.contextmanager
-def show_packing(total_tasks: int, done_tasks: int) -> Iterator[PackingMeter]:
-    """Show the packing of a data set on standard error while the block runs."""
+def show_packing(
+    total_tasks: int, done_tasks: int, title: str = "packing", kind: type[PackingMeter] = PackingMeter
+) -> Iterator[PackingMeter]:
+    """Show the packing of a data set, or other work of many tasks, on standard error while the block runs."""
     if not sys.stderr.isatty():
-        yield PackingMeter(total_tasks, done_tasks, None)
+        yield kind(total_tasks, done_tasks, None, title)
         return
-    columns = (TextColumn("packing"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (TextColumn(title), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with progress_bar(*columns, console=make_console(stderr=True), transient=True) as bar:
-        yield PackingMeter(total_tasks, done_tasks, bar)
+        yield kind(total_tasks, done_tasks, bar, title)

@@ -100,13 +100,13 @@ def array_specification(tasks: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
-def remove_leftovers(dataset: Path, task: int) -> None:
+def remove_leftovers(dataset: Path, task: int, folders: tuple[str, ...] = ("tasks", "dropped", *SPLITS)) -> None:
     """Remove partial files of a task that dead processes left; the caller holds the task's lease.
 
     Partial files of a living process on this machine stay: if two processes run one task, neither may remove the other's files.
     """
     if is_local(dataset):
-        for folder in ("tasks", "dropped", *SPLITS):
+        for folder in folders:
             for name in list_names(dataset / folder):
                 if f"-{task:06d}." in name:
                     _remove_if_dead(dataset / folder / name)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from data_prep.execution.inputs import Inputs
 from data_prep.execution.lease import Lease, TaskHeldError
@@ -25,13 +26,28 @@ class TaskRunner:
     config: PackConfig
     inputs: Inputs
 
+    @property
+    def num_workers(self) -> int:
+        """Number of worker processes."""
+        return self.config.num_workers
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the data set."""
+        return storage_path(self.config.output)
+
+    @property
+    def failure_list(self) -> str:
+        """Where a person finds the failed tasks, for a message."""
+        return "`mose-data status`"
+
     def is_done(self, task: int, task_inputs: TaskInputs) -> bool:
         """Whether a task is finished and none of the repositories that it left out has been mended.
 
         Raises:
             MoseError: its marker cannot be read, or has other inputs.
         """
-        dataset = storage_path(self.config.output)
+        dataset = self.folder
         if not is_finished(dataset, task, self.inputs):
             return False
         return not mended(dataset, task, task_inputs.refs, self.config.sources)
@@ -43,7 +59,7 @@ class TaskRunner:
             TaskHeldError: a living process works on it.
             MoseError: it failed; `tasks/task-N.failed.json` says why until it succeeds.
         """
-        dataset = storage_path(self.config.output)
+        dataset = self.folder
         with Lease(dataset, task, task_inputs.expected_repositories) as lease:
 
             def seen(progress: TaskProgress) -> None:

@@ -17,16 +17,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from data_prep.execution.lease import TaskHeldError
 from data_prep.execution.progress import PackingMeter
 from data_prep.execution.task_files import write_failure
-from data_prep.execution.task_runner import TaskRunner, error_line
-from data_prep.pipeline.assignment import Assignment, TaskInputs
+from data_prep.execution.task_runner import error_line
 from data_prep.pipeline.task_marker import TaskProgress
 from mose.errors import MoseError
-from mose.files.storage import storage_path
 
 # Successive failures without a success between them have a common cause, such as a full disk.
 _FAILURES_IN_A_ROW = 3
@@ -34,6 +33,32 @@ _FAILURES_IN_A_ROW = 3
 _WAIT_SECONDS = 2.0
 # Shortest interval between two reports of a worker, and longest between two updates of the meter.
 _REPORT_SECONDS = 1.0
+
+
+class Runner(Protocol):
+    """Runs any one task of a folder; sent to each worker process."""
+
+    @property
+    def num_workers(self) -> int:
+        """Number of worker processes."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder whose `tasks` hold leases and failures."""
+
+    @property
+    def failure_list(self) -> str:
+        """Where a person finds the failed tasks, for a message."""
+
+    def run(self, task: int, task_inputs: Any, observe: Callable[[TaskProgress], None]) -> None:
+        """Run one task unless it is finished; raises TaskHeldError if a living process works on it."""
+
+
+class TaskSource(Protocol):
+    """Gives the inputs of each task, which are sent to the process that runs it."""
+
+    def inputs_of(self, task: int) -> Any:
+        """The inputs of one task, with the attribute `expected_repositories` (0 if not known)."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +72,8 @@ class Outcome:
     """One line, unless done."""
 
 
-def run_tasks(runner: TaskRunner, assignment: Assignment, tasks: list[int], meter: PackingMeter) -> None:
-    """Run `tasks` with `runner.config.num_workers` processes.
+def run_tasks(runner: Runner, assignment: TaskSource, tasks: list[int], meter: PackingMeter) -> None:
+    """Run `tasks` with `runner.num_workers` processes.
 
     Tasks that another command holds are retried at the end until they are done or their process is dead, because this command
     promises a complete data set.
@@ -56,7 +81,7 @@ def run_tasks(runner: TaskRunner, assignment: Assignment, tasks: list[int], mete
     Raises:
         MoseError: a task failed; the others were run first, unless several failed in a row.
     """
-    execute = _in_processes if runner.config.num_workers > 1 and len(tasks) > 1 else _here
+    execute = _in_processes if runner.num_workers > 1 and len(tasks) > 1 else _here
     waiting, failed, in_a_row = deque(tasks), list[Outcome](), 0
     waited_for: set[int] = set()
 
@@ -78,18 +103,18 @@ def run_tasks(runner: TaskRunner, assignment: Assignment, tasks: list[int], mete
             time.sleep(_WAIT_SECONDS)
         waiting.extend(outcome.task for outcome in held)
     if failed:
-        more = f" (and {len(failed) - 1} more tasks failed; `mose-data status` lists them)" if len(failed) > 1 else ""
+        more = f" (and {len(failed) - 1} more tasks failed; {runner.failure_list} lists them)" if len(failed) > 1 else ""
         raise MoseError(failed[0].error + more)
 
 
-def _here(runner: TaskRunner, assignment: Assignment, tasks: Iterator[int], meter: PackingMeter) -> Iterator[Outcome]:
+def _here(runner: Runner, assignment: TaskSource, tasks: Iterator[int], meter: PackingMeter) -> Iterator[Outcome]:
     for task in tasks:
         task_inputs = assignment.inputs_of(task)
         meter.expect(task, task_inputs.expected_repositories)
         yield _attempt(runner, task, task_inputs, functools.partial(meter.update, task))
 
 
-def _attempt(runner: TaskRunner, task: int, task_inputs: TaskInputs, observe: Callable[[TaskProgress], None]) -> Outcome:
+def _attempt(runner: Runner, task: int, task_inputs: Any, observe: Callable[[TaskProgress], None]) -> Outcome:
     try:
         runner.run(task, task_inputs, observe)
     except TaskHeldError as error:
@@ -99,12 +124,12 @@ def _attempt(runner: TaskRunner, task: int, task_inputs: TaskInputs, observe: Ca
     return Outcome(task, "done")
 
 
-def _in_processes(runner: TaskRunner, assignment: Assignment, tasks: Iterator[int], meter: PackingMeter) -> Iterator[Outcome]:
+def _in_processes(runner: Runner, assignment: TaskSource, tasks: Iterator[int], meter: PackingMeter) -> Iterator[Outcome]:
     idle: list[_Worker] = []
     busy: dict[object, _Worker] = {}
     try:
         while True:
-            while len(busy) < runner.config.num_workers and (task := next(tasks, None)) is not None:
+            while len(busy) < runner.num_workers and (task := next(tasks, None)) is not None:
                 task_inputs = assignment.inputs_of(task)
                 meter.expect(task, task_inputs.expected_repositories)
                 worker = idle.pop() if idle else _Worker(runner)
@@ -130,18 +155,18 @@ def _in_processes(runner: TaskRunner, assignment: Assignment, tasks: Iterator[in
 class _Worker:
     """A process that runs one task after another, seen from the command that started it."""
 
-    def __init__(self, runner: TaskRunner):
+    def __init__(self, runner: Runner):
         # Spawned, because a forked child would share the threads and open files of pyarrow and fsspec.
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.task = -1
-        self._dataset = storage_path(runner.config.output)
+        self._dataset = runner.folder
         self._process = context.Process(target=_work, args=(theirs, runner), daemon=True)
         self._process.start()
         # Only the worker may keep its end open, so that its death closes the connection.
         theirs.close()
 
-    def start(self, task: int, task_inputs: TaskInputs) -> None:
+    def start(self, task: int, task_inputs: Any) -> None:
         """Start a task."""
         self.task = task
         # Sending to a worker that was just killed fails; `receive` reports it.
@@ -175,7 +200,7 @@ class _Worker:
         self._process.join()
 
 
-def _work(connection: Connection, runner: TaskRunner) -> None:
+def _work(connection: Connection, runner: Runner) -> None:
     """Run tasks as they come, until the command closes the connection or dies."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     # Ctrl-C reaches the whole process group; the command ends its workers itself.

@@ -28,7 +28,7 @@ class Band:
 
 # From top to bottom: a text is a file format between two stages, a box whose name begins with "*" is a file.
 WAY: tuple[Band | str, ...] = (
-    "repositories: folders, git checkouts, installed packages, The Stack v2 (brought here by data_prep/ingest)",
+    "repositories: folders, git checkouts, installed packages, The Stack v2 (brought here by data_prep/sources/ingest)",
     Band(
         "data_prep",
         "mose-data pack",

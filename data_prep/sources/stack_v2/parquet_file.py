@@ -37,7 +37,7 @@ class Columns:
     """Whether a row is a repository with a list `files`, not one file."""
 
 
-def expand(pattern: str) -> list[str]:
+def expand(pattern: str, expected: str = "parquet files in The Stack v2 schema") -> list[str]:
     """The parquet files that a path, a folder, a glob or a URL of one of these names, sorted.
 
     In folders and behind globs, names that begin with `_` or `.` are passed over, as the engines that write such files do; a
@@ -62,7 +62,7 @@ def expand(pattern: str) -> list[str]:
     found = sorted({path for path in found if not (is_pattern and _is_hidden(path))})
     if not found:
         what = "holds no *.parquet file" if is_local(place) and place.is_dir() else "no such file"
-        raise MoseError(f"{pattern}: {what}; expected parquet files in The Stack v2 schema")
+        raise MoseError(f"{pattern}: {what}; expected {expected}")
     return found
 
 

@@ -8,11 +8,11 @@ import pytest
 from data_prep.execution.finish import finish
 from data_prep.execution.pack import pack_dataset
 from data_prep.execution.status import status_of
-from data_prep.ingest.grouping.config import GroupConfig
-from data_prep.ingest.grouping.run import group
 from data_prep.pipeline.assignment import assign_sources
 from data_prep.pipeline.config import PackConfig
 from data_prep.sources import registry as source
+from data_prep.sources.ingest.grouping.config import GroupConfig
+from data_prep.sources.ingest.grouping.run import group
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tools.verify import verify
 from mose.errors import MoseError

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from data_prep.execution.pack import pack_dataset
-from data_prep.ingest.grouping.config import GroupConfig
-from data_prep.ingest.grouping.run import group
 from data_prep.pipeline.config import PackConfig
+from data_prep.sources.ingest.grouping.config import GroupConfig
+from data_prep.sources.ingest.grouping.run import group
 from data_prep.sources.registry import SourcesConfig
 from data_prep.sources.repositories import split_of
 from data_prep.tools.verify import verify

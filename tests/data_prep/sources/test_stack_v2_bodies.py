@@ -13,11 +13,11 @@ import pytest
 
 from data_prep.filters.config import FiltersConfig
 from data_prep.filters.filters import FilterCounts, filter_repository
-from data_prep.ingest.blob_writer import BlobWriter
-from data_prep.ingest.grouping.config import GroupConfig
-from data_prep.ingest.grouping.run import group
 from data_prep.sources.blobs.pack import GZIP, RAW
 from data_prep.sources.blobs.store import BODY, MISSING
+from data_prep.sources.ingest.blob_writer import BlobWriter
+from data_prep.sources.ingest.grouping.config import GroupConfig
+from data_prep.sources.ingest.grouping.run import group
 from data_prep.sources.registry import (
     SourcesConfig,
     grouped_parts,

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.ingest.blob_writer import BlobWriter
 from data_prep.sources.blobs.pack import GZIP, HEADER, RAW, Record, build_index, index_paths, read_index, scan
 from data_prep.sources.blobs.store import (
     BODY,
@@ -26,6 +25,7 @@ from data_prep.sources.blobs.store import (
     open_store,
     parse_id,
 )
+from data_prep.sources.ingest.blob_writer import BlobWriter
 from mose.errors import MoseError
 from mose.files.storage import storage_path
 
@@ -144,7 +144,8 @@ def test_one_writer_a_part(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_what_was_complete(tmp_path: Path) -> None:
     script = (
-        "import resource, sys, gzip, hashlib; from pathlib import Path; from data_prep.ingest.blob_writer import BlobWriter;"
+        "import resource, sys, gzip, hashlib; from pathlib import Path\n"
+        "from data_prep.sources.ingest.blob_writer import BlobWriter;"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "with BlobWriter(Path(sys.argv[1]), 0) as writer:\n"
