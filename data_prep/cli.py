@@ -30,7 +30,8 @@ COMMANDS = (
         "tools.removal.command",
         "Remove listed files from a data set; every row keeps its number; exit code 1 if an entry matches nothing.",
     ),
-    ("pairs", "pairs", "Mine (docstring, function) pairs for fine-tuning from the repositories' Python files."),
+    ("pairs", "synthconl.mining.pairs", "Mine (docstring, function) pairs for fine-tuning from the repositories' Python files."),
+    ("seeds", "synthconl.mining.seeds", "Mine documented functions of many languages, as seeds of translation."),
 )
 
 

@@ -56,7 +56,7 @@ ORDER = {
     "sharding size model_config exits",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
     "published_checkpoint",
-    "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
+    "data_prep": "console packing sources ingest filters shards tokenization pipeline execution tools synthconl cli",
     "data_prep.sources": "repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 registry",
     "data_prep.sources.blobs": "pack store",
     "data_prep.sources.stack_v2": "parquet_file file_columns row_batches row_cache rows grouped",
@@ -74,6 +74,8 @@ ORDER = {
     "data_prep.tools": "inspect_row lineage dropped ledger removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",
     "data_prep.tools.stats": "charts drawing counts sections page command",
+    "data_prep.synthconl": "mining",
+    "data_prep.synthconl.mining": "documentation functions rules pairs seed_file code_search_net seeds",
     "pretrain": "data config storage parallel model step checkpoints monitoring analysis train mock_step cli",
     "pretrain.data": "rows row_cost order mixture masking balancing micro_batch loader prefetch",
     "pretrain.config": "objective deepspeed_options run identity frozen",
