@@ -32,6 +32,7 @@ COMMANDS = (
     ),
     ("pairs", "synthconl.mining.pairs", "Mine (docstring, function) pairs for fine-tuning from the repositories' Python files."),
     ("seeds", "synthconl.mining.seeds", "Mine documented functions of many languages, as seeds of translation."),
+    ("translate", "synthconl.translation.command", "Translate seeds into a second language by a model behind a server."),
 )
 
 

@@ -52,9 +52,8 @@ def functions_of(source: str, path: str, language: str, reader: FunctionReader) 
         is_python = function.language == PYTHON
         summary, code = _python_parts(function, lines) if is_python else _parts(function)
         *outer, name = function.name.replace("::", ".").split(".")
-        yield DocumentedFunction(
-            name, outer[-1] if outer else "", summary, code, function.language, function.line, function.has_error
-        )
+        owner = outer[-1] if outer else ""
+        yield DocumentedFunction(name, owner, summary, code, function.language, function.line, function.has_error)
 
 
 def _suffix(path: str, language: str) -> str:

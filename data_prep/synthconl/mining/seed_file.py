@@ -1,5 +1,6 @@
 """The seeds file: functions with documentation, in the columns of a pairs file and a few more."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -68,6 +69,7 @@ class SeedWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self._flush()
+        with contextlib.suppress(OSError) if kind is not None else contextlib.nullcontext():
             self._parquet.close()
         self._atomic.__exit__(kind, error, trace)
 

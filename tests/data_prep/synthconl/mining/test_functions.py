@@ -11,7 +11,7 @@ LINES = "// Adds two Numbers.\n// Never fails.\n//\n// More of it.\n"
 SOURCES = {
     "Python": (
         "a.py",
-        'def add(a, b):\n    """Adds two Numbers.\n    Never fails.\n\n    More."""\n    c = a\n    return c + b\n',
+        'def add(a, b):\n    """Adds two Numbers.\n    Never fails.\n\n    M."""\n    c = a\n    return c\n',
     ),
     "Java": ("A.java", f"class A {{\n{BLOCK}int add(int a, int b) {{\n  return a + b;\n}}\n}}\n"),
     "JavaScript": ("a.js", f"{BLOCK}function add(a, b) {{\n  return a + b;\n}}\n"),

@@ -31,9 +31,7 @@ def repositories(folder: Path) -> Path:
             f"owner/r{i}",
             [
                 stack_file("/a.py", python(f"f{i}", f"Do the thing {i} now.") + python("few", "Two words")),
-                stack_file(
-                    "/b.go", "package b\n\n" + go(f"G{i}", f"G{i} gives the thing.") + go("Same", "Same in all."), language="Go"
-                ),
+                stack_file("/b.go", "package b\n\n" + go(f"G{i}", f"G{i} gives it.") + go("Same", "Same in all."), language="Go"),
             ],
         )
         for i in range(12)
