@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from data_prep.synthconl.translation.answer import OK
 from mose.errors import MoseError
@@ -157,12 +156,19 @@ def read_entries(path: Path) -> Iterator[tuple[int, Entry]]:
         MoseError: another line is damaged.
     """
     with path.open("rb") as file:
-        file.readline()
-        number = 1
+        end, number = len(file.readline()), 1
         while (line := file.readline()).endswith(b"\n"):
-            number += 1
-            try:
-                entry: Any = from_plain(Entry, parse_json(line))
-            except ValueError as error:
-                raise MoseError(f"{path}: line {number}: not an answer: {error}; expected one of `mose-data translate`") from None
-            yield file.tell(), entry
+            end, number = end + len(line), number + 1
+            yield end, parse_entry(line, f"{path}: line {number}")
+
+
+def parse_entry(line: bytes, place: str) -> Entry:
+    """One line of a journal.
+
+    Raises:
+        MoseError: it is damaged.
+    """
+    try:
+        return from_plain(Entry, parse_json(line))
+    except ValueError as error:
+        raise MoseError(f"{place}: not an answer: {error}; expected one of `mose-data translate`") from None
