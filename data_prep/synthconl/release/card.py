@@ -51,8 +51,8 @@ def data_card(name: str, plain: dict[str, Any]) -> str:
 # {name}
 
 {plain["rows"]:,} triplets: a text, a function that it documents, and the same function translated into another language by a
-model ({_listed(plain["model"])}). Built as SynthCoNL was (arXiv 2503.03008, section 5), with `mose-data seeds`, `translate`, `dedup`
-and `synthconl`.
+model ({_listed(plain["model"])}). Built as SynthCoNL was (arXiv 2503.03008, section 5), with `mose-data seeds`, `translate`,
+`dedup` and `synthconl`.
 
 | split | rows | repositories |
 |---|---|---|

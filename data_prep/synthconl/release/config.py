@@ -18,8 +18,8 @@ class ReleaseConfig:
     draft: str = ""
     """Folder that this command wrote from seeds and translations, which `mose-data dedup` has read; instead of those two."""
     duplicates: str = ""
-    """Near-duplicates of the draft: a parquet file, or a folder of them, with the columns id, group and kept, as `mose-data dedup`
-    writes below groups/. An id is a row number of the draft, or text of its column id."""
+    """Near-duplicates of the draft: a parquet file, or a folder of them, with the columns id, group and kept, as
+    `mose-data dedup` writes below groups/. An id is a row number of the draft, or text of its column id."""
     keep_one: bool = True
     """Keep only the rows that `duplicates` marks as kept; false keeps all, but for those of train that are near held-out ones."""
     name: str = "SynthCoNL"
