@@ -86,14 +86,23 @@ class RuleServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def fault(self, prompt: str) -> str:
-        """The fault of this request, by its prompt and how often it was asked; empty for none."""
+        """The fault of this request, empty for none: of transport by prompt and number of requests, of answers by prompt alone.
+
+        So an answer to the same prompt is the same each time, as that of a greedy model.
+        """
         with self.lock:
             number = self.asked[prompt]
             self.asked[prompt] += 1
-            key = derive_key(self.seed, "fault", prompt, number)
-            name = self.faults[key % len(self.faults)] if (key >> 32) / 2**32 < self.share else ""
+            answers = [name for name in self.faults if name in ANSWER_FAULTS]
+            transport = [name for name in self.faults if name not in ANSWER_FAULTS]
+            name = self._drawn(answers, prompt, 0) or self._drawn(transport, prompt, number)
             self.injected[name] += 1
         return name
+
+    def _drawn(self, faults: Sequence[str], prompt: str, number: int) -> str:
+        key = derive_key(self.seed, "fault", prompt, number)
+        share = self.share * len(faults) / len(self.faults)
+        return faults[key % len(faults)] if faults and (key >> 32) / 2**32 < share else ""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hung up is no news."""

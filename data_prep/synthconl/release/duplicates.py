@@ -79,9 +79,7 @@ def read_duplicates(place: Path) -> Duplicates:
         for identity, group, kept in zip(*_columns(path), strict=True):
             members[identity] = Membership(group, kept)
             if kept and keepers.setdefault(group, identity) != identity:
-                raise MoseError(
-                    f"{path}: kept: rows {keepers[group]} and {identity} of group {group}, expected one of each group"
-                )
+                raise MoseError(f"{path}: kept: rows {keepers[group]} and {identity} of group {group}, expected one per group")
     return Duplicates(members)
 
 
