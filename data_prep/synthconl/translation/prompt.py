@@ -26,12 +26,16 @@ def draw_target(seed: int, identity: str, source: str, targets: Sequence[str]) -
     return others[derive_key(seed, "target language", identity) % len(others)]
 
 
-def prompt_of(code: str, source: str, target: str, rejected: str = "") -> str:
-    """The user's message: the source code, and the names of both languages; `rejected` is why the last answer was."""
+def prompt_of(code: str, source: str, target: str, rejected: str = "", number: int = 1) -> str:
+    """The user's message: the source code, and the names of both languages.
+
+    `rejected` is why the last answer was, `number` counts answers from 1: no two of a seed have the same prompt.
+    """
     # Code with fences of its own (in a docstring) needs a longer one around it.
     longest = max((len(run) for run in re.findall(r"`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
     hint = f"\n{_HINTS[rejected].format(target=target)}" if rejected in _HINTS else ""
+    hint += f" This is answer {number}." if number > 2 else ""
     return (
         f"Translate the following {source} code to {target}.\n"
         f"Answer with the {target} code only, in one code block.{hint}\n\n{fence}{source.lower()}\n{code}\n{fence}\n"

@@ -149,7 +149,7 @@ class Translator:
     async def _entry(self, work: Work, number: int, rejected: str) -> Entry:
         """The journal's line of the next answer to a seed."""
         config, seed, began = self._config, work.seed, time.monotonic()
-        prompt = prompt_of(seed.code_a, seed.lang_a, work.target, rejected)
+        prompt = prompt_of(seed.code_a, seed.lang_a, work.target, rejected, number)
         max_tokens = config.max_tokens * 2 ** (number - 1) if rejected == "truncated" else config.max_tokens
         try:
             answer = await self._patiently(lambda: self._server.ask(prompt, max_tokens), seed.id)

@@ -105,6 +105,8 @@ def test_the_prompt_names_both_languages_and_fences_the_code() -> None:
 
 def test_a_retry_says_what_was_wrong() -> None:
     assert prompt_of("x", "Python", "Rust", "wrong_language") != prompt_of("x", "Python", "Rust")
+    twice = [prompt_of("x", "Python", "Rust", "prose", number) for number in (2, 3, 4)]
+    assert len(set(twice)) == 3
     assert "not valid Rust" in prompt_of("x", "Python", "Rust", "unparsable")
 
 

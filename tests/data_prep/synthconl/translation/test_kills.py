@@ -74,7 +74,7 @@ def prompts_of(config: TranslateConfig) -> set[str]:
     found = set()
     for entry in entries_of(config):
         seed = seeds[entry.id]
-        found.add(prompt_of(seed.code_a, seed.lang_a, entry.target, last.get(entry.id, "")))
+        found.add(prompt_of(seed.code_a, seed.lang_a, entry.target, last.get(entry.id, ""), entry.number))
         last[entry.id] = entry.outcome
     return found
 
