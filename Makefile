@@ -7,7 +7,7 @@ STUDY ?= full
 TEST_WORKERS ?= 2
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.installed
-EXTRAS := data,train,finetune,cluster,dev
+EXTRAS := data,translate,train,finetune,cluster,dev
 
 .PHONY: help setup quickstart science check format test soak bench clean
 

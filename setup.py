@@ -17,7 +17,9 @@ FOLDER_TOOLS = ["sentence-transformers>=6,<7", "datasets", "peft", "onnx", "onnx
 # CoIR and other tasks of mteb by name; mteb needs Python 3.11.
 MTEB = 'mteb; python_version >= "3.11"'
 EXTRAS = {
-    "data": DATA,
+    "data": [*DATA, *PARSERS],
+    # `mose-data translate`: the client of OpenAI-compatible servers.
+    "translate": ["openai>=2"],
     "train": [*MODEL, *CONFIG, *STORAGE, "deepspeed", "megatron-core", "isal", "tensorboard", "matplotlib"],
     "finetune": [*MODEL, *CONFIG, *PARSERS, "pyarrow", "scikit-learn", "matplotlib"],
     "cluster": [*CONFIG, "rich"],

@@ -26,8 +26,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
 from benchmarks.process_memory import status_bytes
-from data_prep.pairs import documented_functions
 from data_prep.sources.registry import SourcesConfig
+from data_prep.synthconl.mining.pairs import documented_functions
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
 from finetune.checkpoints import Progress, TrainingCheckpoints
 from finetune.config import ONE_WAY, RetrievalConfig

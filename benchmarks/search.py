@@ -26,8 +26,9 @@ from finetune.embedding.search.functions import functions_of_folder, source_file
 from finetune.embedding.search.index import bring_up_to_date, open_encoder, open_store
 from finetune.evaluation.baselines.lexical import lexical_terms
 from finetune.evaluation.metrics import chance_mrr
-from finetune.pair_files import json_lines, read_pair_files
+from finetune.pair_files import read_pair_files
 from mose.dataset.functions import FunctionReader
+from mose.files.json_file import json_lines
 from mose.model.size import flops_per_row
 
 CANDIDATES = (5, 10, 20, 50, 100, 200)

@@ -32,7 +32,14 @@ COMMANDS = (
         "tools.removal.command",
         "Remove listed files from a data set; every row keeps its number; exit code 1 if an entry matches nothing.",
     ),
-    ("pairs", "pairs", "Mine (docstring, function) pairs for fine-tuning from the repositories' Python files."),
+    ("pairs", "synthconl.mining.pairs", "Mine (docstring, function) pairs for fine-tuning from the repositories' Python files."),
+    ("seeds", "synthconl.mining.seeds", "Mine documented functions of many languages, as seeds of translation."),
+    ("translate", "synthconl.translation.command", "Translate seeds into a second language by a model behind a server."),
+    (
+        "synthconl",
+        "synthconl.release.command",
+        "Write triplets of text, function and translation, with a data card.",
+    ),
 )
 
 

@@ -1,16 +1,13 @@
 """Reads the pairs of a split from one or more files: our parquet, or CodeSearchNet's JSON lines as they are on disk."""
 
-import gzip
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mose.dataset.pairs import Pair, read_pairs
 from mose.errors import MoseError
-from mose.files.json_file import parse_json
+from mose.files.json_file import JSON_LINES, json_lines
 
-JSON_LINES = (".jsonl", ".jsonl.gz")
 # CodeSearchNet's names for the splits; its test and validation parts are what no stage may train on.
 _SPLITS = {"train": "train", "valid": "held_out", "test": "held_out"}
 _FIELDS = ("docstring", "code", "language", "repo", "path", "partition")
@@ -45,32 +42,6 @@ def read_code_search_net(path: Path, split: str) -> list[Pair]:
     if not pairs:
         raise MoseError(f"{path}: partition: no line of split {split!r}, expected at least one")
     return pairs
-
-
-def json_lines(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line of a file of JSON lines (.gz: compressed), with the words that name it in an error; a missing field is None.
-
-    Raises:
-        MoseError: the file cannot be read, or a line is not a JSON object; the message names `fields`.
-    """
-    opened = gzip.open if path.name.endswith(".gz") else open
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                where = f"{path}: line {number}"
-                yield where, dict.fromkeys(fields) | _object(line, where, fields)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise MoseError(f"{path}: not a readable file of JSON lines: {error}") from None
-
-
-def _object(line: str, where: str, fields: Sequence[str]) -> dict[str, Any]:
-    try:
-        row = parse_json(line.encode("utf-8"), half_pairs=True)
-    except ValueError as error:
-        raise MoseError(f"{where}: not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise MoseError(f"{where}: not a JSON object, expected one with {', '.join(fields)}")
-    return row
 
 
 def _pair(row: dict[str, Any], split: str, where: str) -> Pair:

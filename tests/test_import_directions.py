@@ -56,7 +56,7 @@ ORDER = {
     "sharding size model_config exits",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection card_facts card_use "
     "model_card converted_checkpoint published_checkpoint",
-    "data_prep": "console packing sources filters shards tokenization pairs pipeline execution dedup tools cli",
+    "data_prep": "console packing sources filters shards tokenization pipeline execution dedup tools synthconl cli",
     "data_prep.sources": "detection repositories file_kinds directory git_objects git_checkout installed_packages blobs stack_v2 "
     "registry ingest",
     "data_prep.sources.detection": "rules refresh language generated encoding secrets licences choice",
@@ -80,6 +80,10 @@ ORDER = {
     "data_prep.tools": "inspect_row lineage card dropped_sample dropped ledger removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",
     "data_prep.tools.stats": "charts drawing counts sections page command",
+    "data_prep.synthconl": "mining translation release",
+    "data_prep.synthconl.mining": "documentation functions rules pairs seed_file code_search_net seeds",
+    "data_prep.synthconl.translation": "prompt config answer journal counts server translator command",
+    "data_prep.synthconl.release": "config rows duplicates statistics card command",
     "pretrain": "data config storage parallel model step checkpoints monitoring analysis train mock_step cli",
     "pretrain.data": "rows row_cost order mixture masking balancing micro_batch loader prefetch",
     "pretrain.config": "objective deepspeed_options run identity frozen",

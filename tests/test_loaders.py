@@ -53,6 +53,7 @@ ALLOWED = {
     ("data_prep/filters/blob_set.py", "allow_pickle=False"): "writes an array",
     ("data_prep/cli.py", "import_module"): "constant names: the module of a command, imported when it is asked for",
     ("mose/dataset/functions.py", "import_module"): "a constant table of languages names the package of each grammar",
+    ("data_prep/synthconl/mining/documentation.py", "literal_eval"): "a docstring's value: literals only, no names and no calls",
     ("finetune/embedding/choose_exit.py", "from_pretrained"): OUR_ENCODER,
     ("finetune/embedding/processes.py", "from_pretrained"): OUR_ENCODER,
     ("finetune/embedding/search/index.py", "from_pretrained"): OUR_ENCODER,

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune.batches import INDICES
-from finetune.pair_files import JSON_LINES, json_lines
 from mose.errors import MoseError, first_line
+from mose.files.json_file import JSON_LINES, json_lines
 from mose.files.parquet_errors import PARQUET_ERRORS
 from mose.seeding import generator
 

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
-from finetune.pair_files import JSON_LINES, json_lines
 from mose.dataset.functions import LARGEST_SOURCE_BYTES
 from mose.dataset.languages import BY_SUFFIX
 from mose.errors import MoseError, first_line
+from mose.files.json_file import JSON_LINES, json_lines
 from mose.files.parquet_errors import PARQUET_ERRORS
 
 _PARQUET_ROWS = 1024

@@ -37,6 +37,12 @@ class SourceFunction:
     """Line of the definition, counted from 1; decorators stand above it."""
     doc: str
     """Docstring, or the comment lines directly above; empty where there are none."""
+    lines: tuple[int, int] = (0, 0)
+    """First and last line that `code` was taken from, counted from 1, without comments at its end."""
+    doc_lines: tuple[int, int] | None = None
+    """First and last line of a docstring that `code` leaves out."""
+    has_error: bool = False
+    """Whether the grammar could not read part of it."""
 
 
 class FunctionReader:
@@ -57,10 +63,11 @@ class FunctionReader:
         if language is None or len(source) > LARGEST_SOURCE_BYTES:
             return []
         source = source.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        tree = self._parser(language).parse(source)
+        tree = self.parser(language).parse(source)
         return [_function(source, language, name, node, outer) for name, node, outer in _definitions(tree.root_node, language)]
 
-    def _parser(self, language: Language) -> "Parser":
+    def parser(self, language: Language) -> "Parser":
+        """The parser of a language; errors as in `read`."""
         key = (language.package, language.grammar)
         if key not in self._parsers:
             try:
@@ -68,7 +75,9 @@ class FunctionReader:
                 grammar = getattr(importlib.import_module(language.package), language.grammar)()
             except ImportError:
                 name = language.package.replace("_", "-")
-                raise MoseError(f"{language.name}: the package {name} is not installed, expected those of `finetune`") from None
+                raise MoseError(
+                    f"{language.name}: the package {name} is not installed, expected those of `data` or `finetune`"
+                ) from None
             self._parsers[key] = tree_sitter.Parser(tree_sitter.Language(grammar))
         return self._parsers[key]
 
@@ -132,9 +141,26 @@ def _function(source: bytes, language: Language, name: str, node: "Node", outer:
     signature_end = body.start_byte if body is not None else node.end_byte
     signature = " ".join(source[node.start_byte : signature_end].decode("utf-8", "replace").split()).rstrip(" {:=>").rstrip()
     docstring = _docstring(body) if language.name == "Python" else None
-    code = _code(source, outer, docstring if docstring is not None and _stands_alone(source, node, body, docstring) else None)
+    left_out = docstring if docstring is not None and _stands_alone(source, body, docstring) else None
     doc = _comments_above(outer) if docstring is None else _text(docstring)
-    return SourceFunction(name, signature[:_LONGEST_SIGNATURE], code, language.name, node.start_point[0] + 1, doc)
+    return SourceFunction(
+        name,
+        signature[:_LONGEST_SIGNATURE],
+        _code(source, outer, left_out),
+        language.name,
+        node.start_point[0] + 1,
+        doc,
+        (outer.start_point[0] + 1, _last_line(outer)),
+        None if left_out is None else (left_out.start_point[0] + 1, left_out.end_point[0] + 1),
+        bool(outer.has_error),
+    )
+
+
+def _last_line(node: "Node") -> int:
+    """The line on which the code of a node ends; grammars count a comment below the last statement to its block."""
+    while code := [child for child in node.children if not _is_comment(child)]:
+        node = code[-1]
+    return int(node.end_point[0]) + 1
 
 
 def _docstring(body: "Node | None") -> "Node | None":
@@ -145,11 +171,12 @@ def _docstring(body: "Node | None") -> "Node | None":
     return first if first.named_children[0].type in ("string", "concatenated_string") else None
 
 
-def _stands_alone(source: bytes, node: "Node", body: "Node | None", docstring: "Node") -> bool:
-    """Whether whole lines can be left out and a statement still follows."""
-    later = [child for child in body.named_children if child.start_byte >= docstring.end_byte] if body is not None else []
-    follows = any(child.type != "comment" and child.start_point[0] > docstring.end_point[0] for child in later)
-    return follows and docstring.start_point[0] > node.start_point[0]
+def _stands_alone(source: bytes, body: "Node | None", docstring: "Node") -> bool:
+    """Whether whole lines can be left out and a statement still follows, on a line below."""
+    statements = [child for child in body.named_children if not _is_comment(child)] if body is not None else []
+    later = next((child for child in statements if child.start_byte >= docstring.end_byte), None)
+    before = source[_line_start(source, docstring.start_byte) : docstring.start_byte]
+    return later is not None and later.start_point[0] > docstring.end_point[0] and not before.strip()
 
 
 def _code(source: bytes, outer: "Node", left_out: "Node | None") -> str:

@@ -12,10 +12,10 @@ import numpy as np
 from finetune.evaluation.tasks.parts.judges import ClonePairs, Pairs
 from finetune.evaluation.tasks.parts.problem import Benchmark, Options, Part, Texts
 from finetune.evaluation.tasks.parts.readers import new_id, require_files, text_of
-from finetune.pair_files import json_lines
 from finetune.retrieval.prompts import Prompt, code_prompt
 from mose.checkpoint.retrieval_prompts import DOCUMENT_PROMPT
 from mose.errors import MoseError, first_line
+from mose.files.json_file import json_lines
 
 Rows = dict[tuple[str, str], int]
 

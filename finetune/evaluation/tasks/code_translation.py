@@ -8,9 +8,9 @@ from finetune.evaluation.tasks.codesearchnet import OWN_MEASURES, few_candidates
 from finetune.evaluation.tasks.parts.judges import OwnDocument
 from finetune.evaluation.tasks.parts.problem import Benchmark, Options, Part, Texts
 from finetune.evaluation.tasks.parts.readers import check_split, new_id, require_files, text_of
-from finetune.pair_files import json_lines
 from finetune.retrieval.prompts import Prompt, code_prompt
 from mose.checkpoint.retrieval_prompts import DOCUMENT_PROMPT
+from mose.files.json_file import json_lines
 
 _FIELDS = ("id", "java", "cs")
 _LANGUAGES = {"java": "java", "cs": "c#"}

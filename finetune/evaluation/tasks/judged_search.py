@@ -8,10 +8,10 @@ import numpy as np
 from finetune.evaluation.tasks.parts.judges import JudgedDocuments
 from finetune.evaluation.tasks.parts.problem import Benchmark, Options, Part, Texts
 from finetune.evaluation.tasks.parts.readers import check_split, new_id, require_files, text_of
-from finetune.pair_files import json_lines
 from finetune.retrieval.prompts import Prompt, code_prompt, text_prompt
 from mose.checkpoint.retrieval_prompts import DOCUMENT_PROMPT, QUERY_PROMPT
 from mose.errors import MoseError, first_line
+from mose.files.json_file import json_lines
 
 _QRELS = ("query-id", "corpus-id", "score")
 

@@ -9,9 +9,9 @@ import pytest
 from data_prep.execution import finish
 from data_prep.execution.finish import lock_dataset
 from data_prep.execution.pack import pack_dataset
-from data_prep.pairs import PairsConfig, build_pairs
 from data_prep.sources.ingest.blob_writer import BlobWriter
 from data_prep.sources.registry import SourcesConfig
+from data_prep.synthconl.mining.pairs import PairsConfig, build_pairs
 from data_prep.tokenization.train_tokenizer import TokenizerTrainingConfig, train_tokenizer
 from data_prep.tools.removal import command
 from mose.command import run_command

@@ -1,8 +1,5 @@
 """`mose-data pairs`: extracts (docstring, code) pairs from documented Python functions, for fine-tuning."""
 
-import ast
-import textwrap
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,17 +11,16 @@ from data_prep.console import show_progress
 from data_prep.filters.config import FiltersConfig
 from data_prep.filters.filters import FilterCounts, filter_repository
 from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
-from data_prep.sources.repositories import RepositoryRef, TextFile, content_sha1, split_of
+from data_prep.sources.repositories import RepositoryRef, TextFile, split_of
+from data_prep.synthconl.mining.functions import PYTHON, DocumentedFunction, functions_of
+from data_prep.synthconl.mining.rules import SeenTexts, is_dunder, is_foreign, num_code_lines
 from mose.command import Command, add_config, read_config
 from mose.config import require
+from mose.dataset.functions import FunctionReader
 from mose.dataset.pairs import Pair, write_pairs
 from mose.errors import MoseError
 from mose.files.lock import lock_file
 from mose.seeding import generator
-
-LANGUAGE = "Python"
-# CodeSearchNet drops docstrings that are not English; the share of non-ASCII characters approximates that.
-MAX_NON_ASCII_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,15 +52,6 @@ class PairsConfig:
             require(getattr(self, name) >= 0, f"{name}: is {getattr(self, name)}, expected 0 or more")
 
 
-@dataclass(frozen=True)
-class DocumentedFunction:
-    """A function's name, the first paragraph of its docstring on one line, and its source without the docstring."""
-
-    name: str
-    summary: str
-    code: str
-
-
 def build_pairs(config: PairsConfig) -> list[Pair]:
     """Mine every repository, write the pairs and print counts; deterministic for the same input and config.
 
@@ -78,11 +65,11 @@ def build_pairs(config: PairsConfig) -> list[Pair]:
 
 def _build_pairs(config: PairsConfig) -> list[Pair]:
     refs = list_repositories(config.sources)
-    seen: set[str] = set()
+    seen, reader = SeenTexts(), FunctionReader()
     pairs: list[Pair] = []
     with show_progress("mining", len(refs), "repositories") as advance:
         for ref in refs:
-            pairs += _repository_pairs(ref, config, seen)
+            pairs += _repository_pairs(ref, config, seen, reader)
             advance(1)
     if not pairs:
         raise MoseError(f"sources: none of the {len(refs)} repositories has a documented Python function; expected some")
@@ -94,85 +81,42 @@ def _build_pairs(config: PairsConfig) -> list[Pair]:
     return pairs
 
 
-def documented_functions(source: str) -> Iterator[DocumentedFunction]:
+def documented_functions(source: str, reader: FunctionReader | None = None) -> Iterator[DocumentedFunction]:
     """The documented functions and methods of a Python file in file order; none if the file does not parse.
 
     Nested functions, dunder methods and functions with `test` in their name are skipped.
     """
-    source = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return
-    # Split as ast counts lines: str.splitlines would also split at form feeds and U+2028.
-    lines = source.split("\n")
-    for node in _functions(tree):
-        docstring = ast.get_docstring(node)
-        code = _code_without_docstring(node, lines)
-        if docstring and code and "test" not in node.name.lower() and not (node.name[:2] == node.name[-2:] == "__"):
-            yield DocumentedFunction(node.name, " ".join(docstring.strip().split("\n\n")[0].split()), code)
+    for function in functions_of(source, "", PYTHON, reader or FunctionReader()):
+        if function.summary and function.code and "test" not in function.name.lower() and not is_dunder(function.name):
+            yield function
 
 
 def is_wanted(function: DocumentedFunction, config: PairsConfig) -> bool:
     """Whether docstring and code are long enough, and the docstring mostly ASCII."""
-    foreign = sum(not character.isascii() for character in function.summary)
-    code_lines = sum(bool(line.strip()) for line in function.code.split("\n"))
     return (
         len(function.summary.split()) >= config.min_docstring_words
-        and code_lines >= config.min_code_lines
-        and foreign <= MAX_NON_ASCII_SHARE * len(function.summary)
+        and num_code_lines(function.code) >= config.min_code_lines
+        and not is_foreign(function.summary)
     )
 
 
-def _repository_pairs(ref: RepositoryRef, config: PairsConfig, seen: set[str]) -> list[Pair]:
+def _repository_pairs(ref: RepositoryRef, config: PairsConfig, seen: SeenTexts, reader: FunctionReader) -> list[Pair]:
     files = filter_repository(read_repository(ref, config.sources), config.filters, FilterCounts())
-    found = [pair for file in files if file.source.language == LANGUAGE for pair in _file_pairs(file, config)]
-    fresh = []
-    for pair in found:
-        # A repeated docstring or body, in any repository, would be a second right answer in retrieval, or leak between splits.
-        marks = {content_sha1(text.encode("utf-8")) for text in ("nl " + pair.nl, "code " + " ".join(pair.code_a.split()))}
-        if not marks & seen:
-            fresh.append(pair)
-        seen |= marks
+    found = [pair for file in files if file.source.language == PYTHON for pair in _file_pairs(file, config, reader)]
+    fresh = [pair for pair in found if not seen.repeated(pair.nl, pair.code_a)]
     limit = config.max_pairs_per_repository or len(fresh)
     chosen = generator(config.seed, "pairs", ref.name).permutation(len(fresh))[:limit]
     return [fresh[i] for i in sorted(chosen.tolist())]
 
 
-def _file_pairs(file: TextFile, config: PairsConfig) -> list[Pair]:
+def _file_pairs(file: TextFile, config: PairsConfig, reader: FunctionReader) -> list[Pair]:
     repository = file.source.repository
     split = split_of(repository, config.seed, config.held_out_fraction)
-    functions = (function for function in documented_functions(file.text) if is_wanted(function, config))
+    functions = (function for function in documented_functions(file.text, reader) if is_wanted(function, config))
     return [
-        Pair(
-            nl=function.summary, code_a=function.code, lang_a=LANGUAGE, repository=repository, path=file.source.path, split=split
-        )
+        Pair(nl=function.summary, code_a=function.code, lang_a=PYTHON, repository=repository, path=file.source.path, split=split)
         for function in functions
     ]
-
-
-def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
-        elif not isinstance(node, ast.expr):
-            waiting.extend(reversed(list(ast.iter_child_nodes(node))))
-
-
-def _code_without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> str:
-    """The function's source, with decorators, without its docstring; empty if both share a line or nothing else remains."""
-    docstring = node.body[0]
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    last = node.end_lineno or node.lineno
-    end = docstring.end_lineno or docstring.lineno
-    alone = lines[docstring.lineno - 1][: docstring.col_offset].strip() == "" and len(node.body) > 1 and node.body[1].lineno > end
-    if not alone:
-        return ""
-    return textwrap.dedent("\n".join(lines[first - 1 : docstring.lineno - 1] + lines[end:last]))
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

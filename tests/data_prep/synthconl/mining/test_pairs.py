@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.pairs import PairsConfig, build_pairs, documented_functions
 from data_prep.sources.registry import SourcesConfig
 from data_prep.sources.repositories import split_of
+from data_prep.synthconl.mining.pairs import PairsConfig, build_pairs, documented_functions
 from mose.dataset.pairs import read_pairs
 from mose.errors import MoseError
 

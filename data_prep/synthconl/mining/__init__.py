@@ -1,0 +1,1 @@
+"""Documented functions of repositories and of CodeSearchNet's files, filtered by CodeSearchNet's rules."""
