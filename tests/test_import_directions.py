@@ -28,6 +28,8 @@ CLUSTER_USES = {
     "mose.run_directory",
     "mose.errors",
     "mose.files.atomic_file",
+    "mose.model.cost",
+    "mose.model.model_config",
     "mose.files.json_file",
     "mose.files.lock",
     "mose.files.records",
@@ -56,7 +58,8 @@ ORDER = {
     "stop_signal streams",
     "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs languages functions",
     "mose.model": "configuration_mose initialization projection_heads attention_mose rows_mose modeling_mose tasks_mose "
-    "sharding size model_config exits",
+    "sharding size model_config exits cost",
+    "mose.model.cost": "devices shape memory step",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection converted_checkpoint "
     "published_checkpoint",
     "data_prep": "console packing sources ingest filters shards tokenization pairs pipeline execution tools cli",
