@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from cluster.doctor import examine
 from cluster.jobs.config import (
     AllocationConfig,
     PackJobConfig,
@@ -25,6 +27,7 @@ from cluster.launch.submit import (
     render_pack,
     render_pretrain,
 )
+from cluster.plan.show import PlanConfig, make_plan, print_plan
 from cluster.status.show import STALL_SECONDS, WatchOptions, exit_code, print_statuses, read_all, watch
 from mose.command import Command, add_config, read_config, run_command
 from mose.config import document_fields
@@ -44,9 +47,11 @@ def commands(after_dashes: Sequence[str] = ()) -> dict[str, Command]:
     return {
         "launch": Command("Submit a stage to SLURM, or print its script.", _launch_arguments, _launch),
         "pipeline": Command("Submit stages as a chain; again, it goes on where it stopped.", _pipeline_arguments, _pipeline),
+        "plan": Command("Memory, speed, days, failures and checkpoints of a run on a cluster.", _plan_arguments, _plan),
         "status": Command("Show what runs do; exit code 1 if one needs a look.", _status_arguments, _status),
         "watch": Command("Tell of every change of a run's state until all are done.", _watch_arguments, _watch),
         "tensorboard": Command("A job that serves the curves of runs, with its ssh line.", _tensorboard_arguments, _tensorboard),
+        "doctor": Command("What a job needs of this machine, and what to do.", _doctor_arguments, _doctor),
         "supervise": Command("Inside a job: run the command after -- and watch it.", _supervise_arguments, supervise),
     }
 
@@ -110,6 +115,16 @@ def _pipeline(parsed: Namespace) -> None:
         print(f"{outcome.name}: {outcome.message}")
 
 
+def _plan_arguments(parser: ArgumentParser) -> None:
+    add_config(parser, PlanConfig)
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+
+
+def _plan(parsed: Namespace) -> None:
+    config = read_config(parsed, PlanConfig)
+    print_plan(make_plan(config), config.layouts, parsed.json)
+
+
 def _add_runs(parser: ArgumentParser) -> None:
     parser.add_argument("runs", type=str, nargs="+", metavar="RUN", help="Run directories.")
 
@@ -154,6 +169,20 @@ def _tensorboard(parsed: Namespace) -> None:
     job = AllocationConfig(**{**vars(parsed.job), "name": "tensorboard" if parsed.job.name == "mose" else parsed.job.name})
     found = launch_tensorboard(job, parsed.runs, print_only=parsed.print_only)
     print(found if parsed.print_only else f"submitted job {found}; its log begins with the ssh line: {job.log_folder}")
+
+
+def _doctor_arguments(parser: ArgumentParser) -> None:
+    folders = "Folders whose space and inodes are looked at."
+    parser.add_argument("--folders", type=str, nargs="+", default=["."], metavar="FOLDER", help=folders)
+    constraints = "File of tested versions."
+    parser.add_argument("--constraints", type=str, default="constraints-cuda.txt", metavar="FILE", help=constraints)
+
+
+def _doctor(parsed: Namespace) -> int:
+    findings = examine([Path(folder) for folder in parsed.folders], Path(parsed.constraints))
+    for finding in findings:
+        print(f"{finding.name}: {finding.value}" + (f" -> {finding.advice}" if finding.advice else ""))
+    return 1 if any(finding.advice for finding in findings) else 0
 
 
 def _supervise_arguments(parser: ArgumentParser) -> None:

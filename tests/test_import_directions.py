@@ -103,10 +103,11 @@ ORDER = {
     "finetune.evaluation.tasks": "task docstring_search parts codesearchnet code_translation poj104 bigclonebench judged_search "
     "registry command",
     "finetune.evaluation.tasks.parts": "problem judges readers",
-    "cluster": "slurm jobs launch supervise status cli",
+    "cluster": "slurm jobs launch supervise status plan doctor cli",
     "cluster.jobs": "config profile stages words script",
     "cluster.launch": "freeze submit pipeline",
     "cluster.status": "read show",
+    "cluster.plan": "failures layouts show",
     "cluster.supervise": "history decide progress stacks supervisor",
     "pretrain.analysis": "count_baselines estimate validation held_out exit_gradients plot learning_report diagnose step_rows "
     "compare list_checkpoints doctor",
