@@ -111,7 +111,8 @@ class Candidate:
 def candidates(run: PlannedRun, cluster: Cluster) -> list[Candidate]:
     """Every layout that divides this cluster and this batch, the fastest that fits first, then those that do not fit."""
     found = [_candidate(run, cluster, *choice) for choice in _choices(run, cluster)]
-    return sorted(found, key=lambda one: (not one.fits, one.seconds, one.needed_gib))
+    # Of equal times the fewest micro-batches: small ones keep a device less busy, which the arithmetic does not know.
+    return sorted(found, key=lambda one: (not one.fits, round(one.seconds, 4), -one.micro_batch_rows, one.needed_gib))
 
 
 def _choices(run: PlannedRun, cluster: Cluster) -> Iterator[tuple[int, str, int, str]]:
@@ -171,7 +172,9 @@ def _speed(run: PlannedRun, cluster: Cluster, tensor: int, zero: str, rows: int,
     # Two all-reduces of a layer's output forward and two backward, in bf16, of all rows of a data rank.
     values = run.global_rows * tensor / cluster.gpus * tokens * run.shape.hidden_size
     traffic = 4 * run.shape.num_hidden_layers * values * 2 * 2 * (tensor - 1) / tensor / cluster.fabric.nvlink_bytes_per_second
-    return step, step.seconds + step.compute * RECOMPUTED[checkpointing] + traffic
+    # From stage 2 on gradients are reduced in every micro-batch; `step_on` counts one reduction for all but stage 3.
+    again = math.ceil(run.global_rows * tensor / cluster.gpus / rows) - 1 if zero == "2" else 0
+    return step, step.seconds + step.compute * RECOMPUTED[checkpointing] + traffic + again * step.reduction
 
 
 def chosen(found: list[Candidate]) -> Candidate:
