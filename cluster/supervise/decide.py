@@ -30,7 +30,7 @@ class Decision:
     exclude: tuple[str, ...] = ()
 
 
-def cause_of(*, finished: bool, hung: bool, warned: bool, cancelled: bool, diverged: bool, code: int) -> str:
+def cause_of(*, finished: bool, hung: bool, stopped: bool, cancelled: bool, diverged: bool, code: int) -> str:
     """How a start ended, from what its supervisor saw; srun's exit code is the weakest evidence of all.
 
     It was 0 after a node had died and the ranks on another one had finished, and deepspeed's launcher ends with 0 when a signal
@@ -44,7 +44,7 @@ def cause_of(*, finished: bool, hung: bool, warned: bool, cancelled: bool, diver
         return CANCELLED
     if hung:
         return HUNG
-    if warned or code == command.STOPPED:
+    if stopped or code == command.STOPPED:
         return STOPPED
     return BAD_INPUT if code == command.BAD_INPUT else FAILED
 

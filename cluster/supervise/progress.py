@@ -7,7 +7,7 @@ from pathlib import Path
 from mose.files.json_file import parse_json
 from mose.run_directory import RunDirectory
 
-START_STAGE, DIVERGED_STAGE = "start", "diverged"
+START_STAGE, DIVERGED_STAGE, STOPPED_STAGE = "start", "diverged", "stopped"
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class ProgressWatch:
         return (beat.step, beat.stage, size) if beat else (size,)
 
     @property
-    def is_diverged(self) -> bool:
-        """Whether the run's last word in this start was that it diverged."""
+    def last_word(self) -> str:
+        """The stage of this start's last heartbeat, which says how a run ended: diverged, stopped; empty if it wrote none."""
         beat = read_heartbeat(self._run)
-        return beat is not None and beat != self._before and beat.stage == DIVERGED_STAGE
+        return beat.stage if beat is not None and beat != self._before else ""
 
     def silence(self, now: float) -> str:
         """Why the run counts as hung, in words; empty while it goes forward. Call it every second or so."""

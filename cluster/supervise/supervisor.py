@@ -18,7 +18,7 @@ from cluster import slurm
 from cluster.jobs.config import SuperviseConfig
 from cluster.supervise.decide import Decision, cause_of, decide
 from cluster.supervise.history import FINISHED, HUNG, History, Start
-from cluster.supervise.progress import ProgressWatch, file_exists, newest_checkpoint_step
+from cluster.supervise.progress import DIVERGED_STAGE, STOPPED_STAGE, ProgressWatch, file_exists, newest_checkpoint_step
 from cluster.supervise.stacks import explain_stacks, read_stacks, suspects
 from mose.files.atomic_file import write_json, write_text
 from mose.run_directory import RunDirectory
@@ -135,9 +135,10 @@ class Supervisor:
         cause = cause_of(
             finished=self._is_finished(code),
             hung=bool(hung),
-            warned=self._warned,
+            # Ranks that were preempted and saved say so; srun's code may be that of one that it ended meanwhile.
+            stopped=self._warned or (watch is not None and watch.last_word == STOPPED_STAGE),
             cancelled=self._cancelled,
-            diverged=watch is not None and watch.is_diverged,
+            diverged=watch is not None and watch.last_word == DIVERGED_STAGE,
             code=code,
         )
         saved = newest_checkpoint_step(self._run) if self._run else begun.first_step

@@ -1,7 +1,8 @@
 """A stand-in for `mose-pretrain train` in drills: the same files, signals and exit codes, without torch, at 50 steps per second.
 
 Ranks meet at every step through files. `faults.json` in the working directory lists what goes wrong, each thing once:
-{"rank": 1, "step": 5, "kind": "exit 9" | "stop" | "sleep"}; `exit` faults with "always" come back in every start.
+{"rank": 1, "step": 5, "kind": "exit 9" | "stop" | "sleep" | "hold"}; `exit` faults with "always" come back in every start. A
+rank that holds waits until it is asked to stop, or killed.
 """
 
 import faulthandler
@@ -46,7 +47,7 @@ def train(run: Path, meet: Path, rank: int, ranks: int, last: int, asked: list[i
             beat(run, rank, step, "stopped")
             sys.exit(75)
         beat(run, rank, step, "forward")
-        fail(rank, step)
+        fail(rank, step, asked)
         time.sleep(0.02)
         if rank == 0:
             with (run / "metrics.jsonl").open("a") as file:
@@ -82,7 +83,7 @@ def beat(run: Path, rank: int, step: int, stage: str) -> None:
         (run / ".heartbeat").rename(run / "heartbeat.json")
 
 
-def fail(rank: int, step: int) -> None:
+def fail(rank: int, step: int, asked: list[int]) -> None:
     path = Path("faults.json")
     for number, fault in enumerate(json.loads(path.read_text()) if path.exists() else []):
         if (fault["rank"], fault["step"]) != (rank, step):
@@ -95,6 +96,9 @@ def fail(rank: int, step: int) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         elif fault["kind"] == "sleep":
             time.sleep(3600)
+        elif fault["kind"] == "hold":
+            while not asked:
+                time.sleep(0.02)
         else:
             sys.exit(int(fault["kind"].split()[1]))
 

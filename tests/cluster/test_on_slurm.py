@@ -4,6 +4,7 @@ One training run through the whole way; everything else with a stand-in for the 
 milliseconds, so that a drill takes seconds.
 """
 
+import datetime
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from cluster.supervise.history import History, Start
 from mose.config import save_config
+from mose.files.atomic_file import write_json
 from mose.run_directory import RunDirectory
 from pretrain.monitoring.metrics import TIMING_KEYS
 from tests.cluster.private_slurm import PrivateSlurm, wait_for
@@ -211,3 +213,49 @@ def test_what_sbatch_refuses_is_one_line(drill: Path, slurm: PrivateSlurm, words
     line = refused.value.args[0].partition("\nassert")[0]
     assert message.lower() in line.lower()
     assert slurm.call("squeue", "-h") == ""
+
+
+# Ten steps and a checkpoint apart.
+KINDS = ("exit 9", "stop", "warn", "exit 9", "sleep", "preempt", "exit 9", "stop", "warn", "node")
+FAULTS = KINDS * 3
+RESULTS = "MOSE_DRILL_RESULTS"
+
+
+@pytest.mark.soak
+def test_thirty_faults_of_all_kinds_in_one_run(drill: Path, slurm: PrivateSlurm) -> None:
+    """With MOSE_DRILL_RESULTS=FILE in the environment, what happened is written there as JSON."""
+    made = [{"rank": number % 2, "step": 10 * number + 5, "kind": kind} for number, kind in enumerate(FAULTS)]
+    held = [fault | {"kind": "hold"} if fault["kind"] in ("warn", "preempt", "node") else fault for fault in made]
+    (drill / "run.yaml").write_text(json.dumps({"max_steps": 10 * len(FAULTS) + 10}))
+    recovery = {"hang_seconds": 5, "stacks_seconds": 2, "node_failures": 99}
+    number = play(slurm, held, recovery=recovery, max_restarts=99)
+    for count, fault in enumerate(made, start=1):
+        wait_for((drill / f"fault-{count - 1}").exists, f"fault {count}: {log_of(number)}", 120)
+        node = ""
+        if fault["kind"] == "warn":
+            slurm.call("scancel", "--signal=USR1", "--batch", number)
+        elif fault["kind"] == "preempt":
+            slurm.call("sbatch", "--partition=high", "--nodes=3", "--output=/dev/null", "--wrap=sleep 1")
+        elif fault["kind"] == "node":
+            node = starts("run")[-1].nodes[1]
+            slurm.kill_node(node)
+        back_from(slurm, number, count)
+        if node:
+            slurm.start_node(node)
+    ends(slurm, number)
+    happened = starts("run")
+    assert kept_steps() == list(range(1, 10 * len(FAULTS) + 11))
+    assert happened[-1].cause == "finished" and len(happened) == len(FAULTS) + 1
+    assert {start.cause for start in happened} >= {"failed", "hung", "stopped", "finished"}
+    # From the first line of the new start to its first step.
+    back = [start.trained - start.started for start in happened if start.trained]
+    assert max(back) < 60
+    if RESULTS in os.environ:
+        causes = [f"{fault['kind']} of rank {fault['rank']}: {start.cause}" for fault, start in zip(made, happened, strict=False)]
+        facts = {
+            "faults": causes,
+            "seconds_from_start_to_first_step": [round(one, 2) for one in back],
+            "steps": len(kept_steps()),
+        }
+        machine = {"nodes": "three virtual nodes of one machine of two cores", "trainer": "stand-in", "seeds": []}
+        write_json(Path(os.environ[RESULTS]), {"date": datetime.date.today().isoformat(), **machine, **facts})

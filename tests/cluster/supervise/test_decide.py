@@ -60,7 +60,7 @@ def test_a_node_is_excluded_after_some_failures_and_at_once_after_a_preflight() 
         ({"finished": True, "code": 143}, "finished"),
         ({"code": 0}, "failed"),
         ({"code": 75}, "stopped"),
-        ({"warned": True, "code": 137}, "stopped"),
+        ({"stopped": True, "code": 137}, "stopped"),
         ({"diverged": True, "code": 137}, "diverged"),
         ({"code": 3}, "diverged"),
         ({"hung": True, "code": 137}, "hung"),
@@ -69,5 +69,5 @@ def test_a_node_is_excluded_after_some_failures_and_at_once_after_a_preflight() 
     ],
 )
 def test_the_cause_of_an_end(seen: dict[str, object], cause: str) -> None:
-    nothing = {"finished": False, "hung": False, "warned": False, "cancelled": False, "diverged": False}
+    nothing = {"finished": False, "hung": False, "stopped": False, "cancelled": False, "diverged": False}
     assert cause_of(**{**nothing, **seen}) == cause  # type: ignore[arg-type]
