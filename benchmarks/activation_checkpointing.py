@@ -22,9 +22,11 @@ import torch
 
 from benchmarks.process_memory import status_bytes
 from mose.files.atomic_file import write_json
+from mose.model.cost.memory import activation_numbers
+from mose.model.cost.shape import EncoderShape
 from mose.model.model_config import ModelConfig
 from mose.seeding import derive_key, generator
-from pretrain.analysis.estimate import activation_numbers
+from pretrain.analysis.estimate import memory_layout
 from pretrain.config.run import BatchConfig, DataConfig, Layout, ParallelConfig, PretrainConfig
 from pretrain.data.micro_batch import MicroBatch
 from pretrain.model.terms.term import Denominators
@@ -97,7 +99,8 @@ def measure(repeats: int) -> dict[str, Any]:
 
 def estimated(parallel: dict[str, Any]) -> float:
     """The memory of activations that `--dry-run` estimates."""
-    return activation_numbers(made_config(parallel, 0.0), 1)
+    config = made_config(parallel, 0.0)
+    return activation_numbers(EncoderShape.of(config.model), memory_layout(config, Layout.of(config, 1)))
 
 
 def times(configs: dict[tuple[str, float], PretrainConfig], repeats: int) -> tuple[dict[Any, list[float]], dict[Any, float]]:

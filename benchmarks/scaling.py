@@ -1,6 +1,6 @@
 """What one device's step implies for the paper's run: time per step, traffic, share of the peak and days by fabric and GPUs.
 
-Arithmetic, no measurement of a cluster; assumptions are fields of the classes in benchmarks/scaling_parts/model.py. The step of
+Arithmetic, no measurement of a cluster; assumptions are fields of the classes in mose/model/cost/step.py. The step of
 one device comes from a result of benchmarks/gpu_suite.py where there is one, else from an assumed share of the peak.
 
 python -m benchmarks.scaling [--measured benchmarks/results/gpu_suite_DATE.json] [--markdown docs/performance.md]
@@ -17,7 +17,9 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.scaling_parts.model import (
+from benchmarks.scaling_parts.peers import PEERS
+from mose.files.atomic_file import write_text
+from mose.model.cost.step import (
     A100,
     H100,
     PAPERS_FABRIC,
@@ -28,8 +30,6 @@ from benchmarks.scaling_parts.model import (
     step_on,
     utilization,
 )
-from benchmarks.scaling_parts.peers import PEERS
-from mose.files.atomic_file import write_text
 
 STEPS = 245_000
 GPUS = (8, 16, 32, 64, 128, 256, 512)

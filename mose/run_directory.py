@@ -90,6 +90,16 @@ class RunDirectory:
         return self.path / "saved.json"
 
     @property
+    def launch(self) -> Path:
+        """What a cluster job writes: its frozen config, its script, and the history of its starts."""
+        return self.path / "launch"
+
+    @property
+    def stacks(self) -> Path:
+        """One file per rank, into which it writes its stacks when the job's supervisor asks for them."""
+        return self.path / "stacks"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per checkpoint, `step-000100`."""
         return self.path / "checkpoints"

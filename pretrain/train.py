@@ -34,6 +34,7 @@ from pretrain.monitoring.garbage import collected_between_steps
 from pretrain.monitoring.learning import LearningWatch
 from pretrain.monitoring.metrics import GRADIENT_NORM, LEARNING_RATE, NORM_OUTLIERS, SKIPPED_STEPS, MetricWriter
 from pretrain.monitoring.profiler import NO_PROFILE, PROFILE_FOLDER, ProfileRequest, profiled_steps
+from pretrain.monitoring.stacks import stacks_on_request
 from pretrain.monitoring.step_log import log_step
 from pretrain.monitoring.step_times import StepTimes
 from pretrain.monitoring.throughput import Stopwatch, say_unknown_peak
@@ -78,6 +79,7 @@ def train(
             LauncherWatch(launcher, stop),
             open_watchdog(config, context, run) as watchdog,
             named_failures(watchdog),
+            stacks_on_request(run.stacks, context.rank, context.layout.world_size),
         ):
             if request.mode == NEVER:
                 run.create(resume=False)

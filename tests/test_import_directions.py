@@ -28,6 +28,11 @@ CLUSTER_USES = {
     "mose.run_directory",
     "mose.errors",
     "mose.files.atomic_file",
+    "mose.model.cost",
+    "mose.model.model_config",
+    "mose.files.json_file",
+    "mose.files.lock",
+    "mose.files.records",
     "mose.files.streams",
     "mose.files.yaml_file",
 }
@@ -53,7 +58,8 @@ ORDER = {
     "stop_signal streams",
     "mose.dataset": "packed_sequence shard_format row_index packing_modes manifest pairs languages functions",
     "mose.model": "configuration_mose initialization projection_heads attention_mose rows_mose modeling_mose tasks_mose "
-    "sharding size model_config exits",
+    "sharding size model_config exits cost",
+    "mose.model.cost": "devices shape memory step",
     "mose.checkpoint": "safetensors_file fast_tokenizer retrieval_prompts sentence_folder exit_selection card_facts card_use "
     "model_card converted_checkpoint published_checkpoint",
     "data_prep": "console packing sources filters shards tokenization pipeline execution dedup tools synthconl cli",
@@ -93,7 +99,7 @@ ORDER = {
     "pretrain.model.terms": "vocabulary term masked_tokens row_task distillation registry",
     "pretrain.checkpoints": "run_state files probe signature merged_weights store beginning model_card parity export "
     "export_command",
-    "pretrain.monitoring": "garbage metrics step_times throughput profiler step_log learning",
+    "pretrain.monitoring": "garbage stacks metrics step_times throughput profiler step_log learning",
     "finetune": "config device distributed run_log checkpoints pair_files batches retrieval embedding classification "
     "evaluation cli",
     "finetune.embedding": "config fingerprint encoder processes inputs vector_files embed exit_costs choose_exit search",
@@ -110,7 +116,12 @@ ORDER = {
     "finetune.evaluation.tasks": "task docstring_search parts codesearchnet code_translation poj104 bigclonebench judged_search "
     "registry command",
     "finetune.evaluation.tasks.parts": "problem judges readers",
-    "cluster": "config script launch cli",
+    "cluster": "slurm jobs launch supervise status plan doctor cli",
+    "cluster.jobs": "config profile stages words script",
+    "cluster.launch": "freeze submit pipeline",
+    "cluster.status": "read show",
+    "cluster.plan": "failures layouts show",
+    "cluster.supervise": "history decide progress stacks supervisor",
     "pretrain.analysis": "count_baselines estimate validation held_out exit_gradients plot learning_report diagnose step_rows "
     "compare list_checkpoints doctor",
 }
@@ -426,7 +437,7 @@ def made_up(**sources: str) -> Modules:
         ("pretrain__step", "from finetune.retrieval import loss"),
         ("data_prep__task", "def run():\n    import torch.nn as nn\n    return nn"),
         ("finetune__train", "from megatron.core import tensor_parallel"),
-        ("cluster__script", "from mose.tokenizer import load_tokenizer"),
+        ("cluster__jobs__script", "from mose.tokenizer import load_tokenizer"),
     ],
 )
 def test_a_wrong_direction_is_seen(module: str, source: str) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from benchmarks.scaling_parts.model import A100, H100, Communication, Device, Fabric, uncovered
+from mose.model.cost.step import A100, H100, Communication, Device, Fabric, uncovered
 
 # Assumed of every peer: eight GPUs per node and a card of 200 Gb/s for each.
 PEERS_FABRIC = Fabric(node_gpus=8, cards=8, card_gigabits=200)

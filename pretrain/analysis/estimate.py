@@ -1,33 +1,16 @@
 """Numbers that follow from a config alone: parameters, tokens per step, epochs, memory per device; allocates nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.cost.memory import MemoryEstimate, MemoryLayout, device_memory
+from mose.model.cost.shape import EncoderShape
 from mose.model.size import encoder_parameters, flops_per_row, head_parameters
 from pretrain.config.run import Layout, PretrainConfig
 from pretrain.model.terms.registry import terms_of
 from pretrain.storage.run_data import DatasetSource
 
 GIB = 1 << 30
-# AdamW's two moments and a master copy, each float32; ZeRO partitions all three over data ranks from stage 1 on.
-OPTIMIZER_BYTES = 12
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes on one device."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    logits: int
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
 def shape_of(config: PretrainConfig) -> ModularStarEncoderConfig:
@@ -36,46 +19,27 @@ def shape_of(config: PretrainConfig) -> ModularStarEncoderConfig:
 
 
 def estimate_memory(config: PretrainConfig, layout: Layout) -> MemoryEstimate:
-    """Bytes that a device needs.
+    """Bytes that a device needs, by `mose.model.cost.memory`."""
+    return device_memory(EncoderShape.of(config.model), memory_layout(config, layout))
 
-    Logits: masked tokens x vocabulary of one exit at a time, with their gradients, both also in float32, and what terms of the
-    loss add, such as a teacher's in float32. Fragmentation and communication buffers are not included: allow 10-20 % more.
-    """
-    shape, stage, tensor, data = shape_of(config), config.parallel.zero_stage, layout.tensor_ranks, layout.data_ranks
-    size = 2 if config.parallel.precision == "bf16" else 4
-    deepest = config.model.exit_layers[-1]
-    parameters = (encoder_parameters(shape, deepest) + head_parameters(shape)) // tensor
-    tokens = config.micro_batch_tokens
-    masked = int(tokens * config.data.masking_share)
-    term_bytes = sum(term.bytes_per_logit for term in terms_of(config.objective))
-    return MemoryEstimate(
-        weights=parameters * size // (data if stage == 3 else 1),
-        # Several micro-batches add up in float32.
-        gradients=parameters * (4 if layout.micro_batches > 1 else size) // (data if stage >= 2 else 1),
-        optimizer=parameters * OPTIMIZER_BYTES // (layout.zero_ranks if stage >= 1 else 1),
-        activations=int(tokens * activation_numbers(config, tensor) * size),
-        logits=masked * config.model.padded_vocabulary_size // tensor * (2 * size + 8 + term_bytes),
+
+def memory_layout(config: PretrainConfig, layout: Layout) -> MemoryLayout:
+    """What of a run decides the memory of a device."""
+    parallel = config.parallel
+    return MemoryLayout(
+        tensor_ranks=layout.tensor_ranks,
+        data_ranks=layout.data_ranks,
+        zero_ranks=layout.zero_ranks,
+        zero_stage=parallel.zero_stage,
+        micro_batches=layout.micro_batches,
+        micro_batch_tokens=config.micro_batch_tokens,
+        padded_vocabulary_size=config.model.padded_vocabulary_size,
+        number_bytes=2 if parallel.precision == "bf16" else 4,
+        masking_share=config.data.masking_share,
+        sequence_parallel=parallel.sequence_parallel,
+        activation_checkpointing=parallel.activation_checkpointing,
+        term_bytes=sum(term.bytes_per_logit for term in terms_of(config.objective)),
     )
-
-
-def activation_numbers(config: PretrainConfig, tensor_ranks: int) -> float:
-    """Values that a device keeps for the backward pass per token of a micro-batch, in all layers.
-
-    One layer keeps about 8 D + 4 KV + 2 F: inputs and outputs of both norms and what the second half adds to (5 D, which
-    tensor parallelism does not divide); queries, keys and values before and after rotation, the attention output and both
-    feed-forward states, which it does. Sequence parallelism divides the rest, except the two norm outputs, which are gathered.
-    Selective checkpointing keeps one feed-forward state; full keeps each layer's input, and all values of one layer at a time.
-    """
-    shape, parallel = shape_of(config), config.parallel
-    width, feed_forward = shape.hidden_size, shape.intermediate_size
-    shards = tensor_ranks if parallel.sequence_parallel else 1
-    between = 2 * width + 3 * width / shards
-    inside = 3 * width + 4 * shape.num_key_value_heads * shape.head_dim + 2 * feed_forward
-    layers = config.model.num_layers
-    if parallel.activation_checkpointing == "full":
-        return layers * width / shards + between + inside / tensor_ranks
-    kept = feed_forward if parallel.activation_checkpointing == "selective" else 0
-    return layers * (between + (inside - kept) / tensor_ranks)
 
 
 def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[DatasetSource]) -> list[tuple[str, str]]:

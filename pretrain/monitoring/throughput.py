@@ -1,6 +1,5 @@
 """The speed of a run: real tokens per second, utilization of the device's peak, time spent waiting for data, and memory."""
 
-import re
 import resource
 import sys
 import time
@@ -8,49 +7,14 @@ import time
 import torch
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.size import flops_per_row, head_flops
+from mose.model.cost.devices import peak_of
+from mose.model.size import training_flops
 from pretrain.model.terms.term import Denominators
 from pretrain.monitoring.metrics import DATA_WAIT, FLOPS_UTILIZATION, PADDING, PEAK_MEMORY, TOKENS_PER_SECOND
 from pretrain.monitoring.step_times import StepTimes
 from pretrain.step import BatchCounts, StepResult
 
-# Dense bf16 peaks in FLOP/s from the vendors' data sheets (half of the numbers given "with sparsity"), by the word of the
-# device's name that identifies the model. Cards of other form factors than SXM have lower clocks.
-DEVICE_PEAKS = {
-    "A10": 125e12,
-    "A10G": 70e12,
-    "A30": 165e12,
-    "A40": 149.7e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L4": 121e12,
-    "L40": 181e12,
-    "L40S": 362e12,
-    "H100": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H800": 989e12,
-    "H800 PCIe": 756e12,
-    "H200": 989e12,
-    "H200 NVL": 835e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "GB200": 2500e12,
-}
 GIB = 1 << 30
-
-
-def peak_of(device_name: str) -> float | None:
-    """Peak FLOP/s in bf16 of a device by its driver's name, e.g. `NVIDIA H100 80GB HBM3`; None if unknown.
-
-    The peak of a MIG slice is unknown, since its name does not give its share of the device.
-    """
-    words = re.split(r"[\s-]+", device_name)
-    model = next((word for word in words if word in DEVICE_PEAKS), None)
-    if model is None or "MIG" in words:
-        return None
-    forms = (f"{model} {word}" for word in words)
-    return next((DEVICE_PEAKS[form] for form in forms if form in DEVICE_PEAKS), DEVICE_PEAKS[model])
 
 
 def device_peak(device: torch.device) -> float | None:
@@ -66,17 +30,9 @@ def say_unknown_peak(device: torch.device) -> None:
 
 
 def step_flops(shape: ModularStarEncoderConfig, denominators: Denominators, counts: BatchCounts) -> int:
-    """Model operations of one training step: 3 x forward (the backward pass costs twice the forward pass).
-
-    forward = 2 x weights of the layers x real tokens + 4 x L x D x sum of squared row lengths (attention's two products)
-    + heads (`mose.model.size.head_flops`). Padding is not computed, hence not counted; recomputation is not counted either.
-    Equal to torch's FlopCounterMode on matrix products (tests/pretrain/monitoring/test_throughput.py).
-    """
-    layers = shape.num_hidden_layers
-    attention = 4 * layers * shape.hidden_size
-    weights = flops_per_row(shape, layers, 1) - attention
-    forward = weights * counts.real_tokens + attention * counts.squared_lengths
-    return 3 * (forward + head_flops(shape, denominators.masked_tokens, denominators.rows))
+    """Model operations of one training step (`mose.model.size.training_flops`); padding is not computed, hence not counted."""
+    rows = denominators.masked_tokens, denominators.rows
+    return training_flops(shape, counts.real_tokens, counts.squared_lengths, *rows)
 
 
 class Stopwatch:

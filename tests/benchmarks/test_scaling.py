@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.scaling import GPUS, markdown, measured_utilization, plot, replaced
-from benchmarks.scaling_parts.model import (
+from benchmarks.scaling_parts.peers import PEERS
+from mose.model.cost.step import (
     A100,
     IN_NODE_BF16,
     IN_NODE_FP32,
@@ -20,7 +21,6 @@ from benchmarks.scaling_parts.model import (
     uncovered,
     utilization,
 )
-from benchmarks.scaling_parts.peers import PEERS
 
 ROOT = Path(__file__).parents[2]
 NO_LATENCY = Fabric(4, 4, 100, network_latency=0.0, nvlink_latency=0.0)

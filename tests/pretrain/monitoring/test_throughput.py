@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mose.model import attention_mose
 from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.cost.devices import DEVICE_PEAKS, peak_of
 from mose.model.modeling_mose import ModularStarEncoder
 from mose.model.size import head_flops
 from mose.tokenizer import Tokenizer
@@ -16,7 +17,7 @@ from pretrain.data.loader import BatchPlan, GlobalBatchLoader
 from pretrain.model.terms.term import Denominators
 from pretrain.model.terms.vocabulary import whole_vocabulary
 from pretrain.model.training_model import TrainingModel
-from pretrain.monitoring.throughput import DEVICE_PEAKS, Stopwatch, device_peak, peak_of, step_flops
+from pretrain.monitoring.throughput import Stopwatch, device_peak, step_flops
 from pretrain.step import BatchCounts, StepResult
 from pretrain.storage.local_rows import LocalRows
 from tests.pretrain.cells import tiny_config

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cluster.config import AllocationConfig, PackJobConfig, PretrainJobConfig
+from cluster.jobs.config import AllocationConfig, PackJobConfig, PretrainJobConfig
 from mose.errors import MoseError
 
 

@@ -1,5 +1,6 @@
 """`mose-cluster launch`: printing, submitting through a stand-in for sbatch, and each bad input as a user would meet it."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from cluster.cli import commands
 from mose.command import run_command
 from mose.run_directory import RunDirectory
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RUN = "max_steps: 30\nmodel: {num_layers: 4}\n"
 TRAIN = ("--run_config", "run.yaml", "--output", "runs/one")
 SBATCH = f"""#!{sys.executable}
@@ -20,6 +21,13 @@ calls = Path("calls")
 lines = calls.read_text().splitlines() if calls.exists() else []
 calls.write_text("\\n".join([*lines, json.dumps(sys.argv[1:])]))
 print(f"{{41 + len(lines)}};somecluster")
+"""
+# A stand-in for the stage's command, whose imports take seconds: resolves nothing, and refuses six ranks.
+STAGE = f"""#!{sys.executable}
+import sys
+if "--dry-run" in sys.argv:
+    sys.exit("mose-pretrain: error: a.yaml: ranks do not fit" if sys.argv[-1] == "6" else 0)
+print(open(sys.argv[sys.argv.index("--config") + 1]).read())
 """
 
 
@@ -40,6 +48,14 @@ def install_sbatch(folder: Path, text: str = SBATCH) -> None:
     (folder / "tools").mkdir()
     (folder / "tools/sbatch").write_text(text)
     (folder / "tools/sbatch").chmod(0o755)
+    for program in ("mose-pretrain", "mose-finetune", "mose-data"):
+        (folder / "tools" / program).write_text(STAGE)
+        (folder / "tools" / program).chmod(0o755)
+
+
+def install_squeue(folder: Path, lines: str) -> None:
+    (folder / "tools/squeue").write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    (folder / "tools/squeue").chmod(0o755)
 
 
 def test_print_only_prints_and_leaves_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,3 +195,122 @@ def test_a_run_that_a_process_works_on_is_not_launched(folder: Path, capsys: pyt
         assert launch("pretrain", *TRAIN, "--print-only") == 0
     assert not (folder / "calls").exists()
     assert launch("pretrain", *TRAIN) == 0
+
+
+def test_a_launch_freezes_what_the_job_runs(folder: Path) -> None:
+    install_sbatch(folder)
+    assert launch("pretrain", *TRAIN, "--options", '["--seed=3"]', "--job.environment", '{"NCCL_DEBUG": "INFO"}') == 0
+    launched = RunDirectory(Path("runs/one")).launch
+    assert (launched / "config.yaml").read_text() == "max_steps: 30\nmodel:\n  num_layers: 4\n"
+    assert (launched / "job.sbatch").read_text() == (folder / "logs/mose.sbatch").read_text()
+    facts = json.loads((launched / "environment.json").read_text())
+    assert facts["packages"]["torch"] and facts["python"]
+    assert json.loads((launched / "jobs.jsonl").read_text())["job"] == "41"
+    assert "export NCCL_DEBUG=INFO\n" in (launched / "job.sbatch").read_text()
+
+
+def test_a_second_launch_is_refused_while_the_first_job_lives(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_sbatch(folder)
+    assert launch("pretrain", *TRAIN) == 0
+    install_squeue(folder, "40|RUNNING|None|n3\\n41|RUNNING|None|n[1-2]\\n")
+    capsys.readouterr()
+    assert launch("pretrain", *TRAIN) == 2
+    expected = "runs/one: job 41 (RUNNING, n[1-2]) works on it; expected it to end first: scancel 41"
+    assert capsys.readouterr().err == f"mose-cluster: error: {expected}\n"
+    assert len((folder / "calls").read_text().splitlines()) == 1
+    install_squeue(folder, "40|RUNNING|None|n3\\n")
+    assert launch("pretrain", *TRAIN) == 0
+
+
+def test_a_run_directory_of_another_config_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_sbatch(folder)
+    assert launch("pretrain", *TRAIN) == 0
+    install_squeue(folder, "")
+    (folder / "run.yaml").write_text(RUN.replace("4", "8"))
+    capsys.readouterr()
+    assert launch("pretrain", *TRAIN) == 2
+    line = capsys.readouterr().err
+    assert "runs/one: holds a run of another config: model.num_layers is 4 there and 8 here; expected the same config" in line
+    assert launch("pretrain", *TRAIN, "--replace-config") == 0
+    assert "num_layers: 8" in (folder / "runs/one/launch/config.yaml").read_text()
+
+
+def test_ranks_that_do_not_fit_the_config_are_refused_by_the_trainer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_sbatch(folder)
+    assert launch("pretrain", *TRAIN, "--nodes", "3", "--gpus_per_node", "2") == 2
+    assert capsys.readouterr().err == "mose-cluster: error: a.yaml: ranks do not fit\n"
+    assert not (folder / "calls").exists()
+
+
+def test_a_job_waits_for_another(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_sbatch(folder)
+    assert launch("pretrain", *TRAIN, "--after", "12:13") == 0
+    words = '"--parsable", "--dependency=afterok:12:13", "--kill-on-invalid-dep=yes", "logs/mose.sbatch"'
+    assert (folder / "calls").read_text() == f"[{words}]"
+    assert launch("pretrain", *TRAIN, "--after", "12,x") == 2
+    assert "after: '12,x', expected job numbers such as 12 or 12:13" in capsys.readouterr().err
+
+
+def test_a_merge_that_is_refused_takes_its_array_with_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is submitted half."""
+    refuses = "sys.exit('sbatch: error: no such dependency') if '--parsable' in sys.argv and len(lines) == 1 else None\n"
+    install_sbatch(folder, SBATCH.replace('print(f"', f'{refuses}print(f"'))
+    (folder / "tools/scancel").write_text('#!/bin/sh\necho "$*" > cancelled\n')
+    (folder / "tools/scancel").chmod(0o755)
+    assert launch("pack", "--pack_config", "pack.yaml") == 2
+    assert capsys.readouterr().err == "mose-cluster: error: sbatch: sbatch: error: no such dependency\n"
+    assert (folder / "cancelled").read_text() == "41\n"
+
+
+@pytest.mark.parametrize("stage", ["group", "translate", "dedup", "evaluate", "fetch"])
+def test_every_other_stage_is_launched(stage: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_sbatch(folder)
+    (folder / "fetch.yaml").write_text("num_tasks: 5\n")
+    config = "fetch.yaml" if stage == "fetch" else "run.yaml"
+    assert launch(stage, "--run_config", config, "--job.name", "mine") == 0
+    script = (folder / "logs/mine.sbatch").read_text()
+    program = "mose-finetune" if stage == "evaluate" else "mose-data"
+    words = "--config fetch.yaml --task" if stage == "fetch" else "--config logs/mine.launch/config.yaml"
+    assert f"{program} {stage} {words}" in script
+    assert ("#SBATCH --array=0-4%64\n" in script) == (stage == "fetch")
+
+
+@pytest.mark.parametrize("stage", ["retrieval", "classification"])
+def test_fine_tuning_is_launched_through_torchrun(stage: str, folder: Path) -> None:
+    install_sbatch(folder)
+    assert launch(stage, "--run_config", "run.yaml", "--output", "runs/tuned", "--gpus_per_node", "2") == 0
+    assert f"-m finetune.cli {stage}" in (folder / "runs/tuned/launch/job.sbatch").read_text()
+
+
+PROFILE = ("--job.profile", "site.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("acount: a\n", PROFILE, "site.yaml: unknown key"),
+        ("gpus_per_node: 4\n", PROFILE, "gpus_per_node: 8, expected at most the 4 of a node of site.yaml"),
+        ("cpus_per_node: 4\n", PROFILE, "job.cpus_per_task: 8, expected at most the 4 of a node of site.yaml"),
+        ("modules: ['a b']\n", PROFILE, "modules: 'a b', expected the name of a module"),
+        ("environment: {A-B: c}\n", PROFILE, "environment: 'A-B', expected a name of letters"),
+        ("partition: a b\n", PROFILE, "job.partition: 'a b', expected letters"),
+        ("", ("--job.profile", "none.yaml"), "job.profile: none.yaml: no such file"),
+        ("", ("--job.sbatch_options", '["--nodelist=n[1-3]"]'), "--nodelist=n[1-3]: 3 nodes, expected as many as nodes: 1"),
+        ("", ("--job.sbatch_options", '["--nodelist=n[1-"]'), "node list 'n[1-': expected names such as n1,n[02-05]"),
+    ],
+)
+def test_a_bad_site_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], text: str, words: tuple[str, ...], message: str
+) -> None:
+    (folder / "site.yaml").write_text(text or "{}")
+    assert launch("pretrain", *TRAIN, *words, "--print-only") == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+@pytest.mark.parametrize("site", sorted((ROOT / "configs/cluster/sites").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_sites_are_applied(site: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("pretrain", *TRAIN, "--gpus_per_node", "4", "--job.profile", str(site), "--print-only") == 0
+    script = capsys.readouterr().out
+    assert "\nexport NCCL_DEBUG=WARN\n" in script and "#SBATCH --partition=" in script

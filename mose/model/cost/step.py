@@ -3,13 +3,10 @@
 import math
 from dataclasses import dataclass, field
 
-from mose.model.configuration_mose import ModularStarEncoderConfig
+from mose.model.cost.devices import DEVICE_PEAKS
+from mose.model.cost.shape import EncoderShape
 from mose.model.model_config import ModelConfig
-from mose.model.size import encoder_parameters, head_parameters
-from pretrain.data.masking import MASKED_SHARE
-from pretrain.model.terms.term import Denominators
-from pretrain.monitoring.throughput import DEVICE_PEAKS, step_flops
-from pretrain.step import BatchCounts
+from mose.model.size import encoder_parameters, head_parameters, training_flops
 
 GLOBAL_ROWS = 2048
 
@@ -106,7 +103,8 @@ class Run:
     small_collectives: int = 6
     """Counts, losses and norms of a step."""
     layers: int = 36
-    shape: ModularStarEncoderConfig = field(default_factory=lambda: ModularStarEncoderConfig(**ModelConfig().hugging_face()))
+    shape: EncoderShape = field(default_factory=lambda: EncoderShape.of(ModelConfig()))
+    masking_share: float = 0.15
 
     @property
     def parameters(self) -> int:
@@ -116,8 +114,8 @@ class Run:
     def flops(self, rows: float) -> float:
         """Model operations of `rows` rows, all of the same length."""
         tokens = self.tokens_a_row
-        per_row = Denominators(round(MASKED_SHARE * tokens), 1), BatchCounts(round(tokens), 0, round(tokens**2))
-        return rows * step_flops(self.shape, *per_row)
+        masked = round(self.masking_share * tokens)
+        return rows * training_flops(self.shape, round(tokens), round(tokens**2), masked, 1)
 
 
 @dataclass(frozen=True)

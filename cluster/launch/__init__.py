@@ -1,0 +1,1 @@
+"""From a config to a submitted job: checks, the frozen copy in the run directory, sbatch."""

@@ -1,0 +1,1 @@
+"""What runs do, read from their directories and from SLURM's queue."""
