@@ -9,7 +9,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from data_prep.console import counted, show_progress
-from data_prep.filters.filters import FilterCounts, FiltersConfig, filter_repository
+from data_prep.filters.config import FiltersConfig
+from data_prep.filters.filters import FilterCounts, filter_repository
 from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
 from data_prep.sources.repositories import HELD_OUT, TRAIN, RepositoryRef, TextFile, split_of
 from data_prep.synthconl.mining.code_search_net import PublishedFunction, input_files, read_functions
