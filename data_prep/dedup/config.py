@@ -1,7 +1,7 @@
 """The options of `mose-data dedup`."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.dedup.minhash.groups import Keep
 from data_prep.dedup.minhash.signatures import Method
@@ -54,6 +54,9 @@ class DedupConfig:
     """Places per band. The candidates' S-curve rises near (1 / bands)^(1 / rows_per_band)."""
     keep: Keep = "first"
     """Which row of a group is kept: the first of the input, or the longest (of equal ones the first)."""
+    chains: Literal["remove", "keep"] = "remove"
+    """What happens to a row that is linked to the kept one only by other near-duplicates, and is less similar to it than the
+    threshold. Two such rows of a group may be near-duplicates of each other, and both stay with `keep`."""
     max_documents_per_key: int = 64
     """Of texts that share a band, all pairs are compared up to this number; of more, each with the first and the next one."""
     num_tasks: int = 8

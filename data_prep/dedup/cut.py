@@ -140,6 +140,7 @@ class _Entries:
                     entry["reason"] = EVALUATION
                     entry["evaluation"] = " ".join(self._origin(other)[:2])
                 else:
+                    entry["kept"] = entry["reason"] == LINKED and self._run.config.chains == "keep"
                     entry["kept_id"] = int(self._numbering.input_number(np.array([other], np.uint64))[0])
             entries.append(entry)
             observe(TaskProgress(rows=number + 1))

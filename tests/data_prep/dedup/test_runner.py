@@ -49,6 +49,15 @@ def test_what_is_removed_and_why(tmp_path: Path) -> None:
     assert report["phases"]["signatures"]["empty_texts"] == 2
 
 
+def test_rows_linked_by_chains_may_stay(tmp_path: Path) -> None:
+    config = make_config(tmp_path, chains="keep")
+    deduplicate(config)
+    entries = {entry["id"]: entry for entry in read_table(config, "groups")}
+    assert (entries[12]["reason"], entries[12]["kept"], entries[12]["kept_id"]) == ("linked_duplicate", True, 5)
+    removed = {6, 7, 10, 20, 30}
+    assert {row["number"] for row in read_table(config, "rows")} == set(range(40)) - removed
+
+
 def test_the_longest_is_kept(tmp_path: Path) -> None:
     config = make_config(tmp_path, keep="longest")
     deduplicate(config)
