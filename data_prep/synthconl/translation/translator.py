@@ -19,6 +19,8 @@ from mose.seeding import derive_key
 
 # After so many rows in a row without an answer, the server is gone; trying each further row would take days.
 MAX_FAILURES_IN_A_ROW = 50
+# After so many rows before the first translation, whose last answers were all rejected, the model does not do what is asked.
+MAX_REJECTED_AT_FIRST = 50
 _KEPT_CHARACTERS = 2000
 
 
@@ -32,12 +34,13 @@ class JournalQueue:
         self._journal = journal
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._writing = asyncio.Lock()
+        self._failure: OSError | None = None
 
     async def append(self, entry: Entry) -> None:
         """Return once the answer is on the disk.
 
         Raises:
-            OSError: the disk is full; no answer of the group is in the journal.
+            OSError: the disk is full; neither this answer nor a later one is in the journal.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, done))
@@ -47,15 +50,16 @@ class JournalQueue:
                 # Shielded: a worker that is cancelled must not leave the journal to a thread that nobody waits for.
                 await asyncio.shield(asyncio.ensure_future(self._write(group)))
         await done
+        if self._failure is not None:
+            raise self._failure
 
     async def _write(self, group: list[tuple[Entry, "asyncio.Future[None]"]]) -> None:
         try:
-            await asyncio.to_thread(self._journal.append, [entry for entry, _ in group])
+            if self._failure is None:
+                await asyncio.to_thread(self._journal.append, [entry for entry, _ in group])
         except OSError as error:
-            for _, done in group:
-                if not done.cancelled():
-                    done.set_exception(error)
-            return
+            # Not set on the futures: asyncio would print the traceback of each whose worker has been cancelled by then.
+            self._failure = error
         for _, done in group:
             if not done.cancelled():
                 done.set_result(None)
@@ -145,6 +149,18 @@ class Translator:
             self._counts.translated += 1
         else:
             self._counts.exhausted[outcome] += 1
+            self._check_first()
+
+    def _check_first(self) -> None:
+        """Stop where the model has translated nothing yet, in this run or before, and rejections add up: each is paid for."""
+        exhausted, states = self._counts.exhausted, self._journal.states.values()
+        if sum(exhausted.values()) != MAX_REJECTED_AT_FIRST or any(state.outcome == OK for state in states):
+            return
+        reasons = ", ".join(f"{number} {reason}" for reason, number in exhausted.most_common())
+        raise MoseError(
+            f"{self._config.url}: model: no answer to the first {MAX_REJECTED_AT_FIRST} functions is accepted ({reasons}); "
+            f"expected code in one block, see the rejected answers in {self._config.journal}"
+        )
 
     async def _entry(self, work: Work, number: int, rejected: str) -> Entry:
         """The journal's line of the next answer to a seed."""

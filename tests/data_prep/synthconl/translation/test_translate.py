@@ -1,5 +1,7 @@
 """`mose-data translate` against a local server: rows, faults of transport and of answers, and each refusal as one line."""
 
+import errno
+import gc
 import threading
 import time
 from collections import Counter
@@ -13,7 +15,7 @@ from data_prep.synthconl.translation.answer import AnswerCheck
 from data_prep.synthconl.translation.command import print_counts, translate
 from data_prep.synthconl.translation.config import TranslateConfig
 from data_prep.synthconl.translation.counts import TranslationCounts
-from data_prep.synthconl.translation.journal import read_entries
+from data_prep.synthconl.translation.journal import Entry, Journal, read_entries
 from data_prep.synthconl.translation.prompt import TARGETS, draw_target, prompt_of
 from data_prep.synthconl.translation.translator import backoff_seconds
 from mose.errors import MoseError
@@ -150,6 +152,13 @@ def test_after_the_last_try_a_seed_is_left(seeds: Path) -> None:
         assert translate(config_of(server, seeds, tries=3)).translated == SEEDS
 
 
+def test_a_server_that_answers_in_prose_is_left(seeds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.synthconl.translation.translator.MAX_REJECTED_AT_FIRST", 10)
+    with rule_server(1.0, ("prose",)) as server:
+        refused(server, seeds, r"model: no answer to the first 10 functions is accepted \(10 prose\)", tries=2)
+        assert sum(server.answered.values()) < 2 * SEEDS
+
+
 def test_tasks_share_the_rows(seeds: Path, expected: dict[str, tuple[str, str, str]]) -> None:
     found: dict[str, tuple[str, str, str]] = {}
     with rule_server() as server:
@@ -238,6 +247,36 @@ def test_two_translations_on_one_journal(seeds: Path) -> None:
         server.delay_seconds = 0.0
         thread.join()
     assert len(results(config)) == SEEDS
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
+    seeds: Path,
+    expected: dict[str, tuple[str, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    append, calls = Journal.append, [0]
+
+    def full(self: Journal, entries: list[Entry]) -> None:
+        calls[0] += 1
+        if calls[0] > 3:
+            raise OSError(errno.ENOSPC, "No space left on device", "journal")
+        append(self, entries)
+
+    with rule_server() as server:
+        config = config_of(server, seeds, max_concurrency=8)
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "append", full)
+            with pytest.raises(OSError, match="No space left on device"):
+                translate(config)
+        gc.collect()
+        # The traceback of a future that nobody awaited would come here.
+        assert caplog.records == []
+        known = len(results(config))
+        assert 0 < known < SEEDS
+        assert translate(config).done_before == known
+    assert results(config) == expected
+    assert calls[0] == 4
 
 
 def test_a_journal_of_another_config(seeds: Path) -> None:
