@@ -219,6 +219,10 @@ WRITES = {
     "finetune/checkpoints.py": "into a folder that atomic_folder flushes; a damaged checkpoint is set aside",
     "pretrain/checkpoints/signature.py": "a key that is flushed before it gets its name",
     "pretrain/checkpoints/store.py": "flushes every part (tested here)",
+    "cluster/supervise/history.py": "appends: a start whose end a power cut takes counts as lost, which it was",
+    "cluster/supervise/supervisor.py": "renames the stacks of a hang, for people; without them the run comes back all the same",
+    "cluster/status/show.py": "appends to a log for people, where the user names one",
+    "pretrain/monitoring/stacks.py": "a file that a rank writes into when it hangs, for people",
     "pretrain/monitoring/profiler.py": "a trace that a rerun records again",
 }
 CALLS = {"write_text", "write_bytes", "copyfile", "copy", "copytree", "save_file", "savefig", "rename", "replace", "link"}

@@ -158,9 +158,9 @@ class SubmittedJob:
 
 def record_job(folder: Path, number: str) -> None:
     """Add a job to the launch folder's list."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / JOBS_NAME).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"job": number, "submitted": time.time()}) + "\n")
+    path = folder / JOBS_NAME
+    before = path.read_text("utf-8") if path.exists() else ""
+    write_text(path, before + json.dumps({"job": number, "submitted": time.time()}) + "\n")
 
 
 def submitted_jobs(folder: Path) -> list[SubmittedJob]:

@@ -54,6 +54,7 @@ class Supervisor:
         for number, handler in ((signal.SIGUSR1, self._note_warning), (signal.SIGTERM, self._note_end)):
             signal.signal(number, handler)
         if self._is_finished(code=None):
+            self._write_done(time.time())
             return self._act(Decision(False, 0, f"{self._name} is finished"))
         nodes = self._nodes()
         first_step = newest_checkpoint_step(self._run) if self._run else 0
@@ -63,7 +64,7 @@ class Supervisor:
         ended = self._start(begun)
         self._history.append(ended)
         if ended.cause == FINISHED:
-            write_json(Path(self._config.launch_folder) / DONE_NAME, {"job": self._job, "unix_seconds": ended.ended})
+            self._write_done(ended.ended)
         return self._act(decide(self._name, self._history.read(), self._config.max_restarts, self._config.recovery))
 
     def _note_warning(self, number: int, frame: FrameType | None) -> None:
@@ -86,6 +87,12 @@ class Supervisor:
         if self._config.needs_code_0 and code != 0 and not (code is None and file_exists(done)):
             return False
         return file_exists(Path(self._config.finished))
+
+    def _write_done(self, now: float) -> None:
+        """Leave the file by which pipelines and `status` know that the run is finished."""
+        path = Path(self._config.launch_folder) / DONE_NAME
+        if not file_exists(path):
+            write_json(path, {"job": self._job, "unix_seconds": now})
 
     def _nodes(self) -> list[str]:
         listed = os.environ.get("SLURM_JOB_NODELIST")
@@ -165,12 +172,16 @@ class Supervisor:
         # A stopped process takes signals only when it is continued; then its stack is on record, too.
         self._signal_ranks("CONT")
         self._wait_for_stacks(2.0)
-        self._say(f"{named}; stacks of all ranks: {self._run.stacks}; killing the ranks", error=True)
+        kept = Path(self._config.launch_folder) / f"stacks-{self._job}-{self._restarts}"
+        self._say(f"{named}; stacks of all ranks: {kept}; killing the ranks", error=True)
         self._signal_ranks("KILL")
         try:
             process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
+        # The next start writes stacks of its own.
+        with contextlib.suppress(OSError):
+            self._run.stacks.rename(kept)
         return named, tuple(dict.fromkeys(one.host for one in suspects(before)))
 
     def _signal_ranks(self, name: str) -> None:
