@@ -210,6 +210,7 @@ WRITES = {
     "data_prep/sources/ingest/blob_writer.py": "flushed every few seconds and before the index (tested here)",
     "data_prep/sources/ingest/grouping/bucket_file.py": "flushed before the list of its batches (tested here)",
     "data_prep/sources/git_objects.py": "an empty repository in a temporary folder, for one run of git",
+    "data_prep/pipeline/duplicates.py": "buckets of a sort, in a temporary folder",
     "data_prep/tools/stats/drawing.py": INTO_A_FILE,
     "pretrain/analysis/plot.py": INTO_A_FILE,
     "finetune/evaluation/report/charts.py": INTO_A_FILE,

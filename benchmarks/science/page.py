@@ -67,13 +67,13 @@ def write_page(study: StudyConfig, page: Path, images: Path) -> str:
 
 
 def findings(results: Results, part: str, comparisons: Iterable[Comparison]) -> list[str]:
-    """What the held-out queries show for a part: a sentence per pair of arms, after that of the gate."""
+    """What the queries of a part show: a sentence per pair of arms and file of queries, after that of the gate."""
     shut = {seed: reason for seed, reason in results.gates().items() if reason}
     found = []
     if part == ICC_NSP and shut:
         reasons = "; ".join(f"seed {seed}: {reason}" for seed, reason in shut.items())
         found = [f"**Stopped at the gate** for {len(shut)} of {len(results.study.seeds)} seeds ({reasons})."]
-    found += [_verdict(one) for one in comparisons if one.part == part and not one.file]
+    found += [_verdict(one) for one in comparisons if one.part == part]
     return found or ["Not run."]
 
 
@@ -83,7 +83,8 @@ def _verdict(comparison: Comparison) -> str:
         low, high = row.difference["mrr"].interval
         kinds["better" if low > 0 else "worse" if high < 0 else "no difference shown"].append(row.exit)
     found = "; ".join(f"{kind} at exit{'s' * (len(exits) > 1)} {', '.join(exits)}" for kind, exits in kinds.items() if exits)
-    return f"{_capital(ARMS[comparison.first])} against {ARMS[comparison.second]}: {found} (MRR)."
+    where = f"`{file_stem(comparison.file)}`" if comparison.file else HELD_OUT_PAIRS
+    return f"{_capital(ARMS[comparison.first])} against {ARMS[comparison.second]}; {where}: {found} (MRR)."
 
 
 def _capital(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from data_prep.sources.detection.rules import RULES
+from mose.files.atomic_file import write_text
 
 LANGUAGE_FIELDS = ("type", "extensions", "filenames", "interpreters", "aliases")
 # Texts that a path must hold for a pattern of these rules to match; the first 3 characters or more of a run without operators.
@@ -111,4 +112,4 @@ def linguist_rules(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    RULES.write_text(json.dumps(linguist_rules(Path(sys.argv[1])), indent=0, ensure_ascii=False) + "\n", "utf-8")
+    write_text(RULES, json.dumps(linguist_rules(Path(sys.argv[1])), indent=0, ensure_ascii=False) + "\n")
