@@ -148,7 +148,8 @@ def test_only_unusable_files_end_in_one_line(
     words = pack_words(tmp_path)
     (tmp_path / "lone" / "repository").mkdir(parents=True)
     (tmp_path / "lone" / "repository" / "file.py").write_bytes(content)
-    code, error = here(capsys, *words, f"--sources.directories=[{tmp_path}/lone]")
+    # Linguist's detection would decode the third as Latin-1.
+    code, error = here(capsys, *words, f"--sources.directories=[{tmp_path}/lone]", "--sources.detection=suffix")
     assert code == 2
     assert error.count("\n") == 1
     assert f"none of 1 repositories gave a row; expected usable files, dropped were: {reason}" in error

@@ -52,7 +52,7 @@ def test_a_row_is_shown_with_the_text_and_place_of_each_snippet(packed: Path, ca
     for line in lines:
         content = (packed / "repositories" / line["repository"] / line["path"].lstrip("/")).read_bytes()
         assert content[line["start_byte"] : line["end_byte"]].decode() in printed
-        assert f"<sep> {line['repository']} {line['path']} (Python, unknown, bytes {line['start_byte']} to " in printed
+        assert f"<sep> {line['repository']} {line['path']} (Python, no_license, bytes {line['start_byte']} to " in printed
 
 
 def test_label_fill_and_padding_are_those_of_the_index(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:

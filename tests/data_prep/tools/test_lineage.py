@@ -133,7 +133,7 @@ def test_a_terminal_gets_a_table(dataset: Path, capsys: pytest.CaptureFixture[st
     monkeypatch.setenv("COLUMNS", "220")
     line = everything(dataset)[0]
     printed = lineage(capsys, dataset, "--row", line["row"])[1]
-    for text in (line["repository"], line["path"], line["key"], line["blob_id"][:12], "Python", "unknown"):
+    for text in (line["repository"], line["path"], line["key"], line["blob_id"][:12], "Python", "no_license"):
         assert text in printed
     code, printed, error = lineage(capsys, dataset, "--repository", line["repository"], "--limit", 1)
     assert (code, error) == (0, "the first 1 snippets; more with --limit, all when piped\n")

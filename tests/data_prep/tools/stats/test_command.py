@@ -88,7 +88,7 @@ def test_statistics_are_those_of_the_rows(dataset: Path, statistics: DatasetStat
     assert found.lone_file_tokens == sum(min(tokens + 2, 128) for tokens in files.values())
     assert (found.repositories, found.largest_repositories) == (len(repositories), repositories)
     assert found.languages == Counter({"Python": sum(files.values())})
-    assert found.licences == Counter({"unknown": sum(files.values())})
+    assert found.licences == Counter({"no_license": sum(files.values())})
 
 
 def test_statistics_agree_with_what_packing_counted(dataset: Path, statistics: DatasetStatistics) -> None:
