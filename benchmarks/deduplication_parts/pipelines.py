@@ -20,7 +20,7 @@ from benchmarks.deduplication_parts.texts import natural_texts
 
 BANDS, ROWS, WORDS = 25, 10, 5
 START_DOCUMENTS = 50
-PEERS = Path(__file__).with_name("peers.py")
+PEERS = Path(__file__).with_name("datatrove_stages.py")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Covers whole runs: what is removed and why, and the same files whatever the tasks, workers, memory and interruptions."""
 
 import dataclasses
+import itertools
 import os
 import random
 import signal
@@ -10,10 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep.dedup import candidates, phase, runner, signatures, verification
 from data_prep.dedup.config import DedupConfig, EvaluationConfig
+from data_prep.dedup.minhash.groups import UnionFind
 from data_prep.dedup.phase import PHASES, Run
 from data_prep.dedup.runner import deduplicate
 from data_prep.execution.lease import Lease, TaskHeldError
@@ -47,6 +51,25 @@ def test_what_is_removed_and_why(tmp_path: Path) -> None:
     assert report is not None
     assert (report["rows"], report["kept"], report["removed"], report["groups"]) == (40, 34, 6, 2)
     assert report["phases"]["signatures"]["empty_texts"] == 2
+
+
+@pytest.mark.parametrize("threshold", [0.55, 0.7, 0.85])
+def test_groups_are_those_of_all_pairs(tmp_path: Path, threshold: float) -> None:
+    """With bands that make a candidate of every similar pair, only the exact similarity decides."""
+    texts = [changed(code(base, 80), words, words) for base in range(5) for words in (0, 2, 5, 8, 12, 18)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "texts.parquet")
+    inputs = (str(tmp_path / "texts.parquet"),)
+    config = DedupConfig(str(tmp_path / "out"), inputs, ("text",), threshold=threshold, bands=64, rows_per_band=4, num_tasks=2)
+    report = deduplicate(config)
+    expected = UnionFind()
+    for first, second in itertools.combinations(range(len(texts)), 2):
+        if similarity(texts[first], texts[second]) >= threshold:
+            expected.union(first, second)
+    groups = {entry["id"]: entry["group"] for entry in read_table(config, "groups")}
+    assert {number: groups.get(number, number) for number in range(len(texts))} == {
+        n: expected.find(n) for n in range(len(texts))
+    }
+    assert report is not None and report["phases"]["verify"]["below_threshold"] > 0
 
 
 def test_rows_linked_by_chains_may_stay(tmp_path: Path) -> None:
