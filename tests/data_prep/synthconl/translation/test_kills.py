@@ -155,7 +155,7 @@ def test_killed_once_and_resumed(tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_killed_twenty_times_and_resumed(tmp_path: Path) -> None:
     began = time.monotonic()
-    counts = kill_and_resume(tmp_path, seeds=800, kills=20)
+    counts = kill_and_resume(tmp_path, seeds=400, kills=20)
     assert counts["kills"] == 20
     if "MOSE_KILLS_RESULT" in os.environ:
         hardware = f"{os.cpu_count()} CPU cores ({platform.machine()}), shared with other work"

@@ -150,6 +150,9 @@ def test_after_the_last_try_a_seed_is_left(seeds: Path) -> None:
         assert translate(config).requests == 0
         server.share = 0.0
         assert translate(config_of(server, seeds, tries=3)).translated == SEEDS
+        # The third answer was asked for, not the first one again.
+        assert set(server.asked.values()) == {1}
+        assert len(server.asked) == 3 * SEEDS
 
 
 def test_a_server_that_answers_in_prose_is_left(seeds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
