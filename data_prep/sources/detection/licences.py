@@ -1,6 +1,7 @@
 """The licence of a repository's files: from SPDX tags, the nearest licence file, or the manifest of a package.
 
 infer-license compares licence files with full texts: it knows the fifteen most frequent and takes milliseconds. A matcher of
+all SPDX texts was tried, too: .3 to 27 seconds per file. Other licences are recognised by their titles.
 """
 
 import functools
