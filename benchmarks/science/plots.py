@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -19,7 +18,7 @@ _STEP = 0.12
 
 def draw_part(comparisons: Sequence[Comparison], names: Mapping[str, str], path: Path) -> None:
     """Write an SVG atomically; equal results give equal bytes."""
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     held_out = [comparison for comparison in comparisons if not comparison.file] or list(comparisons[:1])
     exits = [row.exit for row in max(comparisons, key=lambda comparison: len(comparison.rows)).rows]
@@ -44,7 +43,7 @@ def _draw_sides(axes: Axes, comparisons: Sequence[Comparison], exits: Sequence[s
             axes.plot([place] * len(value), value, "_", color=line.get_color(), markersize=9, alpha=0.7)
     axes.set(title="MRR on held-out repositories: mean (dot) and each seed (dash)", xlabel="exit", ylabel="MRR")
     axes.set_ylim(bottom=0)
-    _finish(axes, exits, legend="lower left")
+    _finish(axes, exits)
 
 
 def _draw_differences(axes: Axes, comparisons: Sequence[Comparison], exits: Sequence[str], names: Mapping[str, str]) -> None:
@@ -58,16 +57,16 @@ def _draw_differences(axes: Axes, comparisons: Sequence[Comparison], exits: Sequ
         axes.errorbar(places, [score.value for score in scores], yerr=[below, above], fmt="o", capsize=3, label=label)
     axes.axhline(0, color="0.4", linewidth=1)
     axes.set(title="Paired difference of MRR, 95 % interval", xlabel="exit", ylabel="difference of MRR")
-    axes.margins(y=0.3)
-    _finish(axes, exits, legend="best")
+    _finish(axes, exits)
 
 
 def _offset(number: int, count: int) -> float:
     return (number - (count - 1) / 2) * min(_STEP, 0.8 / max(1, count))
 
 
-def _finish(axes: Axes, exits: Sequence[str], legend: Literal["lower left", "best"]) -> None:
+def _finish(axes: Axes, exits: Sequence[str]) -> None:
     axes.set_xticks(range(len(exits)), exits)
     axes.margins(x=0.15)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=7, loc=legend)
+    # Below the axes, where it covers no interval.
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14))
