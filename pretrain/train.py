@@ -79,7 +79,6 @@ def train(
             LauncherWatch(launcher, stop),
             open_watchdog(config, context, run) as watchdog,
             named_failures(watchdog),
-            stacks_on_request(run.stacks, context.rank, context.layout.world_size),
         ):
             if request.mode == NEVER:
                 run.create(resume=False)
@@ -92,6 +91,7 @@ def train(
             if progress.step >= config.max_steps and context.is_main:
                 print(f"{config.output}: already at step {progress.step} of {config.max_steps}")
             with (
+                stacks_on_request(run.stacks, context.rank, context.layout.world_size),
                 profiled_steps(profiling, run.path / PROFILE_FOLDER, context) as profiled,
                 collected_between_steps(profiled) as after_step,
             ):

@@ -227,7 +227,8 @@ def test_the_page_has_every_part_with_its_numbers_and_its_picture(recipe: Path, 
     # Ranks 1, 2, 4 against 2, 4, 8: reciprocal ranks .583 against .292, hits 1/3 against 0.
     assert "| 01 | 2 | 0.583 (0.583 to 0.583) | 0.292 (0.292 to 0.292) | +.292 [+.292, +.292] | +.333 [+.333, +.333] |" in text
     assert "better at exits 01, 02 (MRR)" in text
-    assert "Equal weights of the exits against pre-trained with ICC: worse at exits 01, 02" in text
+    assert "Equal weights of the exits against pre-trained with ICC; held-out repositories: worse at exits 01, 02" in text
+    assert "Equal weights of the exits against pre-trained with ICC; `java`: " in text
     assert "`java`: 18 queries of 6 repositories" in text
     assert "gate open" in text and "Not run" not in text and "Not finished" not in text
     for part in PARTS:

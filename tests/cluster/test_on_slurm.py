@@ -94,7 +94,8 @@ def test_a_run_that_is_warned_is_queued_again_and_ends_like_an_undisturbed_one(f
     assert slurm.wait_state(calm, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", log_of(calm)
     assert [start.cause for start in starts("warned")] == ["stopped", "finished"]
     resumed = starts("warned")[1]
-    assert 2 <= resumed.first_step < STEPS and resumed.nodes == ("n1", "n2")
+    # Which two of the three nodes depends on what SLURM has done with the other job by then.
+    assert 2 <= resumed.first_step < STEPS and len(set(resumed.nodes)) == 2
     assert lasting("warned") == lasting("calm")
     assert {line["step"] for line in lasting("warned")} == set(range(1, STEPS + 1))
     # SLURM gave the job back; the first step follows within a minute, imports of the libraries included.
@@ -155,7 +156,9 @@ def test_a_rank_that_is_stopped_is_found_and_the_run_comes_back(drill: Path, slu
     number = play(slurm, [{"rank": 1, "step": 15, "kind": "stop"}], recovery={"hang_seconds": 5, "stacks_seconds": 2})
     ends(slurm, number)
     hung, finished = starts("run")
-    assert (hung.cause, hung.suspects, finished.cause, finished.first_step) == ("hung", ("n2",), "finished", 10)
+    assert (hung.cause, hung.suspects, finished.cause) == ("hung", ("n2",), "finished")
+    # SLURM lets a stopped process go on before it kills it, so that a few more steps may be done and saved.
+    assert finished.first_step >= 10
     assert "in 'forward' of step 16; rank 1 (n2) wrote no stack: stopped, or inside the kernel; the others at" in log_of(number)
     assert "stand_in_trainer.py" in Path(f"run/launch/stacks-{number}-0/rank-00000.txt").read_text()
     assert "stand_in_trainer.py" in Path(f"run/launch/stacks-{number}-0/rank-00001.txt").read_text()
