@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.distributed import free_port
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
-WAIT_SECONDS = 60
+WAIT_SECONDS = 120
 # A requeued job may begin after this many seconds plus one; SLURM refuses less than five.
 CREDENTIAL_SECONDS = 5
 _CONFIG = """\
@@ -221,7 +221,7 @@ class PrivateSlurm:
         """The fields of `scontrol show job`; finished jobs are kept for ten minutes."""
         return dict(re.findall(r"(\w[\w:/]*)=(\S*)", self.call("scontrol", "-o", "show", "job", number)))
 
-    def wait_state(self, number: str, *states: str, seconds: float = 240) -> dict[str, str]:
+    def wait_state(self, number: str, *states: str, seconds: float = 500) -> dict[str, str]:
         """Wait until a job is in one of `states`."""
         wait_for(lambda: self.job(number)["JobState"] in states, f"job {number} in {states}, is {self.job(number)}", seconds)
         return self.job(number)
