@@ -51,7 +51,7 @@ def _style(name: str) -> Any:
     }
     sizes: dict[Any, Any] = {
         "axes.titlesize": 11,
-        "axes.titleweight": 600,
+        "axes.titleweight": "bold",
         "axes.titlelocation": "left",
         "font.size": 9,
         "legend.frameon": False,
