@@ -28,10 +28,8 @@ WRITER_LOCK = "writer.lock"
 HEARTBEAT_SECONDS = 10.0
 # Twelve heartbeats: file systems of clusters stall for tens of seconds, and network ones show an old file for up to a minute.
 DEAD_AFTER_SECONDS = 120.0
-# A take-over fails if another process is faster. More than a few failures in a row mean that many processes start at once.
+# Taking a lock fails if another process is faster. More than a few failures in a row mean that many processes start at once.
 _ATTEMPTS = 5
-# Long enough for a process that put this lock aside by mistake to put it back, see `Lock._put_aside`.
-_SETTLE_SECONDS = 0.2
 
 
 class HeldError(MoseError):
@@ -175,12 +173,8 @@ class Lock(contextlib.AbstractContextManager["Lock[AnyHolder]"], Generic[AnyHold
             there = self._read()
             if there is not None and self._lives(there):
                 raise self.error(f"{self._label}: {there}: works on it; expected {self._expected}")
-            if there is not None:
-                self._put_aside(there)
-            if self._create():
-                if there is None or self._settled():
-                    return
-                break
+            if self._create() if there is None else self._take_over():
+                return
         raise self.error(f"{self._label}: other processes keep taking {self._path.name}; expected {self._expected}")
 
     def _lives(self, there: AnyHolder) -> bool:
@@ -211,27 +205,26 @@ class Lock(contextlib.AbstractContextManager["Lock[AnyHolder]"], Generic[AnyHold
             temporary.unlink(missing_ok=True)
         return True
 
-    def _put_aside(self, dead: AnyHolder) -> None:
-        """Remove a dead lock. Renaming it first lets only one of several processes succeed."""
-        if not is_local(self._path):
-            return
-        aside = temporary_path(self._path)
-        try:
-            self._path.rename(aside)
-        except FileNotFoundError:
-            return
-        # Between the read and the rename another process may have created its lock. Then that was renamed: put it back.
-        found = read_holder(aside, type(self._record))
-        if found is not None and found.token not in ("", dead.token):
-            with contextlib.suppress(OSError):
-                os.link(aside, self._path)
-        aside.unlink(missing_ok=True)
+    def _take_over(self) -> bool:
+        """Replace a dead lock; whether that succeeded.
 
-    def _settled(self) -> bool:
-        """After a take-over: whether the lock is still ours once others that took over at the same time have finished."""
-        if is_local(self._path):
-            time.sleep(_SETTLE_SECONDS)
-        return self._is_mine()
+        Between the look at a dead lock and its replacement another process may have taken it over, and its lock is alive. So the
+        replacement needs a lock of its own, and the look is repeated while that is held. A process that was killed in between
+        leaves that second lock behind, dead; it is taken over in the same way.
+        """
+        if not is_local(self._path):
+            return self._create()
+        takeover = Lock(self._path.with_name(f".{self._path.name}.takeover"), self._label, self._expected, self._record)
+        takeover.error = self.error
+        takeover._acquire()
+        try:
+            there = self._read()
+            if there is None or self._lives(there):
+                return False
+            self._write_temporary().replace(self._path)
+            return True
+        finally:
+            takeover._release()
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):

@@ -1,8 +1,8 @@
 """Leases: one living process per task, dead ones taken over, and the progress that a heartbeat carries."""
 
-import dataclasses
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -124,12 +124,36 @@ def test_a_lease_that_was_taken_over_ends_the_work_and_stays_with_its_taker(
     assert held(tmp_path).token == "of another"
 
 
-def test_a_living_lease_that_was_put_aside_by_mistake_comes_back(tmp_path: Path) -> None:
+def test_a_dead_lease_is_not_replaced_once_another_process_has_taken_it_over(tmp_path: Path) -> None:
+    """A process may stop between its look at a dead lease and the replacement, for as long as it likes."""
+    forge(tmp_path, pid=dead_pid())
+    late = Lease(tmp_path, 3)
+    assert not late._lives(held(tmp_path))
     with Lease(tmp_path, 3):
-        dead = dataclasses.replace(held(tmp_path), token="of a dead process")
-        Lease(tmp_path, 3)._put_aside(dead)
-        assert held(tmp_path).token not in ("", dead.token)
-        assert list(tmp_path.rglob(".*")) == []
+        token = held(tmp_path).token
+        assert not late._take_over()
+        assert held(tmp_path).token == token
+
+
+def test_a_take_over_that_a_kill_ended_half_way_hinders_nobody(tmp_path: Path) -> None:
+    forge(tmp_path, pid=dead_pid())
+    path = lease_path(tmp_path, 3)
+    shutil.copy2(path, path.with_name(f".{path.name}.takeover"))
+    with Lease(tmp_path, 3):
+        assert held(tmp_path).pid == os.getpid()
+    assert list(tmp_path.rglob("*.json")) + list(tmp_path.rglob(".*")) == []
+
+
+def test_while_another_process_replaces_a_dead_lease_it_cannot_be_taken(tmp_path: Path) -> None:
+    forge(tmp_path, pid=dead_pid())
+    path = lease_path(tmp_path, 3)
+    dead = path.read_text()
+    change(tmp_path, pid=os.getpid())
+    path.rename(path.with_name(f".{path.name}.takeover"))
+    path.write_text(dead)
+    with pytest.raises(TaskHeldError, match="task 3: process"):
+        Lease(tmp_path, 3).__enter__()
+    assert path.read_text() == dead
 
 
 def test_an_unreadable_lease_counts_by_its_age(tmp_path: Path) -> None:
