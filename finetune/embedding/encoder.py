@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finetune.batches import chunks_by_length, pack_rows
 from finetune.device import pick_device
-from finetune.retrieval.forward import embed_batch
+from finetune.retrieval.forward import embed_rows
 from finetune.retrieval.prompts import Prompt, code_prompt, encode_prompts, text_prompt
 from mose.checkpoint.converted_checkpoint import load_retrieval, read_model_config
 from mose.errors import MoseError
@@ -123,13 +122,9 @@ class Encoder:
     def encode_prompts(self, prompts: Sequence[Prompt]) -> dict[int, Vectors]:
         """The same for texts that have their instructions already."""
         rows = encode_prompts(self.tokenizer, prompts, self.max_length) if prompts else []
-        tables = {layer: np.empty((len(rows), self.width), dtype=np.float32) for layer in self.exits}
-        chunks = chunks_by_length([len(row) for row in rows], max_rows=max(1, len(rows)), max_tokens=self.batch_tokens)
-        with torch.inference_mode(), self.limited_threads():
-            for chunk in chunks:
-                batch = pack_rows([rows[index] for index in chunk]).to(self.device)
-                for layer, embeddings_BD in zip(self.exits, embed_batch(self.model, batch, self.exits), strict=True):
-                    tables[layer][chunk] = embeddings_BD.cpu().numpy()
+        with self.limited_threads():
+            found = embed_rows(self.model, rows, self.exits, self.batch_tokens, self.device)
+        tables = dict(zip(self.exits, found, strict=True))
         for layer, table in tables.items():
             broken_R = ~np.isfinite(table).all(axis=1)
             if broken_R.any():

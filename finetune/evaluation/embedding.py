@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finetune.batches import chunks_by_length, pack_rows
+from finetune.batches import INDICES
 from finetune.device import precision
-from finetune.retrieval.forward import embed_batch
+from finetune.retrieval import forward
 from mose.dataset.packed_sequence import TOKENS
 from mose.files.streams import make_console, progress_bar
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval
@@ -33,15 +33,12 @@ def embed_rows(
 ) -> list[NDArray[np.float32]]:
     """E tables [R, D] of normalised embeddings of token rows: one forward pass, rows of similar length together."""
     model.to(device).eval()
-    tables = [np.empty((len(rows), model.config.hidden_size), dtype=np.float32) for _ in model.config.exit_layers]
-    chunks = chunks_by_length([len(row) for row in rows], max_rows=len(rows), max_tokens=chunk_tokens)
-    with torch.inference_mode(), precision(device, bf16):
-        for chunk in with_progress(chunks, len(chunks), "embedding") if progress else chunks:
-            batch = pack_rows([rows[index] for index in chunk]).to(device)
-            outputs = embed_batch(model, batch, model.config.computed_exit_layers)
-            for table, embeddings_BD in zip(tables, outputs, strict=True):
-                table[chunk] = embeddings_BD.float().cpu().numpy()
-    return tables
+
+    def follow(chunks: Sequence[INDICES]) -> Iterable[INDICES]:
+        return with_progress(chunks, len(chunks), "embedding") if progress else chunks
+
+    with precision(device, bf16):
+        return forward.embed_rows(model, rows, model.config.computed_exit_layers, chunk_tokens, device, follow)
 
 
 def with_progress(items: Iterable[Item], total: int, label: str) -> Iterator[Item]:

@@ -1,20 +1,47 @@
-"""One forward pass of a retrieval model over unpadded rows: to the deepest exit that is asked for, and no further than needed.
+"""The forward pass of a retrieval model over unpadded rows: to the deepest exit that is asked for, and no further than needed.
 
-Letters: B rows (texts), T slots of the longest row, N tokens of all rows, D width, H heads, G key-value heads, K head width.
+Letters: R rows (texts), B rows of one batch, T slots of its longest row, N tokens of all its rows, D width, H heads, G key-value
+heads, K head width.
 """
 
 import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from finetune.batches import PackedBatch
+from finetune.batches import INDICES, PackedBatch, chunks_by_length, pack_rows
+from mose.dataset.packed_sequence import TOKENS
 from mose.model.attention_mose import rotary_angles, rotate
 from mose.model.modeling_mose import ModularStarEncoderForRetrieval, StarEncoder2Layer, StarEncoder2MLP
+
+
+def embed_rows(
+    model: ModularStarEncoderForRetrieval,
+    rows: Sequence[TOKENS],
+    exits: Sequence[int],
+    chunk_tokens: int,
+    device: torch.device,
+    follow: Callable[[Sequence[INDICES]], Iterable[INDICES]] = iter,
+) -> list[NDArray[np.float32]]:
+    """Tables [R, D] of normalised embeddings of token rows, one per exit (layers, ascending), from one pass.
+
+    Rows of similar length share a batch of at most `chunk_tokens` tokens; `follow` wraps the loop over batches, for a progress
+    bar. Without gradients; the model is on `device` and in evaluation mode.
+    """
+    tables = [np.empty((len(rows), model.config.hidden_size), dtype=np.float32) for _ in exits]
+    chunks = chunks_by_length([len(row) for row in rows], max_rows=max(1, len(rows)), max_tokens=chunk_tokens)
+    with torch.inference_mode():
+        for chunk in follow(chunks):
+            batch = pack_rows([rows[index] for index in chunk]).to(device)
+            for table, embeddings_BD in zip(tables, embed_batch(model, batch, exits), strict=True):
+                table[chunk] = embeddings_BD.float().cpu().numpy()
+    return tables
 
 
 def embed_batch(model: ModularStarEncoderForRetrieval, batch: PackedBatch, exits: Sequence[int]) -> list[Tensor]:
