@@ -5,9 +5,9 @@ Tokens per second and share of the device's peak by micro-batch, memory, a save,
 attention back ends, activation checkpointing, compiled layers, the width of the vocabulary projection; in the order of their
 worth. Each part is a process with a deadline, and the JSON is written after each: a fault or a hang loses one part. Needs this
 repository, torch and numpy; what is absent (DeepSpeed, flash-attn, transformers) is named and skipped, and so are parts for
-which no time is left. Without CUDA a tiny model goes through every part as a rehearsal; it measures nothing.
+which no time is left. With --rehearse, and without CUDA, a tiny model goes through every part on the CPU; it measures nothing.
 
-python -m benchmarks.gpu_suite [--minutes 8] [--output benchmarks/results/FILE.json]
+python -m benchmarks.gpu_suite [--minutes 8] [--rehearse] [--output benchmarks/results/FILE.json]
 """
 
 import argparse
@@ -38,11 +38,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="No part goes on after this.")
     parser.add_argument("--output", type=Path, help="JSON file to write, after each part.")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="Parts to run (default: all).")
+    rehearse = "A tiny model on the CPU, even where there is CUDA: whether every part runs."
+    parser.add_argument("--rehearse", action="store_true", help=rehearse)
     together = "Run all parts in one process, as a rehearsal does: nothing keeps a fault or a hang from the other parts."
     parser.add_argument("--one-process", action="store_true", help=together)
     arguments = parser.parse_args()
     # Asked without starting CUDA in this process, whose memory would be missing in the parts.
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() and not arguments.rehearse else torch.device("cpu")
     run = run_here if arguments.one_process else run_apart
     figures = measure(device, arguments.minutes * 60, arguments.parts, arguments.output, run)
     show(figures)

@@ -28,6 +28,10 @@ NAMES = (
 )
 
 
+# Part of torch, but no more than a door to tensorboard, which brings packages that this repository does not name.
+_DOORS = {"torch.utils.tensorboard": "tensorboard"}
+
+
 class _Named(type):
     """Any name looked up on a stand-in is a stand-in, as modules do at import with constants of a package."""
 
@@ -85,7 +89,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         """A package of its own for each absent name and for all below it."""
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in self.names else None
+        if not any(name == absent or name.startswith(f"{absent}.") for absent in self.names):
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         """A module that has every name."""
@@ -98,5 +104,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def install_stand_ins() -> list[str]:
     """Let absent packages be imported; returns their names. Call it before anything else of this repository is imported."""
     absent = [name for name in NAMES if importlib.util.find_spec(name) is None]
-    sys.meta_path.append(_Finder(absent))
+    doors = [door for door, package in _DOORS.items() if package in absent]
+    # In front of the other finders, which know torch's own modules.
+    sys.meta_path.insert(0, _Finder([*absent, *doors]))
     return absent

@@ -91,27 +91,49 @@ def test_torch_and_numpy_are_enough(tmp_path: Path) -> None:
     assert "transformers: not installed, a stand-in is used" in padding["left_out"]
 
 
-# Hides packages from every finder but that of the stand-ins, which comes last so that a package that is there wins.
+# Hides every installed package but torch, numpy and what those need; the finder of the stand-ins stands before this one.
 BARE = """
-import importlib.abc, importlib.util, sys
+import importlib.abc, importlib.metadata, importlib.util, re, sys
 from pathlib import Path
 
-ABSENT = ("transformers", "yaml", "jsonargparse", "rich", "tensorboard", "pyarrow", "safetensors", "tokenizers", "upath",
-          "deepspeed", "megatron", "datasets", "huggingface_hub", "accelerate", "typeshed_client", "docstring_parser")
+HERE = Path.cwd()
+DISTRIBUTIONS = importlib.metadata.packages_distributions()
+
+
+def plain(name):
+    return re.sub("[^a-z0-9]+", "-", name.lower())
+
+
+def closure(names):
+    found, left = set(), [*names]
+    while left:
+        name = plain(left.pop())
+        if name in found:
+            continue
+        found.add(name)
+        needs = importlib.metadata.requires(name) or []
+        left += [re.match("[A-Za-z0-9._-]+", need)[0] for need in needs if ";" not in need]
+    return found
+
+
+PRESENT = closure(["torch", "numpy"])
+
+
+def is_absent(name):
+    owners = DISTRIBUTIONS.get(name.partition(".")[0], [])
+    own = (HERE / name.partition(".")[0]).is_dir()
+    return bool(owners) and not own and not any(plain(one) in PRESENT for one in owners)
 
 
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in ABSENT:
-            return None
-        for finder in sys.meta_path:
-            if type(finder).__name__ == "_Finder" and (spec := finder.find_spec(name)):
-                return spec
-        raise ModuleNotFoundError(name, name=name)
+        if is_absent(name):
+            raise ModuleNotFoundError(name, name=name)
 
 
+assert is_absent("google.protobuf") and is_absent("deepspeed") and not is_absent("sympy")
 real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name.partition(".")[0] in ABSENT else real(name, package)
+importlib.util.find_spec = lambda name, package=None: None if is_absent(name) else real(name, package)
 sys.meta_path.insert(0, Absent())
 from benchmarks.gpu_parts.parts import run_part
 
