@@ -1,4 +1,4 @@
-"""How many repositories the in-context task needs before rows of new repositories are told apart: a learning curve.
+"""How many repositories the in-context task needs before rows of new repositories are distinguished: a learning curve.
 
 Child folders of one folder are the repositories. 15 % of them are held out, the same for every point of the curve; the others
 are taken in a fixed order, 50, 100, ... of them, each cut so that all points have about equally many tokens. Three things are

@@ -47,7 +47,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What stands beside the tensors: the position, the values that a resumed run must share, and the tensors' checksum."""
+    """What is saved with the tensors: the position, the values that a resumed run must share, and the tensors' checksum."""
 
     progress: Progress
     identity: dict[str, Any]

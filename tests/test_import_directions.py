@@ -136,7 +136,7 @@ def read_modules() -> Modules:
 
 
 def dotted_name(path: Path) -> str:
-    """`mose/model/size.py` -> `mose.model.size`; an `__init__.py` keeps its name, so that it can be told from a module."""
+    """`mose/model/size.py` -> `mose.model.size`; an `__init__.py` keeps its name, to distinguish it from a module."""
     return ".".join(path.with_suffix("").parts)
 
 

@@ -1,7 +1,7 @@
 """Clone detection at each exit from pre-trained and from random weights of the same shape, over seeds, on BigCloneBench's files.
 
-Both have the same recipe, steps and batches; F1 of always "clone" stands beside. The validation file is halved: odd lines choose
-the threshold, even lines are scored. A finished run is not repeated, so the same command continues where it was killed.
+Both have the same recipe, steps and batches; F1 of always "clone" is the baseline. The validation file is halved: odd lines
+choose the threshold, even lines are scored. A finished run is not repeated, so the same command continues where it was killed.
 
 python -m benchmarks.classification_parts.clones --checkpoint FOLDER --data FOLDER --work FOLDER [--output FILE.json]
 """

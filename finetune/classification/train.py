@@ -241,7 +241,7 @@ def export(run: Run, name: str, scores: ClassificationScores) -> None:
 
 
 def card_of(config: ClassificationConfig, step: int, examples: int) -> CardFacts:
-    """What the card tells of this stage."""
+    """What the card says about this stage."""
     rows = {
         "run": Path(config.output).resolve().name,
         "began with": "random weights" if config.from_random else Path(config.checkpoint).resolve().name,

@@ -205,7 +205,7 @@ def finish(run: Run, pairs: list[Pair]) -> None:
 
 
 def card_of(run: Run, step: int, pairs: Sequence[Pair], metrics: Mapping[str, Any]) -> CardFacts:
-    """What the card tells of this stage; `metrics` are the last of this step."""
+    """What the card says about this stage; `metrics` are the last of this step."""
     config = run.config
     rows = {
         "run": Path(config.output).resolve().name,

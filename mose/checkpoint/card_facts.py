@@ -1,4 +1,4 @@
-"""What a model card tells of a model: how its folder was made (kept in `facts.json`), and what was measured of it since."""
+"""What a model card says about a model: how its folder was made (kept in `facts.json`), and what was measured of it since."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ class ScoredTask:
     exits: Mapping[int, Mapping[str, Measured]]
     """Score by exit and measure."""
     references: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
-    """Scores of what stands beside: lexical search, chance, other models."""
+    """Scores of the baselines: lexical search, chance, other models."""
     note: str = ""
 
 

@@ -275,7 +275,7 @@ def save_model(folder: Path, model: PreTrainedModel) -> None:
 
 
 def describe(folder: Path, model_class: ModelClass, config: ModularStarEncoderConfig) -> None:
-    """Write all that stands beside the weights but the tokenizer: config.json, source files, sentence-transformers' files."""
+    """Write all files but the weights and the tokenizer: config.json, source files, sentence-transformers' files."""
     described = copy.deepcopy(config)
     described.architectures = [model_class.__name__]
     # Computation is in float32 unless the caller asks for less, however few bytes the weights are stored in.

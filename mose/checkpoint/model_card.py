@@ -79,7 +79,7 @@ def _front_matter(config: ModularStarEncoderConfig, architecture: str, facts: Ca
 
 
 def _hub_result(task: ScoredTask) -> dict[str, Any]:
-    """One entry of the Hub's model-index; an exit is told apart by the metric's name and arguments."""
+    """One entry of the Hub's model-index; an exit is identified by the metric's name and arguments."""
     metrics = []
     for layer, scores in task.exits.items():
         for measure, score in scores.items():

@@ -50,7 +50,7 @@ def model_card(config: ModularStarEncoderConfig, facts: RunFacts) -> str:
 
 
 def card_facts(config: ModularStarEncoderConfig, facts: RunFacts) -> CardFacts:
-    """What the card tells of the run, with the last losses of each exit that `config` has."""
+    """What the card says about the run, with the last losses of each exit that `config` has."""
     rows = {
         "run": facts.name,
         "optimiser steps": f"{facts.step:,}",

@@ -232,7 +232,7 @@ def fitted_task_warning(name: str, held_out_loss: float) -> str:
         return ""
     return (
         f"fitted, not learnt: {name} loss {held_out_loss:.2f} nats on held-out rows, a coin has {coin:.2f}; the training "
-        "repositories are too few for new ones to be told apart; look at `mose-data stats` and objective.task_weight"
+        "repositories are too few to distinguish new ones; look at `mose-data stats` and objective.task_weight"
     )
 
 

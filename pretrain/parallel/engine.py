@@ -106,7 +106,7 @@ class Engine:
     def backward(self, share: Tensor, last: bool) -> None:
         """Accumulate the gradient of this micro-batch's share of the global loss; `last` says that `step` follows.
 
-        DeepSpeed is told which micro-batch is the last one, since it cannot know: at ZeRO 0 and 1 ranks may have different
+        DeepSpeed needs to know which micro-batch is the last one, and cannot find out: at ZeRO 0 and 1 ranks may have different
         numbers of them. There gradients are reduced in the backward pass of the last one, overlapped with it if `overlap_comm`
         is set (DeepSpeed's own option for this, `managed_gradient_accumulation: false`, forbids the overlap at stage 1). From
         stage 2 on they are reduced in every backward pass.

@@ -1,6 +1,6 @@
 """Covers steps that go wrong on one rank: skipped on all alike, and the run ends as if that batch's update were left out.
 
-Also: ranks agree to stop when one was told to, and a collective that times out names the rank that is late and its stage.
+Also: ranks agree to stop when one received the signal, and a collective that times out names the rank that is late and its stage.
 """
 
 from pathlib import Path
@@ -58,7 +58,7 @@ def check_skips(stage: int, precision: str, faults: tuple[str, ...], dataset: Pa
 
 @pytest.mark.parametrize("wishing", [0, 1])
 def test_all_ranks_stop_when_one_was_told_to(wishing: int, dataset: Path, pools: RankPools) -> None:
-    # Tensor ranks: the one that was told shares no data group with the other.
+    # Tensor ranks: the one that received the signal shares no data group with the other.
     found = pools.of(2).run(stop_wishes, tiny_config(dataset, tensor_ranks=2, micro_batch_rows=4), wishing)
     assert [answer["wished"] for answer in found] == [True, True]
     assert [answer["calm"] for answer in found] == [False, False]

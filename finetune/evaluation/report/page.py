@@ -132,7 +132,7 @@ def figure(svg: str, caption: str = "", whole: bool = False) -> str:
 
 
 def cell(title: str, *parts: str) -> str:
-    """A headed part of the page that stands beside figures; empty where its parts are."""
+    """A headed part of the page, shown next to figures; empty where its parts are."""
     body = "".join(parts)
     return f"<div>{heading(title)}{body}</div>" if body else ""
 

@@ -135,7 +135,7 @@ def test_a_dead_lease_is_not_replaced_once_another_process_has_taken_it_over(tmp
         assert held(tmp_path).token == token
 
 
-def test_a_take_over_that_a_kill_ended_half_way_hinders_nobody(tmp_path: Path) -> None:
+def test_a_take_over_that_was_killed_half_way_blocks_nobody(tmp_path: Path) -> None:
     forge(tmp_path, pid=dead_pid())
     path = lease_path(tmp_path, 3)
     shutil.copy2(path, path.with_name(f".{path.name}.takeover"))

@@ -1,4 +1,4 @@
-"""A collapse is told in one line where it happens, and training that goes well is left alone."""
+"""A collapse is reported in one line where it happens, and training that goes well is left alone."""
 
 import math
 from dataclasses import replace
@@ -44,7 +44,7 @@ def test_training_that_goes_well_is_left_alone(config: RetrievalConfig):
     assert all(-0.1 < line["similarity/exit_04/mean_cosine"] < 0.95 for line in lines)
 
 
-def test_a_far_too_high_learning_rate_is_told(config: RetrievalConfig):
+def test_a_far_too_high_learning_rate_is_reported(config: RetrievalConfig):
     with pytest.raises(
         CollapseError, match=r"^step \d+: exit 0[124] has collapsed: .* a guess has 3\.466; look at learning_rate"
     ):
@@ -53,7 +53,7 @@ def test_a_far_too_high_learning_rate_is_told(config: RetrievalConfig):
     assert RunDirectory(Path(config.output)).read_metrics()[-1]["step"] < 400
 
 
-def test_heads_of_zeros_are_told(config: RetrievalConfig, monkeypatch: pytest.MonkeyPatch):
+def test_heads_of_zeros_are_reported(config: RetrievalConfig, monkeypatch: pytest.MonkeyPatch):
     def zero_heads(config: RetrievalConfig) -> ModularStarEncoderForRetrieval:
         model = build_model(config)
         for parameter in model.projection_heads.parameters():
@@ -74,7 +74,7 @@ def test_warm_up_and_one_bad_interval_are_no_collapse():
         watch.add(16, bad)
 
 
-def test_a_guess_among_the_candidates_that_are_left_is_told():
+def test_a_guess_among_the_candidates_that_are_left_is_reported():
     """Where many pairs share a description, few are negatives, and a collapsed model's loss is far below ln P."""
     watch = CollapseWatch((1, 2), every=1, warmup_steps=0)
     watch.add(1, report(1.0, math.log(8), math.log(8)))

@@ -146,13 +146,13 @@ def test_damaged_newest_is_named_and_the_one_before_is_taken(
     fault = damage(tmp_path / "step-000006")
     store = store_in(tmp_path)
     selection = store.select(ResumeRequest())
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert selection is not None
     assert selection.progress == Progress(4, 32, 400)
-    assert told.startswith("warning: ")
-    assert told.count("\n") == 1
-    assert "step-000006" in told
-    assert fault in told
+    assert message.startswith("warning: ")
+    assert message.count("\n") == 1
+    assert "step-000006" in message
+    assert fault in message
     with pytest.raises(MoseError, match="step-000006") as refusal:
         store.select(ResumeRequest("6"))
     assert fault in str(refusal.value)
@@ -208,7 +208,7 @@ def test_never_refuses_an_existing_run_and_begins_a_new_one(run: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (("--model.width", 64), "model.width = 32, this run has 64; the stored tensors cannot be resumed so"),
         (("--seed", 4), "seed = 3, this run has 4; a run resumes with the config it began with, or with --allow-change seed"),
@@ -216,10 +216,10 @@ def test_never_refuses_an_existing_run_and_begins_a_new_one(run: Path, tmp_path:
     ],
 )
 def test_checkpoint_of_another_config_is_refused_by_field_and_changes_nothing(
-    change: tuple[object, ...], told: str, run: Path
+    change: tuple[object, ...], message: str, run: Path
 ) -> None:
     before, config = names(run), (run / "config.yaml").read_bytes()
-    assert told in refuses(*train(run, *change))
+    assert message in refuses(*train(run, *change))
     assert names(run) == before
     assert (run / "config.yaml").read_bytes() == config
 
@@ -333,18 +333,18 @@ def test_no_checkpoint_yet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "told"),
+    ("engine", "message"),
     [
         (WritingEngine(parts=0), "0 of 1 ranks' parts are there; expected a folder that all ranks share"),
         (WritingEngine(num_bytes=0), "is empty after it was written"),
     ],
     ids=["a-rank-wrote-elsewhere", "0-byte-shard"],
 )
-def test_what_was_not_written_is_never_published(engine: Any, told: str, tmp_path: Path) -> None:
+def test_what_was_not_written_is_never_published(engine: Any, message: str, tmp_path: Path) -> None:
     store = save_steps(tmp_path, 2)
     with pytest.raises(MoseError) as refusal:
         store.save(engine, Progress(4, 32, 400))
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert "step-000004: could not be written" in str(refusal.value)
     assert "the last whole one is step-000002" in str(refusal.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-000002"]

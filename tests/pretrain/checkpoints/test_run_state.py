@@ -1,4 +1,4 @@
-"""Covers the running mean and variance by which outliers are told: against numpy, at the limit, warm-up, off, not finite."""
+"""Covers the running mean and variance by which outliers are found: against numpy, at the limit, warm-up, off, not finite."""
 
 import json
 import math

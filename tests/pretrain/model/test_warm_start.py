@@ -61,7 +61,7 @@ def test_a_run_starts_from_an_export_and_says_so_in_its_config(finished_run: Pat
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (("--model.width", 64), "config.json: hidden_size is 32, the run's model.width is 64"),
         (("--model.exit_layers", "[1, 4]"), "matryoshka_layers is [1, 2, 4], the run's model.exit_layers is (1, 4)"),
@@ -71,11 +71,11 @@ def test_a_run_starts_from_an_export_and_says_so_in_its_config(finished_run: Pat
     ids=["width", "exits", "vocabulary", "rotary-base"],
 )
 def test_another_shape_is_refused_by_name(
-    change: tuple[object, ...], told: str, seeded: Path, dataset: Path, tmp_path: Path
+    change: tuple[object, ...], message: str, seeded: Path, dataset: Path, tmp_path: Path
 ) -> None:
     save_config(tiny_config(dataset), tmp_path / "config.yaml")
     words = ("train", "--config", tmp_path / "config.yaml", "--output", tmp_path / "run", "--start_from", seeded)
-    assert told in refuses(*words, *change)
+    assert message in refuses(*words, *change)
     assert not (tmp_path / "run").exists()
 
 

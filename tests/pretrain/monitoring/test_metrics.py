@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard's two x-axes and its purge on resume, the console line, the picture."""
+"""A run's own records: metrics.jsonl, TensorBoard's two x-axes and its purge on resume, the console line, the picture."""
 
 import io
 import math
