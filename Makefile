@@ -41,7 +41,7 @@ format: $(STAMP) ## Rewrite the sources in the project's format
 	$(BIN)/ruff format .
 
 test: $(STAMP) ## Every test that takes seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not soak" -n $(TEST_WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not soak" -n $(TEST_WORKERS) --dist loadfile --durations 40 --durations-min 5
 
 soak: $(STAMP) ## The tests that take minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak
