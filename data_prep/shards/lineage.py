@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -109,6 +108,8 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
 
     def of_rows(self, rows_R: NDArray[np.int64]) -> Iterator[Any]:
         """The lines of these rows (ascending), one table per row group that has any."""
+        import pyarrow.compute as pc
+
         for group in self._groups_of(rows_R):
             table = self._read(group, None)
             found = table.filter(pc.is_in(table["row"], value_set=pa.array(rows_R)))
@@ -117,6 +118,8 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
 
     def of_values(self, column: str, values: Any) -> Iterator[Any]:
         """The lines whose `column` is one of `values` (an arrow array); other columns are only read in row groups with a hit."""
+        import pyarrow.compute as pc
+
         for group in range(self._parquet.metadata.num_row_groups):
             hits = is_one_of(self._read(group, [column])[column], values)
             if pc.any(hits).as_py():
@@ -148,6 +151,9 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
 
 def is_one_of(column: Any, values: Any) -> Any:
     """Whether the text of each line is one of `values`; looks up each text of a dictionary column once."""
+    # Imported late here and below: it builds 300 functions at import, which every command would pay.
+    import pyarrow.compute as pc
+
     chunks = [
         pc.fill_null(pc.take(pc.is_in(chunk.dictionary, value_set=values), chunk.indices), False)
         if pa.types.is_dictionary(chunk.type)
@@ -159,6 +165,8 @@ def is_one_of(column: Any, values: Any) -> Any:
 
 def text_marks(column: Any, holds: Callable[[str], bool]) -> Any:
     """Whether `holds` is true of the text of each line; calls it once per text of a dictionary."""
+    import pyarrow.compute as pc
+
     chunks = []
     for chunk in column.chunks:
         encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()

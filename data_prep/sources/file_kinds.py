@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 from data_prep.sources.detection import encoding, generated, language
 from data_prep.sources.detection.language import UNKNOWN_LANGUAGE
@@ -62,13 +61,16 @@ MARKED_BYTES = 1000
 
 def language_of(path: str) -> str:
     """The language by file name or suffix; `Unknown` when neither is in the tables."""
-    pure = PurePosixPath(path)
-    return LANGUAGE_OF_NAME.get(pure.name.lower()) or LANGUAGE_OF_SUFFIX.get(pure.suffix.lower(), UNKNOWN_LANGUAGE)
+    name = path.rpartition("/")[2].lower()
+    dot = name.rfind(".")
+    # As pathlib has it, `.bashrc` and `name.` have no suffix; a PurePosixPath costs more than the rest of a file's detection.
+    suffix = name[dot:] if 0 < dot < len(name) - 1 else ""
+    return LANGUAGE_OF_NAME.get(name) or LANGUAGE_OF_SUFFIX.get(suffix, UNKNOWN_LANGUAGE)
 
 
 def is_vendored(path: str) -> bool:
     """Whether any folder on the path usually holds copies of other projects."""
-    return any(part.lower() in VENDORED_FOLDERS for part in PurePosixPath(path).parts[:-1])
+    return not VENDORED_FOLDERS.isdisjoint(path.lower().split("/")[:-1])
 
 
 def is_generated(content: bytes) -> bool:

@@ -71,11 +71,32 @@ class _Mark:
     end: int
     """Exclusive."""
     pattern: re.Pattern[bytes]
+    literal: bytes
+    """The text that a pattern without operators matches; empty for other patterns."""
     min_lines: int = 2
+
+    def is_in(self, head: bytes) -> bool:
+        """Whether a line of the range holds the pattern; `head` is the first 8 KiB of the file."""
+        place = head.find(self.literal)
+        if place < 0 or min(head.count(b"\n"), _HEAD_LINES) + 1 < self.min_lines:
+            return False
+        if not self.literal:
+            return any(map(self.pattern.search, head.split(b"\n", _HEAD_LINES)[self.first : self.end]))
+        # The pattern is the literal, at a line start where it begins with ^, so the lines need not be made.
+        is_anchored = self.pattern.pattern.startswith(b"^")
+        while place >= 0 and (line := head.count(b"\n", 0, place)) < self.end:
+            if line >= self.first and not (is_anchored and place and head[place - 1] != ord("\n")):
+                return True
+            place = head.find(self.literal, place + 1)
+        return False
 
 
 def _mark(suffixes: str, first: int, end: int, pattern: bytes, min_lines: int = 2) -> _Mark:
-    return _Mark(suffixes, first, end, re.compile(pattern), min_lines)
+    plain = pattern.removeprefix(b"^")
+    # Most patterns are plain texts, whose search costs a tenth of splitting the lines.
+    is_plain = not re.search(rb"\\\w|(?<!\\)[.*+?|()\[\]{}^$]", plain)
+    literal = re.sub(rb"\\(.)", rb"\1", plain) if is_plain else b""
+    return _Mark(suffixes, first, end, re.compile(pattern), literal, min_lines)
 
 
 _MARKS = (
@@ -133,7 +154,8 @@ _SOURCE_MAP = re.compile(rb"^/[*/][#@] source(?:Mapping)?URL|sourceURL=")
 
 def is_generated(path: str, content: bytes) -> bool:
     """Whether Linguist would hide a file from diffs; `path` has no leading `/`."""
-    if _NAMES.match(path) or _NAMES_IN_ANY_CASE.search(path):
+    folded = path.casefold()
+    if _NAMES.match(path) or ((".designer." in folded or "_tlb." in folded) and _NAMES_IN_ANY_CASE.search(path)):
         return True
     name = path.rpartition("/")[2].lower()
     suffix = name[name.rfind(".") :] if "." in name else ""
@@ -142,15 +164,10 @@ def is_generated(path: str, content: bytes) -> bool:
     if suffix in (".js", ".css") and _is_minified(content):
         return True
     special = _SPECIAL.get(suffix)
-    if suffix not in _MARKS_OF_SUFFIX and special is None:
-        return False
-    lines = content[:_HEAD_BYTES].split(b"\n", _HEAD_LINES)
-    if special is not None and special(content, lines):
+    head = content[:_HEAD_BYTES]
+    if special is not None and special(content, head.split(b"\n", _HEAD_LINES)):
         return True
-    return any(
-        len(lines) >= mark.min_lines and any(map(mark.pattern.search, lines[mark.first : mark.end]))
-        for mark in _MARKS_OF_SUFFIX.get(suffix, ())
-    )
+    return any(mark.is_in(head) for mark in _MARKS_OF_SUFFIX.get(suffix, ()))
 
 
 def _is_minified(content: bytes) -> bool:

@@ -5,9 +5,10 @@ the few files whose extension and heuristics leave several languages. There the 
 it is, is taken.
 """
 
+import functools
 import re
 
-from data_prep.sources.detection.rules import Rules, bytes_pattern, load_rules
+from data_prep.sources.detection.rules import Rules, contents_pattern, load_rules
 
 UNKNOWN_LANGUAGE = "Unknown"
 # Linguist looks at so many bytes of a file, and at so many lines at its beginning and end.
@@ -65,18 +66,36 @@ def _narrowed(found: list[str], candidates: list[str]) -> list[str]:
 
 
 def _by_modeline(content: bytes, rules: Rules) -> list[str]:
-    head, tail = content[:_LINES_BYTES], content[-_LINES_BYTES:]
-    if not any(mark in part for part in (head, tail) for mark in (b"-*-", b"ft=", b"filetype", b"syntax")):
+    first = _first_lines(content)
+    lines = first + b"\n" + _last_lines(content)
+    # One of these stands in every modeline; the patterns cost ten times as much, and so would a loop over the texts.
+    if not (b"-*-" in lines or b"vi:" in lines or b"vim" in lines or b"Vim" in lines or b"ex:" in lines):
         return []
-    first = b"\n".join(head.split(b"\n", _MODELINE_LINES)[:_MODELINE_LINES])
     if b"UseVimball" in first:
         return []
-    lines = first + b"\n" + b"\n".join(tail.rsplit(b"\n", _MODELINE_LINES)[-_MODELINE_LINES:])
     for pattern in (_EMACS_MODE, _VIM_MODE):
         if mode := pattern.search(lines):
             name = rules.by_alias.get(mode[1].decode("latin-1").lower())
             return [name] if name else []
     return []
+
+
+def _first_lines(content: bytes) -> bytes:
+    end, limit = -1, min(len(content), _LINES_BYTES)
+    for _ in range(_MODELINE_LINES):
+        end = content.find(b"\n", end + 1, limit)
+        if end < 0:
+            return content[:limit]
+    return content[:end]
+
+
+def _last_lines(content: bytes) -> bytes:
+    start, limit = len(content), max(0, len(content) - _LINES_BYTES)
+    for _ in range(_MODELINE_LINES):
+        start = content.rfind(b"\n", limit, start)
+        if start < 0:
+            return content[limit:]
+    return content[start + 1 :]
 
 
 def _by_shebang(content: bytes, rules: Rules) -> list[str]:
@@ -101,14 +120,21 @@ def _by_extension(name: str, rules: Rules) -> list[str]:
 
 def _extensions(name: str) -> list[str]:
     """`.tar.gz` and `.gz` of `a.tar.gz`."""
-    parts = name.lower().split(".")[1:]
+    _, dot, rest = name.lower().partition(".")
+    return _parts_of(rest) if dot else []
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _parts_of(rest: str) -> list[str]:
+    # Cached, because a repository has few endings.
+    parts = rest.split(".")
     return ["." + ".".join(parts[place:]) for place in range(len(parts))]
 
 
 def _by_heuristics(name: str, content: bytes, rules: Rules) -> list[str]:
     for extension in _extensions(name):
         for rule in rules.heuristics.get(extension, ()):
-            if all(any(bytes_pattern(text).search(content) for text in texts) == must for must, texts in rule["checks"]):
+            if all(bool(contents_pattern(tuple(texts)).search(content)) == must for must, texts in rule["checks"]):
                 languages: list[str] = rule["languages"]
                 return languages
         if extension in rules.heuristics:

@@ -95,11 +95,14 @@ class Finding:
 
 def find(text: str, utf8: bytes, *, secrets: bool, personal: bool) -> list[Finding]:
     """The wanted findings in order, without overlaps; `utf8` is the same text."""
-    found: list[Finding] = []
-    if secrets and _linear(_SECRET_TRIGGER).search(utf8):
-        found += _secrets(text)
-    if personal:
-        found += [*_emails(text), *_addresses(text, utf8)]
+    found: list[Finding] = list(_emails(text)) if personal else []
+    # One pass for both: most texts have neither a trigger nor a candidate.
+    wanted = "|".join([_SECRET_TRIGGER] * secrets + [_ADDRESS_CANDIDATE] * personal)
+    if wanted and _linear(wanted).search(utf8):
+        if secrets and _linear(_SECRET_TRIGGER).search(utf8):
+            found += _secrets(text)
+        if personal:
+            found += _addresses(text, utf8)
     kept: list[Finding] = []
     for finding in sorted(found, key=lambda item: (item.start, -item.end)):
         if not kept or finding.start >= kept[-1].end:

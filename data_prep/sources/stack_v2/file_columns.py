@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_prep.sources.stack_v2.parquet_file import CONTENT
 
@@ -72,12 +71,20 @@ def texts(array: Any) -> list[str | None]:
     return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
 
 
+def list_lengths(array: Any) -> Any:
+    """Number of values of each list, null for a null list."""
+    # Imported late: its documentation of 300 functions is written at import, and every command imports the sources.
+    import pyarrow.compute as pc
+
+    return pc.list_value_length(array)
+
+
 def lists_of_texts(array: Any) -> list[tuple[str, ...]]:
     """Lists of texts, or single texts, as tuples without nulls; raises ValueError for another type."""
     array = plain(array)
     if not _is_list(array.type):
         return [(text,) if text else () for text in texts(array)]
-    lengths = pc.fill_null(pc.list_value_length(array), 0).to_pylist()
+    lengths = list_lengths(array).fill_null(0).to_pylist()
     values = iter(texts(array.flatten()))
     return [tuple(text for text in [next(values) for _ in range(length)] if text) for length in lengths]
 
@@ -102,9 +109,9 @@ def whole_numbers(array: Any) -> Any:
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         raise ValueError(f"is {kind}, expected int64")
     if pa.types.is_integer(kind) and kind != pa.uint64():
-        numbers = pc.fill_null(array, 0).cast(pa.int64()).to_numpy(zero_copy_only=False)
+        numbers = array.fill_null(0).cast(pa.int64()).to_numpy(zero_copy_only=False)
         return np.maximum(numbers, 0)
-    floats = np.nan_to_num(pc.fill_null(array.cast(pa.float64()), 0).to_numpy(zero_copy_only=False))
+    floats = np.nan_to_num(array.cast(pa.float64()).fill_null(0).to_numpy(zero_copy_only=False))
     return np.clip(floats, 0, 1 << 62).astype(np.int64)
 
 
@@ -129,7 +136,7 @@ def _is_list(kind: pa.DataType) -> bool:
 def _columns_of_list(files: Any) -> tuple[Any, dict[str, Any]]:
     if not _is_list(files.type) or not pa.types.is_struct(files.type.value_type):
         raise ValueError(f"files: is {files.type!s:.80}, expected a list of structs")
-    lengths = pc.fill_null(pc.list_value_length(files), 0).to_numpy(zero_copy_only=False)
+    lengths = list_lengths(files).fill_null(0).to_numpy(zero_copy_only=False)
     structs = files.flatten()
     # `flatten` of structs, unlike `field`, makes the values of a null struct null.
     return lengths, dict(zip((field.name for field in structs.type), structs.flatten(), strict=True))
@@ -141,7 +148,7 @@ def _columns_of_structs(files: Any) -> tuple[Any, dict[str, Any]]:
         array = plain(lists)
         if not _is_list(array.type):
             raise ValueError(f"files.{field.name}: is {array.type!s:.80}, expected a list, as files is a struct")
-        found = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+        found = list_lengths(array).fill_null(0).to_numpy(zero_copy_only=False)
         if lengths is not None and not np.array_equal(lengths, found):
             row = int(np.flatnonzero(lengths != found)[0])
             raise ValueError(f"files.{field.name}: has {found[row]} values in a row of {lengths[row]} files")

@@ -6,15 +6,18 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from upath import UPath
 
 from mose.errors import MoseError, first_line
 from mose.files.parquet_errors import PARQUET_ERRORS
 from mose.files.storage import is_local, storage_path
+
+if TYPE_CHECKING:
+    # With asyncio it is a seventh of the start of a command; `storage_path` imports it for URLs.
+    from upath import UPath
 
 FILE_COLUMNS = ("blob_id", "path", "language", "detected_licenses", "license_type", "src_encoding", "is_vendor", "is_generated")
 """The columns that are read per file, besides `content` and `length_bytes`."""
@@ -53,7 +56,7 @@ def expand(pattern: str, expected: str = "parquet files in The Stack v2 schema")
         names = [str(place)] if place.exists() else names
         found = [file for name in names for file in (_files_below(name) if os.path.isdir(name) else [name])]  # noqa: PTH112
     else:
-        remote = cast(UPath, place)
+        remote = cast("UPath", place)
         names = remote.fs.glob(remote.path)
         if names == [remote.path.rstrip("/")] and remote.fs.isdir(remote.path):
             names = remote.fs.glob(f"{remote.path.rstrip('/')}/**/*.parquet")

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.sources.stack_v2.file_columns import normal_files, read_column, whole_numbers
+from data_prep.sources.stack_v2.file_columns import list_lengths, normal_files, read_column, whole_numbers
 from data_prep.sources.stack_v2.parquet_file import CONTENT, FILE_COLUMNS, LENGTH, Columns, columns_of, corrupt, open_parquet
 from mose.errors import MoseError, first_line
 from mose.files.parquet_errors import PARQUET_ERRORS
@@ -171,7 +170,7 @@ def _lengths(path: str, group: int, columns: Columns) -> tuple[NDArray[np.int64]
         files_R = np.ones(len(column), np.int64)
         if columns.is_nested:
             files = normal_files(column)
-            files_R = np.asarray(pc.list_value_length(files).to_numpy(zero_copy_only=False), dtype=np.int64)
+            files_R = np.asarray(list_lengths(files).to_numpy(zero_copy_only=False), dtype=np.int64)
             column = files.flatten().field(name)
         lengths_F = read_column(name, whole_numbers, column) if name == LENGTH else np.zeros(len(column), np.int64)
     except (ValueError, pa.ArrowException) as error:

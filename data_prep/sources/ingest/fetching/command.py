@@ -13,8 +13,6 @@ from data_prep.sources.blobs.store import BODY, INVALID_ID
 from data_prep.sources.ingest.blob_writer import BlobWriter
 from data_prep.sources.ingest.fetching.config import FetchConfig
 from data_prep.sources.ingest.fetching.counts import FetchCounts, show_counts
-from data_prep.sources.ingest.fetching.fetcher import Fetcher
-from data_prep.sources.ingest.fetching.remote import open_remote
 from data_prep.sources.ingest.fetching.wanted import count_files, input_files, wanted_blobs
 from mose.command import INTERRUPTED, Command, add_config, read_config
 from mose.config import to_plain
@@ -78,6 +76,10 @@ def print_counts(counts: FetchCounts) -> None:
 async def _fetch(
     config: FetchConfig, paths: list[str], writer: BlobWriter, counts: FetchCounts, show: Callable[[], None]
 ) -> None:
+    # Imported late: aiohttp and botocore are two thirds of the start of the command.
+    from data_prep.sources.ingest.fetching.fetcher import Fetcher
+    from data_prep.sources.ingest.fetching.remote import open_remote
+
     remote = open_remote(config)
     try:
         await Fetcher(config, remote, writer, counts, show).run(wanted_blobs(paths))
