@@ -220,7 +220,7 @@ def test_a_damaged_table_is_named(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_files_in_which_something_was_replaced_are_marked(tmp_path: Path) -> None:
-    config = make_config(tmp_path, 4, held_out_fraction=0, num_tasks=1)
+    config = make_config(tmp_path, 4, held_out_fraction=0.0, num_tasks=1)
     marked = tmp_path / "repositories" / "repository-01" / "secret.py"
     marked.write_text("# ada@analytical.org, 93.184.215.14, ada@analytical.org\n" + made_text(30, "secret"), "utf-8")
     pack_dataset(config)
