@@ -85,7 +85,7 @@ ORDER = {
     "data_prep.dedup.minhash": "shingles signatures banding groups",
     "data_prep.tools": "inspect_row lineage card dropped_sample dropped ledger removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",
-    "data_prep.tools.stats": "charts drawing counts sections page command",
+    "data_prep.tools.stats": "charts drawing counts held_out_copies sections page command",
     "data_prep.synthconl": "mining translation release",
     "data_prep.synthconl.mining": "documentation functions rules pairs seed_file code_search_net seeds",
     "data_prep.synthconl.translation": "prompt config answer journal counts server translator command",

@@ -14,6 +14,7 @@ from data_prep.execution.statistics import merge_statistics
 from data_prep.execution.task_files import failure_path, lease_path, list_names, list_tasks, remove_manifest_leftovers
 from data_prep.filters.filters import KEPT, FilterCounts
 from data_prep.pipeline.config import PackConfig, content_fields
+from data_prep.pipeline.held_out import held_out_path
 from data_prep.pipeline.task_marker import TaskMarker, too_many_bad
 from data_prep.shards.summary import print_summary
 from mose.command import Command
@@ -69,11 +70,16 @@ def write_manifest_of(dataset: Path, config: PackConfig, inputs: Inputs, results
         vocabulary_size=vocabulary_size,
         sequence_length=config.packing.sequence_length,
         splits={split: tuple(result.shards[split] for result in results if split in result.shards) for split in SPLITS},
-        statistics=merge_statistics(results, config.packing),
+        statistics=merge_statistics(results, config.packing) | _held_out_copies(dataset, config),
     )
     manifest = dataclasses.replace(manifest, generations=_generations(dataset, manifest.content_root))
     write_manifest(dataset, manifest)
     return manifest
+
+
+def _held_out_copies(dataset: Path, config: PackConfig) -> dict[str, str]:
+    """What happened to copies of held-out files, where the tasks looked for them: an earlier version did not."""
+    return {"held_out_copies": config.held_out_copies} if held_out_path(dataset).is_file() else {}
 
 
 def _generations(dataset: Path, content_root: str) -> tuple[str, ...]:

@@ -350,13 +350,13 @@ def _without(
     for finding in findings:
         _tally(counts.replaced, finding.kind).add(finding.end - finding.start)
     source = file.source
+    detail = ", ".join(f"{kind} {number}" for kind, number in sorted(kinds.items()))
     if dropped is not None:
-        detail = ", ".join(f"{kind} {number}" for kind, number in sorted(kinds.items()))
         dropped.add(source.repository, source.path, source.blob_id, REPLACED, 0, detail)
     text = replaced(file.text, findings)
     # The ledger counts the file as it was; the blob id names it, too.
     content = text.encode("utf-8")
-    return KEPT, TextFile(dataclasses.replace(source, content=content, encoding="UTF-8", size=source.num_bytes), text)
+    return KEPT, TextFile(dataclasses.replace(source, content=content, encoding="UTF-8", size=source.num_bytes), text, detail)
 
 
 def _judge(file: SourceFile, config: FiltersConfig) -> tuple[str, TextFile | None]:

@@ -37,7 +37,7 @@ class Chunker:
         marks_N = self._table.marks(tokens_N)
         bounds, chunks_F = chunk_files(marks_N, files_F1, chunk_limits(np.diff(files_F1), self._config))
         files = ChunkedFiles(
-            lineage=[lineage_of(file.source) for file in texts],
+            lineage=[lineage_of(file) for file in texts],
             tokens_N=tokens_N,
             starts_C=bounds[:-1],
             lengths_C=np.diff(bounds),

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_prep.packing.rows import ChunkTable
-from data_prep.shards.lineage import FILE_SCHEMA, FileLineage
+from data_prep.shards.lineage import FileLineage
 from mose.array_types import INT64_ARRAY
 from mose.dataset.packed_sequence import TOKENS
 
@@ -61,10 +61,9 @@ class ChunkedFiles:
         repository_of_F = np.array([numbers.setdefault(file.repository, len(numbers)) for file in self.lineage], dtype=np.int64)
         return ChunkTable(self.lengths_C, self.file_of_C, repository_of_F[self.file_of_C])
 
-    def lineage_batch(self) -> pa.RecordBatch:
-        """Lineage of the files, one line per file."""
-        columns = [pa.array([getattr(file, name) for file in self.lineage], pa.string()) for name in FILE_SCHEMA.names]
-        return pa.RecordBatch.from_arrays(columns, schema=FILE_SCHEMA)
+    def lineage_column(self, name: str) -> pa.Array:
+        """A field of the lineage of each file, [F]."""
+        return pa.array([getattr(file, name) for file in self.lineage], pa.string())
 
 
 def join_files(parts: Sequence[ChunkedFiles]) -> ChunkedFiles:

@@ -49,7 +49,18 @@ def lineage_path(split: str, task: int) -> str:
 class SplitWriter(contextlib.AbstractContextManager["SplitWriter"]):
     """Buffers, packs and shuffles the files of a split; no file appears in the data set before `close`, or without a row."""
 
-    def __init__(self, dataset: Path, split: str, task: int, seed: int, config: PackingConfig, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        dataset: Path,
+        split: str,
+        task: int,
+        seed: int,
+        config: PackingConfig,
+        tokenizer: Tokenizer,
+        schema: pa.Schema = LINEAGE_SCHEMA,
+    ):
+        """`schema` is that of the lineage table: `LINEAGE_SCHEMA`, or `MARKED_SCHEMA` where filters replace secrets."""
+        self._schema = schema
         self._dataset, self._split, self._task, self._seed = dataset, split, task, seed
         self._config = config
         self._tokenizer = tokenizer
@@ -89,7 +100,7 @@ class SplitWriter(contextlib.AbstractContextManager["SplitWriter"]):
         with contextlib.ExitStack() as files:
             shard, index, lineage = (_HashedFile(files.enter_context(atomic_write(self._dataset / name))) for name in names)
             writer = ShardWriter(shard, layout, self._task)
-            with pq.ParquetWriter(lineage, LINEAGE_SCHEMA, compression="zstd") as table:
+            with pq.ParquetWriter(lineage, self._schema, compression="zstd") as table:
                 index.write(index_bytes(np.concatenate(list(self._write_blocks(writer, table)))))
             writer.close()
         return ShardEntry(
@@ -130,25 +141,35 @@ class SplitWriter(contextlib.AbstractContextManager["SplitWriter"]):
         tokens_RT = assemble_rows(sample.tokens_N, starts_S, lengths_S, snippets_R, special, length)
         num_tokens_R = np.add.reduceat(lengths_S + 1, first_of_each(snippets_R)) + 1
         labels = RowLabels(packing.mixed_R[order_R], num_tokens_R, snippets_R)
-        self._shuffle.write(keys_R, RowBlock(tokens_RT, labels, _lines(sample, chunks_S, lengths_S, snippets_R)))
+        self._shuffle.write(keys_R, RowBlock(tokens_RT, labels, _lines(sample, chunks_S, lengths_S, snippets_R, self._schema)))
 
     def _write_blocks(self, shard: ShardWriter, lineage: pq.ParquetWriter) -> Iterator[NDArray[np.void]]:
         """Write all rows and their lineage; yields the entries of the index, block by block."""
         for block in self._shuffle.blocks(self._config.sequence_length, self._tokenizer.dtype):
             row_S = np.repeat(np.arange(shard.rows, shard.rows + len(block.tokens_RT)), block.labels.num_snippets)
-            lineage.write_table(block.lines.add_column(0, "row", pa.array(row_S)).cast(LINEAGE_SCHEMA))
+            lineage.write_table(block.lines.add_column(0, "row", pa.array(row_S)).cast(self._schema))
             shard.write_rows(block.tokens_RT, block.labels)
             yield make_index(block.tokens_RT, block.labels)
 
 
-def _lines(sample: ChunkedFiles, chunks_S: INT64_ARRAY, lengths_S: INT64_ARRAY, snippets_R: INT64_ARRAY) -> pa.Table:
+def _lines(
+    sample: ChunkedFiles, chunks_S: INT64_ARRAY, lengths_S: INT64_ARRAY, snippets_R: INT64_ARRAY, schema: pa.Schema
+) -> pa.Table:
     """The lineage of snippets, without row numbers, which are known only after the shuffle."""
-    files = sample.lineage_batch().take(pa.array(sample.file_of_C[chunks_S]))
     snippet_S = np.arange(len(chunks_S)) - np.repeat(first_of_each(snippets_R), snippets_R)
     bytes_S2 = sample.bytes_C2[chunks_S]
-    numbers = (lengths_S.astype(np.int32), np.ascontiguousarray(bytes_S2[:, 0]), np.ascontiguousarray(bytes_S2[:, 1]))
-    columns = [pa.array(snippet_S.astype(np.int32)), *files.columns, *(pa.array(column) for column in numbers)]
-    return pa.table(columns, names=LINEAGE_SCHEMA.names[1:])
+    numbers = {
+        "snippet": snippet_S.astype(np.int32),
+        "num_tokens": lengths_S.astype(np.int32),
+        "start_byte": np.ascontiguousarray(bytes_S2[:, 0]),
+        "end_byte": np.ascontiguousarray(bytes_S2[:, 1]),
+    }
+    file_S = pa.array(sample.file_of_C[chunks_S])
+    columns = {
+        name: pa.array(numbers[name]) if name in numbers else sample.lineage_column(name).take(file_S)
+        for name in schema.names[1:]
+    }
+    return pa.table(columns)
 
 
 class _HashedFile:

@@ -16,6 +16,7 @@ from data_prep.pipeline.duplicates import Duplicates
 from data_prep.pipeline.held_out import duplicates_path, held_out_path
 from data_prep.pipeline.split_writer import SplitWriter
 from data_prep.pipeline.task_marker import BAD_REPOSITORY, BadRepository, TaskMarker, TaskProgress, too_many_bad, write_marker
+from data_prep.shards.lineage import LINEAGE_SCHEMA, MARKED_SCHEMA
 from data_prep.sources.detection.choice import copies_of
 from data_prep.sources.repositories import (
     HELD_OUT,
@@ -59,10 +60,12 @@ def run_task(
     """
     dataset = storage_path(config.output)
     tokenizer = load_tokenizer(storage_path(config.tokenizer))
+    replaces = "replace" in (config.filters.secrets, config.filters.personal_data)
+    schema = MARKED_SCHEMA if replaces else LINEAGE_SCHEMA
     with contextlib.ExitStack() as stack:
         dropped = stack.enter_context(DroppedLog(dataset, task))
         writers = {
-            split: stack.enter_context(SplitWriter(dataset, split, task, config.seed, config.packing, tokenizer))
+            split: stack.enter_context(SplitWriter(dataset, split, task, config.seed, config.packing, tokenizer, schema))
             for split in SPLITS
         }
         reading = _Reading(config, tokenizer, writers, dropped, observe)

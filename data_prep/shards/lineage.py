@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_prep.sources.repositories import SourceFile
+from data_prep.sources.repositories import TextFile
 from mose.array_types import INT64_ARRAY
 from mose.errors import MoseError, first_line
 from mose.files.parquet_errors import PARQUET_ERRORS
@@ -30,6 +30,12 @@ LINEAGE_SCHEMA = pa.schema(
 )
 
 
+# Tables of data sets whose filters replace secrets or addresses have one column more. Others have the columns of the first
+# version, so that a data set that an earlier version began is completed with the same bytes.
+REPLACED_COLUMN = "replaced"
+MARKED_SCHEMA = LINEAGE_SCHEMA.append(pa.field(REPLACED_COLUMN, pa.string()))
+
+
 @dataclass(frozen=True, slots=True)
 class FileLineage:
     """The columns of the lineage table that describe a file."""
@@ -39,17 +45,19 @@ class FileLineage:
     blob_id: str
     licence: str
     language: str
+    replaced: str = ""
+    """Secrets and addresses that were replaced in the file, by kind; empty if there were none."""
 
 
-def lineage_of(file: SourceFile) -> FileLineage:
+def lineage_of(file: TextFile) -> FileLineage:
     """Lineage of a file; several licences are joined with ` AND `, without any it is the licence type."""
-    licences = file.licences
-    licence = (" AND ".join(sorted(licences)) if licences else "") or file.licence_type
-    return FileLineage(file.repository, file.path, file.blob_id, licence, file.language)
+    source = file.source
+    licence = (" AND ".join(sorted(source.licences)) if source.licences else "") or source.licence_type
+    return FileLineage(source.repository, source.path, source.blob_id, licence, source.language, file.replaced)
 
 
 # Columns of repeated text, read as dictionary arrays to save memory.
-_REPEATED = ("repository", "path", "licence", "language")
+_REPEATED = ("repository", "path", "licence", "language", REPLACED_COLUMN)
 
 
 class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
@@ -67,14 +75,16 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
             file = self._files.enter_context(path.open("rb"))
             metadata = pq.read_metadata(file)
             names = metadata.schema.to_arrow_schema().names
-            if names == LINEAGE_SCHEMA.names:
-                self._parquet = pq.ParquetFile(file, metadata=metadata, read_dictionary=list(_REPEATED))
+            self.schema = MARKED_SCHEMA if names == MARKED_SCHEMA.names else LINEAGE_SCHEMA
+            if names == self.schema.names:
+                repeated = [name for name in _REPEATED if name in names]
+                self._parquet = pq.ParquetFile(file, metadata=metadata, read_dictionary=repeated)
         except FileNotFoundError:
             raise MoseError(f"{path}: no such lineage table, but the manifest lists it") from None
         except PARQUET_ERRORS as error:
             self._files.close()
             raise self._unreadable(error) from None
-        if names != LINEAGE_SCHEMA.names:
+        if names != self.schema.names:
             self._files.close()
             raise MoseError(f"{path}: columns are {names}, expected {LINEAGE_SCHEMA.names}")
         self.lines: int = self._parquet.metadata.num_rows
@@ -103,7 +113,7 @@ class LineageTable(contextlib.AbstractContextManager["LineageTable"]):
         """
         groups = list(self.groups(columns))
         if not groups:
-            return LINEAGE_SCHEMA.empty_table().select(columns)
+            return self.schema.empty_table().select(columns)
         return pa.concat_tables(groups).unify_dictionaries().combine_chunks()
 
     def of_rows(self, rows_R: NDArray[np.int64]) -> Iterator[Any]:

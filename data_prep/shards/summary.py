@@ -29,7 +29,20 @@ def print_summary(manifest: Manifest) -> None:
     statistics = manifest.statistics
     for table in (_split_table(manifest), _filter_table(statistics["filters"]), _language_table(statistics["splits"])):
         console.print(table)
+    if line := held_out_line(statistics):
+        console.print(line, soft_wrap=True)
     print_cautions(manifest)
+
+
+def held_out_line(statistics: dict[str, Any]) -> str:
+    """How many files of train stand in held_out, too, and how many were dropped for it; empty without held_out."""
+    if not statistics["splits"]["held_out"]["rows"]:
+        return ""
+    if "held_out_copies" not in statistics:
+        return "copies of held-out files in train: not looked for"
+    kept = statistics.get("copies_of_held_out_in_train", 0)
+    dropped = statistics["filters"]["reasons"].get("copy_of_held_out", {"files": 0})["files"]
+    return f"copies of held-out files in train: {kept:,}; {dropped:,} dropped"
 
 
 def print_overview(manifest: Manifest) -> None:

@@ -118,10 +118,13 @@ def detected(file: SourceFile) -> SourceFile:
     # Rules of contents are written for ASCII and its extensions.
     seen = content if not name.startswith("utf-") else content.decode(name, "replace").encode("utf-8")
     content = encoding.with_line_feeds(content, name)
+    content = encoding.without_outputs(content) if path.endswith(NOTEBOOK) else content
     rules = load_rules()
     return replace(
         file,
-        content=encoding.without_outputs(content) if path.endswith(NOTEBOOK) else content,
+        content=content,
+        # The ledger counts the file as it is in the source, with the outputs of a notebook.
+        size=-1 if len(content) == len(file.content) else len(file.content),
         encoding=name,
         language=language.language_of(path, seen),
         is_vendored=rules.vendored.match(path),

@@ -147,6 +147,8 @@ class TextFile:
 
     source: SourceFile
     text: str
+    replaced: str = ""
+    """Kinds and numbers of the secrets and addresses that were replaced, such as `email 2, private_key 1`."""
 
     @property
     def utf8(self) -> bytes:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from data_prep.console import show_progress
 from data_prep.filters.name_list import read_entries
-from data_prep.shards.lineage import LineageTable
+from data_prep.shards.lineage import REPLACED_COLUMN, LineageTable
 from data_prep.shards.rows import key_of, row_of_key
 from mose.command import Command
 from mose.dataset.manifest import SPLITS, Manifest, ShardEntry, read_manifest
@@ -42,6 +42,7 @@ COLUMNS = (
     "num_tokens",
     "start_byte",
     "end_byte",
+    "replaced",
 )
 _TERMINAL_LINES = 200
 _NUMBERS = ("row", "snippet", "num_tokens", "start_byte", "end_byte")
@@ -111,7 +112,14 @@ def _with_first_rows(manifest: Manifest, split: str) -> Iterator[tuple[ShardEntr
 def _as_lines(part: Any, split: str, entry: ShardEntry, first_row: int) -> Iterator[Line]:
     for line in part.to_pylist():
         place = line["row"]
-        yield {**dict.fromkeys(COLUMNS), **line, "split": split, "row": first_row + place, "key": key_of(entry, place)}
+        yield {
+            **dict.fromkeys(COLUMNS),
+            REPLACED_COLUMN: "",
+            **line,
+            "split": split,
+            "row": first_row + place,
+            "key": key_of(entry, place),
+        }
 
 
 def read_row_list(path: Path, manifest: Manifest, split: str) -> NDArray[np.int64]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_prep.sources.repositories import RepositoryRef, SourceFile, SourceKind
+from data_prep.sources.repositories import RepositoryRef, SourceFile, SourceKind, content_sha1
 from data_prep.sources.stack_v2.file_columns import texts
-from data_prep.sources.stack_v2.parquet_file import CONTENT, footer_fingerprint, open_parquet, stamp
+from data_prep.sources.stack_v2.parquet_file import CONTENT, columns_of, footer_fingerprint, open_parquet, stamp
 from data_prep.sources.stack_v2.row_batches import row_batches
 from data_prep.sources.stack_v2.row_cache import process_cache
 from data_prep.sources.stack_v2.rows import (
@@ -37,6 +37,8 @@ DESCRIPTION = "grouped.json"
 VERSION = 1
 # Bytes decoded at a time; `group` writes row groups of about this size.
 _BATCH_BYTES = 1 << 25
+# What a file without blob id gets while its content is not read.
+_EMPTY = content_sha1(b"")
 
 
 @dataclass(frozen=True)
@@ -201,8 +203,22 @@ def _rows_of_group(location: str, group: int) -> Iterator[tuple[str, RowFiles | 
 
 
 def metadata_of_files(location: str, wanted: Callable[[str], bool]) -> Iterator[SourceFile]:
-    """The files of the wanted repositories of a parquet file, without content; damaged rows are passed over."""
-    names = [name for name in READ_COLUMNS if name != CONTENT]
+    """The files of the wanted repositories of a parquet file, without content; damaged rows are passed over.
+
+    Repositories with a file that has no blob id are read with their content, from which the id is computed.
+    """
+    lacking: set[str] = set()
+    for file in _files_of(location, wanted, [name for name in READ_COLUMNS if name != CONTENT]):
+        if file.blob_id == _EMPTY:
+            lacking.add(file.repository)
+        else:
+            yield file
+    if lacking and CONTENT in columns_of(location).file:
+        files = _files_of(location, lacking.__contains__, list(READ_COLUMNS))
+        yield from (file for file in files if file.blob_id != _EMPTY)
+
+
+def _files_of(location: str, wanted: Callable[[str], bool], names: list[str]) -> Iterator[SourceFile]:
     for group in range(open_parquet(location).metadata.num_row_groups):
         try:
             for batch in row_batches(location, group, names, _BATCH_BYTES, repository=("repo_name",)):

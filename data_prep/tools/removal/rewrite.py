@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_prep.execution.task_files import remove_leftovers
-from data_prep.shards.lineage import LINEAGE_SCHEMA, LineageTable, codes, is_of_one
+from data_prep.shards.lineage import LineageTable, codes, is_of_one
 from data_prep.shards.rows import RecordBlock, key_of, read_blocks, read_index, shard_number
 from data_prep.tools.removal.removal_list import RemovalList
 from mose.array_types import INT64_ARRAY
@@ -134,12 +134,12 @@ class ShardRewriter:
         before_S: INT64_ARRAY = np.cumsum(stays_S) - stays_S
         snippet_S: NDArray[np.int32] = (before_S - before_S[np.searchsorted(row_S, row_S)]).astype(np.int32)
         start = 0
-        with pq.ParquetWriter(file, LINEAGE_SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
             for group in table.groups():
                 here = slice(start, start + group.num_rows)
                 start += group.num_rows
                 numbered = group.set_column(group.schema.get_field_index("snippet"), "snippet", pa.array(snippet_S[here]))
-                writer.write_table(numbered.filter(pa.array(stays_S[here])).cast(LINEAGE_SCHEMA))
+                writer.write_table(numbered.filter(pa.array(stays_S[here])).cast(table.schema))
 
     def _replace_shard(self, plan: RowPlan) -> tuple[NDArray[np.void], str]:
         """Copy the shard with the planned rows changed; returns the index [R] of its rows and the file's SHA-256."""

@@ -11,6 +11,7 @@ from data_prep.tools.removal.journal import read_removed
 from data_prep.tools.stats.charts import Section
 from data_prep.tools.stats.counts import DatasetStatistics, count_statistics
 from data_prep.tools.stats.drawing import draw_png, require_matplotlib
+from data_prep.tools.stats.held_out_copies import count_held_out_copies
 from data_prep.tools.stats.page import stats_page
 from data_prep.tools.stats.sections import stats_sections
 from mose.command import Command
@@ -89,7 +90,9 @@ def _run(parsed: Namespace) -> None:
         print_summary(manifest)
         return
     statistics = count_statistics(dataset, manifest, parsed.sample, parsed.seed)
-    sections = stats_sections(manifest, statistics, read_removed(dataset))
+    # Part of the shards would show part of the copies, which a reader takes for all.
+    copies = count_held_out_copies(dataset, manifest) if parsed.sample == 1 else None
+    sections = stats_sections(manifest, statistics, read_removed(dataset), copies)
     print_overview(manifest)
     print_sections(sections)
     print_cautions(manifest)

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_prep.filters.filters import COPY_OF_HELD_OUT, DUPLICATE_ACROSS
 from data_prep.tools.removal.journal import Removal
 from data_prep.tools.stats.charts import Bars, Histogram, Mark, Section, histogram_of, share
 from data_prep.tools.stats.counts import MOST_SNIPPETS, DatasetStatistics, ShardFill, SplitStatistics
+from data_prep.tools.stats.held_out_copies import HeldOutCopies
 from mose.array_types import INT64_ARRAY
 from mose.dataset.manifest import SPLITS, Manifest
 
@@ -21,7 +23,12 @@ PAPER_LONE_TOKENS = 630
 PAPER_PACKED_TOKENS = 1300
 
 
-def stats_sections(manifest: Manifest, statistics: DatasetStatistics, removals: Sequence[Removal] = ()) -> list[Section]:
+def stats_sections(
+    manifest: Manifest,
+    statistics: DatasetStatistics,
+    removals: Sequence[Removal] = (),
+    copies: HeldOutCopies | None = None,
+) -> list[Section]:
     """All sections; charts show the split train (another one if it is empty), tables all splits."""
     shown = next(
         (split for split in (*SPLITS, *statistics.splits) if split in statistics.splits and statistics.splits[split].rows),
@@ -43,6 +50,7 @@ def stats_sections(manifest: Manifest, statistics: DatasetStatistics, removals: 
         _largest_repositories(main, shown),
         fill_section(main.fills, shown),
     ]
+    sections += [_copies(manifest, copies)] if copies else []
     return sections + ([_removed(removals)] if removals else [])
 
 
@@ -168,6 +176,24 @@ def _dropped(manifest: Manifest) -> Section:
     bars = tuple((name, float(tally["bytes"])) for name, tally in found if name != "kept")
     text = "What the filters did with the files that were read; bars are bytes that were dropped."
     return Section("Filters", text, ("files", "number", "share", "bytes", "share"), rows, Bars("bytes", bars) if bars else None)
+
+
+def _copies(manifest: Manifest, copies: HeldOutCopies) -> Section:
+    """Copies across repositories: what makes validation measure memory, and what trains on a file more often than once."""
+    reasons = manifest.statistics.get("filters", {}).get("reasons", {})
+
+    def dropped(reason: str) -> str:
+        return f"{reasons.get(reason, {'files': 0})['files']:,}"
+
+    rows = (
+        ("held-out files", f"{copies.held_out:,}"),
+        ("held-out files that also stand in train", f"{copies.in_train:,}"),
+        ("their copies dropped from train", dropped(COPY_OF_HELD_OUT)),
+        ("copies across train repositories dropped", dropped(DUPLICATE_ACROSS)),
+        ("copies across train repositories kept and counted", f"{manifest.statistics.get('duplicates_in_train', 0):,}"),
+    )
+    text = "Files with the same bytes, by the blob ids of all rows; held-out files are distinct ones."
+    return Section("Copies across repositories", text, ("", "files"), rows)
 
 
 def _largest_repositories(statistics: SplitStatistics, shown: str) -> Section:

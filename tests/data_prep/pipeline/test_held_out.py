@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from data_prep.execution.finish import finish
 from data_prep.execution.pack import pack_dataset
 from data_prep.pipeline.config import PackConfig
+from data_prep.shards.summary import held_out_line
 from data_prep.sources.ingest.grouping.config import GroupConfig
 from data_prep.sources.ingest.grouping.run import group
 from data_prep.sources.registry import SourcesConfig
 from data_prep.sources.repositories import split_of
+from data_prep.tools.stats.held_out_copies import HeldOutCopies, count_held_out_copies
 from data_prep.tools.verify import verify
-from mose.dataset.manifest import MANIFEST_NAME, SPLITS
+from mose.dataset.manifest import MANIFEST_NAME, SPLITS, read_manifest
 from tests.data_prep.repositories import made_text, make_config
 from tests.data_prep.stack_rows import stack_file, write_repositories
 
@@ -57,6 +60,12 @@ def test_copies_are_dropped_from_train_whatever_the_number_of_tasks(tmp_path: Pa
     assert dropped == 0 and train & held_out
     statistics = json.loads((tmp_path / "count" / MANIFEST_NAME).read_text())["statistics"]
     assert statistics["copies_of_held_out_in_train"] == found[0][0]
+    assert held_out_line(statistics) == f"copies of held-out files in train: {found[0][0]}; 0 dropped"
+    copies = count_held_out_copies(tmp_path / "count", read_manifest(tmp_path / "count"))
+    assert copies == HeldOutCopies(len(held_out), len(train & held_out))
+    statistics = finish(tmp_path / "1").statistics
+    assert held_out_line(statistics) == f"copies of held-out files in train: 0; {found[0][0]} dropped"
+    assert count_held_out_copies(tmp_path / "1", read_manifest(tmp_path / "1")) == HeldOutCopies(len(held_out), 0)
 
 
 def test_parquet_rows_listed_and_grouped_give_the_same(tmp_path: Path) -> None:
@@ -71,3 +80,20 @@ def test_parquet_rows_listed_and_grouped_give_the_same(tmp_path: Path) -> None:
         found.append(packed(dataclasses.replace(config, sources=sources, num_tasks=2), tmp_path / f"of-{place.name}"))
     assert found[0] == found[1]
     assert found[0][0] > 0 and not found[0][1][0] & found[0][1][1]
+
+
+def test_copies_of_rows_without_blob_ids_are_found_by_their_content(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    names = [f"{owner}/p{number}" for number in range(12) for owner in ("alice", "bob")]
+    rows = [(name, [stack_file(f"/{i}.py", made_text(9, f"{name[-2:]}.{i}")) for i in range(3)]) for name in names]
+    expected = None
+    for has_ids in (True, False):
+        if not has_ids:
+            # One id stays, so that a repository has files of both kinds.
+            for file in (file for _, files in rows for file in files if file["path"] != "/0.py"):
+                file["blob_id"] = None
+        source = write_repositories(tmp_path / f"{has_ids}.parquet", rows, with_content=True)
+        sources = SourcesConfig(stack_v2=(str(source),))
+        found = packed(dataclasses.replace(config, sources=sources, num_tasks=1, duplicates="drop"), tmp_path / str(has_ids))
+        expected = expected or found
+        assert found == expected and found[0] > 0 and not found[1][0] & found[1][1]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from data_prep.pipeline.shuffle_buffer import ChunkedFiles, ShuffleBuffer, join_files
 from data_prep.shards.lineage import FileLineage, lineage_of
-from data_prep.sources.repositories import SourceFile
+from data_prep.sources.repositories import SourceFile, TextFile
 
 SIZES = st.lists(st.lists(st.lists(st.integers(1, 5), max_size=3), min_size=1, max_size=5), min_size=1, max_size=4)
 
@@ -81,4 +81,4 @@ def test_a_table_numbers_repositories_as_they_come() -> None:
 )
 def test_licences_are_joined(licences: tuple[str, ...], expected: str) -> None:
     file = SourceFile("r", "/p", b"x", "Python", licences, "no_license", "0" * 40)
-    assert lineage_of(file) == FileLineage("r", "/p", "0" * 40, expected, "Python")
+    assert lineage_of(TextFile(file, "x")) == FileLineage("r", "/p", "0" * 40, expected, "Python")

@@ -1,5 +1,6 @@
 """Listing and reading over all kinds of sources: order, names, suffixes, limits, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,12 @@ def test_values_that_make_no_sense_are_refused() -> None:
         SourcesConfig(max_repositories=-1)
     with pytest.raises(MoseError, match="max_repository_bytes"):
         SourcesConfig(max_repository_bytes=-1)
+
+
+def test_a_notebook_without_its_outputs_has_the_size_that_it_has_in_the_source(tmp_path: Path) -> None:
+    cell = {"cell_type": "code", "source": ["x = 1\n"], "outputs": [{"data": {"image/png": "A" * 5000}}]}
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "plot.ipynb").write_text(json.dumps({"cells": [cell]}), "utf-8")
+    config = SourcesConfig(repositories=(str(tmp_path / "r"),))
+    (file,) = read_repository(list_repositories(config)[0], config)
+    assert len(file.content) < 1000 and file.num_bytes == (tmp_path / "r" / "plot.ipynb").stat().st_size

@@ -14,14 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.execution.pack import pack_dataset
-from data_prep.shards.lineage import LINEAGE_SCHEMA, LineageTable
+from data_prep.filters.config import FiltersConfig
+from data_prep.pipeline.split_writer import lineage_path
+from data_prep.shards.lineage import LINEAGE_SCHEMA, REPLACED_COLUMN, LineageTable
 from data_prep.shards.rows import key_of
 from data_prep.tools.lineage import COLUMNS, COMMAND, Search, find_lines
+from data_prep.tools.removal.command import remove
+from data_prep.tools.removal.removal_list import RemovalList
+from data_prep.tools.verify import verify
 from mose.command import run_command
 from mose.dataset.manifest import read_manifest
 from mose.errors import MoseError
 from mose.files.storage import storage_path
-from tests.data_prep.repositories import make_config
+from tests.data_prep.repositories import made_text, make_config
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +217,31 @@ def test_a_damaged_table_is_named(dataset: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"row": [1]}), path)
     with pytest.raises(MoseError, match=r"columns are \['row'\], expected"):
         list(find_lines(tmp_path, read_manifest(dataset), search))
+
+
+def test_files_in_which_something_was_replaced_are_marked(tmp_path: Path) -> None:
+    config = make_config(tmp_path, 4, held_out_fraction=0.0, num_tasks=1)
+    marked = tmp_path / "repositories" / "repository-01" / "secret.py"
+    marked.write_text("# ada@analytical.org, 93.184.215.14, ada@analytical.org\n" + made_text(30, "secret"), "utf-8")
+    pack_dataset(config)
+    dataset = tmp_path / "dataset"
+
+    def marks() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {"": set()}
+        for line in pq.read_table(dataset / lineage_path("train", 0)).to_pylist():
+            found.setdefault(line[REPLACED_COLUMN], set()).add(line["path"])
+        return found
+
+    assert {kinds: paths for kinds, paths in marks().items() if kinds} == {"email 2, ip_address 1": {"/secret.py"}}
+    assert "/secret.py" not in marks()[""] and len(marks()[""]) > 1
+    remove(dataset, RemovalList((), ("repository-02",)))
+    assert {kinds: paths for kinds, paths in marks().items() if kinds} == {"email 2, ip_address 1": {"/secret.py"}}
+    verify(dataset)
+
+
+def test_where_nothing_is_replaced_the_table_is_that_of_the_first_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack_dataset(make_config(tmp_path, 4, num_tasks=1, filters=FiltersConfig(secrets="keep", personal_data="drop")))
+    assert pq.read_schema(tmp_path / "dataset" / lineage_path("train", 0)).names == LINEAGE_SCHEMA.names
+    assert as_json(capsys, tmp_path / "dataset", "--row", 0)[0][REPLACED_COLUMN] == ""
