@@ -80,8 +80,8 @@ ORDER = {
     "task estimate",
     "data_prep.execution": "task_files lease inputs markers source_states statistics finish progress task_runner "
     "worker_pool pack status",
-    "data_prep.dedup": "minhash storage config inputs phase signatures candidates verification cut runner command",
-    "data_prep.dedup.storage": "documents segment_file text_store",
+    "data_prep.dedup": "minhash storage config inputs phase signatures candidates verification grouping cut runner command",
+    "data_prep.dedup.storage": "documents segment_file text_store origins",
     "data_prep.dedup.minhash": "shingles signatures banding groups",
     "data_prep.tools": "inspect_row lineage card dropped_sample dropped ledger removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",
