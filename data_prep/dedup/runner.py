@@ -139,7 +139,10 @@ def report_of(run: Run) -> dict[str, Any]:
     rows, removed = by_phase[SIGNATURES].get("rows", 0), by_phase[CUT].get("removed", 0)
     reasons = {reason: by_phase[CUT].get(reason, 0) for reason in REASONS}
     groups = by_phase[GROUPS].get("groups", 0)
-    return {"rows": rows, "kept": rows - removed, "removed": removed, "groups": groups, "reasons": reasons, "phases": by_phase}
+    # Whoever reads the groups checks by these that all parts are there, and are those of an earlier reading.
+    facts = {"fingerprint": run.fingerprint, "parts": run.num_tasks(CUT)}
+    totals = {"rows": rows, "kept": rows - removed, "removed": removed, "groups": groups}
+    return {**facts, **totals, "reasons": reasons, "phases": by_phase}
 
 
 def _run_phase(run: Run, plan: Plan, phase: str, task: int | None) -> None:
