@@ -76,12 +76,12 @@ ORDER = {
     "data_prep.packing": "config rows dense faithful next_sentence pack",
     "data_prep.shards": "lineage rows summary",
     "data_prep.tokenization": "encoding chunking train_tokenizer",
-    "data_prep.pipeline": "config assignment duplicates held_out shuffle_buffer chunker row_shuffle split_writer task_marker "
+    "data_prep.pipeline": "near_duplicates config assignment duplicates held_out shuffle_buffer chunker row_shuffle split_writer task_marker "
     "task estimate",
     "data_prep.execution": "task_files lease inputs markers source_states statistics finish progress task_runner "
     "worker_pool pack status",
-    "data_prep.dedup": "minhash storage config inputs phase signatures candidates verification cut runner command",
-    "data_prep.dedup.storage": "documents segment_file text_store",
+    "data_prep.dedup": "minhash storage config inputs phase signatures candidates verification grouping cut runner command",
+    "data_prep.dedup.storage": "documents segment_file text_store origins",
     "data_prep.dedup.minhash": "shingles signatures banding groups",
     "data_prep.tools": "inspect_row lineage card dropped_sample dropped ledger removal verify_lineage verify stats",
     "data_prep.tools.removal": "removal_list journal rewrite command",

@@ -53,10 +53,10 @@ class DedupConfig:
     rows_per_band: int = 10
     """Places per band. The candidates' S-curve rises near (1 / bands)^(1 / rows_per_band)."""
     keep: Keep = "first"
-    """Which row of a group is kept: the first of the input, or the longest (of equal ones the first)."""
-    chains: Literal["remove", "keep"] = "remove"
-    """What happens to a row that is linked to the kept one only by other near-duplicates, and is less similar to it than the
-    threshold. Two such rows of a group may be near-duplicates of each other, and both stay with `keep`."""
+    """Which of two near-duplicates is kept: the first of the input, or the longest (of equal ones the first)."""
+    chains: Literal["keep", "remove"] = "keep"
+    """What happens to a row that other near-duplicates link to a kept one, but that is less similar to every kept one than the
+    threshold: it stays, or, as with one row per group, it goes."""
     max_documents_per_key: int = 64
     """Of texts that share a band, all pairs are compared up to this number; of more, each with the first and the next one."""
     num_tasks: int = 8

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.dedup.config import DedupConfig
+from data_prep.dedup.config import DedupConfig, content_fields
 from data_prep.dedup.inputs import Plan
 from data_prep.dedup.storage.documents import Numbering
 from data_prep.dedup.storage.segment_file import SegmentFile
@@ -15,12 +15,15 @@ from data_prep.dedup.storage.text_store import TextStores
 from data_prep.execution.markers import in_threads
 from data_prep.execution.task_files import array_specification
 from data_prep.pipeline.task_marker import marker_path, read_record
+from mose.config import fingerprint
 from mose.errors import MoseError
 from mose.files.atomic_file import write_json
 from mose.files.records import from_plain
 from mose.files.storage import storage_path
 
 SIGNATURES, BANDS, VERIFY, GROUPS, CUT = PHASES = ("signatures", "bands", "verify", "groups", "cut")
+FORMAT = 2
+"""Version of the files that the phases leave for each other; a run that an earlier version began is refused."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,9 @@ class Run:
         return TextStores([(self.part(SIGNATURES, task, "texts"), self.part(SIGNATURES, task, "documents")) for task in tasks])
 
 
-def run_of(config: DedupConfig, plan: Plan, settings: str) -> Run:
-    """The run of a config whose `settings` have this fingerprint."""
-    return Run(config, f"{settings}-{plan.fingerprint}")
+def run_of(config: DedupConfig, plan: Plan) -> Run:
+    """The run of a config over its inputs."""
+    return Run(config, f"{fingerprint([FORMAT, content_fields(config)])}-{plan.fingerprint}")
 
 
 def _marker_of(values: Any) -> PhaseMarker:

@@ -9,7 +9,8 @@ from typing import Any
 
 from data_prep.dedup.candidates import write_candidates
 from data_prep.dedup.config import DedupConfig, content_fields
-from data_prep.dedup.cut import REASONS, cut_rows, write_groups
+from data_prep.dedup.cut import REASONS, cut_rows
+from data_prep.dedup.grouping import write_groups
 from data_prep.dedup.inputs import Plan, plan_inputs
 from data_prep.dedup.phase import BANDS, CUT, GROUPS, PHASES, SIGNATURES, VERIFY, Run, run_of
 from data_prep.dedup.signatures import write_signatures
@@ -20,7 +21,7 @@ from data_prep.execution.task_files import failure_path, list_names, remove_left
 from data_prep.execution.task_runner import error_line
 from data_prep.execution.worker_pool import run_tasks
 from data_prep.pipeline.task_marker import TaskProgress
-from mose.config import fingerprint, load_config, save_config
+from mose.config import load_config, save_config
 from mose.errors import MoseError
 from mose.files.atomic_file import TEMPORARY_MARK, write_json
 from mose.files.lock import WRITER_LOCK, lock_file
@@ -117,7 +118,7 @@ def deduplicate(config: DedupConfig, phase: str | None = None, task: int | None 
     if task is not None and phase is None:
         raise MoseError(f"task: is {task} without a phase; expected --phase, one of {', '.join(PHASES)}")
     plan = plan_inputs(config)
-    run = run_of(config, plan, fingerprint(content_fields(config)))
+    run = run_of(config, plan)
     if task is not None and phase is not None and not 0 <= task < run.num_tasks(phase):
         raise MoseError(f"task: is {task}, expected 0 to {run.num_tasks(phase) - 1} in the phase {phase}")
     _bind(run)
@@ -138,7 +139,10 @@ def report_of(run: Run) -> dict[str, Any]:
     rows, removed = by_phase[SIGNATURES].get("rows", 0), by_phase[CUT].get("removed", 0)
     reasons = {reason: by_phase[CUT].get(reason, 0) for reason in REASONS}
     groups = by_phase[GROUPS].get("groups", 0)
-    return {"rows": rows, "kept": rows - removed, "removed": removed, "groups": groups, "reasons": reasons, "phases": by_phase}
+    # Whoever reads the groups checks by these that all parts are there, and are those of an earlier reading.
+    facts = {"fingerprint": run.fingerprint, "parts": run.num_tasks(CUT)}
+    totals = {"rows": rows, "kept": rows - removed, "removed": removed, "groups": groups}
+    return {**facts, **totals, "reasons": reasons, "phases": by_phase}
 
 
 def _run_phase(run: Run, plan: Plan, phase: str, task: int | None) -> None:

@@ -2,11 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_prep.dedup.inputs import InputRow, RepositoryFiles, RowRange, evaluation_rows
 from data_prep.dedup.minhash.banding import band_keys
@@ -14,6 +11,7 @@ from data_prep.dedup.minhash.shingles import batches, normalize, shingles_of
 from data_prep.dedup.minhash.signatures import signatures_of
 from data_prep.dedup.phase import SIGNATURES, Run
 from data_prep.dedup.storage.documents import TASK_BITS
+from data_prep.dedup.storage.origins import OriginWriter
 from data_prep.dedup.storage.segment_file import SegmentWriter
 from data_prep.dedup.storage.text_store import TextWriter
 from data_prep.pipeline.task_marker import TaskProgress
@@ -26,7 +24,6 @@ _BATCH_CHARACTERS = 1 << 20
 _BATCH_ROWS = 512
 # A pair takes 16 bytes, and sorting a segment needs about four copies.
 _BYTES_PER_PAIR = 64
-ORIGIN_SCHEMA = pa.schema([("place", pa.int64()), ("name", pa.string()), ("path", pa.string()), ("blob_id", pa.string())])
 
 
 def write_signatures(run: Run, task: int, inputs: RowRange | RepositoryFiles, observe: Callable[[TaskProgress], None]) -> None:
@@ -39,12 +36,13 @@ def write_signatures(run: Run, task: int, inputs: RowRange | RepositoryFiles, ob
     paths = {kind: run.part(SIGNATURES, task, kind) for kind in ("pairs", "texts", "documents", "origins")}
     with contextlib.ExitStack() as stack:
         files = {kind: stack.enter_context(atomic_write(path)) for kind, path in paths.items()}
-        writer = _Writer(run, task, SegmentWriter(files["pairs"]), TextWriter(files["texts"], files["documents"]), observe)
+        outputs = SegmentWriter(files["pairs"]), TextWriter(files["texts"], files["documents"]), OriginWriter(files["origins"])
+        writer = _Writer(run, task, *outputs, observe)
         writer.add_all(inputs.rows())
         rows = writer.rows
         writer.add_all(evaluation_rows(config.evaluation, config.num_columns, task, config.num_tasks))
         writer.flush()
-        pq.write_table(pa.Table.from_pylist(writer.origins, ORIGIN_SCHEMA), files["origins"])
+        outputs[-1].close()
     counts = {"rows": rows, "evaluation_texts": writer.rows - rows, "empty_texts": writer.empty, "characters": writer.characters}
     counts["unreadable_repositories"] = len(inputs.unreadable) if isinstance(inputs, RepositoryFiles) else 0
     run.finish(SIGNATURES, task, counts, list(paths.values()), writer.pairs.lengths)
@@ -53,8 +51,17 @@ def write_signatures(run: Run, task: int, inputs: RowRange | RepositoryFiles, ob
 class _Writer:
     """Writes the keys and texts of one task; `rows` counts those taken so far."""
 
-    def __init__(self, run: Run, task: int, pairs: SegmentWriter, texts: TextWriter, observe: Callable[[TaskProgress], None]):
-        self.pairs, self._texts, self._config, self._observe = pairs, texts, run.config, observe
+    def __init__(
+        self,
+        run: Run,
+        task: int,
+        pairs: SegmentWriter,
+        texts: TextWriter,
+        origins: OriginWriter,
+        observe: Callable[[TaskProgress], None],
+    ):
+        self.pairs, self._texts, self._origins = pairs, texts, origins
+        self._config, self._observe = run.config, observe
         self._first = task << TASK_BITS
         self._max_pairs = run.config.memory_bytes // 4 // _BYTES_PER_PAIR
         self._waiting: list[InputRow] = []
@@ -63,13 +70,13 @@ class _Writer:
         self._documents: list[UINT64_ARRAY] = []
         self._num_pairs = 0
         self.rows = self.empty = self.characters = 0
-        self.origins: list[dict[str, object]] = []
 
     def add_all(self, rows: Iterable[InputRow]) -> None:
         """Take rows, to the end of `rows`."""
         for row in rows:
             if row.origin is not None:
-                self.origins.append({"place": self.rows + len(self._waiting), **asdict(row.origin)})
+                place = self.rows + len(self._waiting)
+                self._origins.add(place, row.origin.name, row.origin.path, row.origin.blob_id)
             self._waiting.append(row)
             self._waiting_characters += sum(map(len, row.texts))
             if len(self._waiting) >= _BATCH_ROWS or self._waiting_characters >= _BATCH_CHARACTERS:

@@ -9,17 +9,17 @@ from collections.abc import Callable
 import numpy as np
 
 from data_prep.dedup.candidates import distinct_pairs
-from data_prep.dedup.minhash.groups import UnionFind
 from data_prep.dedup.minhash.shingles import jaccard, shingle_set
 from data_prep.dedup.phase import BANDS, SIGNATURES, VERIFY, Run
-from data_prep.dedup.storage.documents import TASK_BITS, Numbering
+from data_prep.dedup.storage.documents import TASK_BITS
 from data_prep.dedup.storage.segment_file import SegmentWriter, ranges, read_sorted
 from data_prep.dedup.storage.text_store import TextStores
 from data_prep.pipeline.task_marker import TaskProgress
 from mose.files.atomic_file import atomic_write
 from mose.seeding import UINT64_ARRAY
 
-_PAIR_BYTES = 16
+# An entry of the dictionary of decided pairs, with its tuple and numbers.
+_DECIDED_BYTES = 256
 _OBSERVED_PAIRS = 1000
 
 
@@ -56,57 +56,57 @@ class Similarities:
 
 
 class _Verifier:
-    """Decides pairs one by one, and leaves out those whose rows are linked already."""
+    """Decides pairs one by one; pairs of texts that were compared already are decided by what was found then."""
 
-    def __init__(self, run: Run, numbering: Numbering, texts: TextStores):
+    def __init__(self, run: Run, texts: TextStores):
         self._threshold = run.config.threshold
-        self._numbering, self._texts = numbering, texts
+        self._texts = texts
         self._similarities = Similarities(texts, run.config.memory_bytes // 4)
-        self._linked = UnionFind()
-        self._contaminated: set[int] = set()
-        self.counts = {"pairs": 0, "verified": 0, "below_threshold": 0, "linked_already": 0}
+        self._decided: dict[tuple[int, int], bool] = {}
+        self._max_decided = run.config.memory_bytes // 4 // _DECIDED_BYTES
+        self.counts = {"pairs": 0, "verified": 0, "below_threshold": 0, "compared": 0}
 
     def verified(self, first_E: UINT64_ARRAY, second_E: UINT64_ARRAY, observe: Callable[[TaskProgress], None]) -> list[int]:
         """The places of the pairs that are near-duplicates."""
-        rows = [self._numbering.row_of(side) for side in (first_E, second_E)]
-        evaluation = [self._numbering.is_evaluation(side).tolist() for side in rows]
-        contents = [self._texts.field(side, "content").tolist() for side in (first_E, second_E)]
-        pairs = zip(first_E.tolist(), second_E.tolist(), *(side.tolist() for side in rows), *evaluation, *contents, strict=True)
+        contents = (self._texts.field(side, "content").tolist() for side in (first_E, second_E))
         found = []
-        for place, (first, second, row_one, row_two, is_one, is_two, content_one, content_two) in enumerate(pairs):
+        for place, (first, second, *content) in enumerate(zip(first_E.tolist(), second_E.tolist(), *contents, strict=True)):
             if place % _OBSERVED_PAIRS == 0:
                 observe(TaskProgress(rows=self.counts["pairs"] + place))
-            trained_on = row_two if is_one else row_one
-            if trained_on in self._contaminated if is_one or is_two else self._linked.find(row_one) == self._linked.find(row_two):
-                self.counts["linked_already"] += 1
-            elif content_one == content_two or self._similarities.reaches(first, second, self._threshold):
+            if content[0] == content[1] or self._reaches(first, second, (min(content), max(content))):
                 found.append(place)
-                if is_one or is_two:
-                    self._contaminated.add(trained_on)
-                else:
-                    self._linked.union(row_one, row_two)
-            else:
-                self.counts["below_threshold"] += 1
         self.counts["pairs"] += len(first_E)
         self.counts["verified"] += len(found)
+        self.counts["below_threshold"] += len(first_E) - len(found)
         return found
+
+    def _reaches(self, first: int, second: int, contents: tuple[int, int]) -> bool:
+        """Whether two texts that differ are near-duplicates."""
+        # Copies of one text bring the same comparison many times.
+        decided = self._decided.get(contents)
+        if decided is None:
+            if len(self._decided) >= self._max_decided:
+                self._decided.clear()
+            decided = self._decided[contents] = self._similarities.reaches(first, second, self._threshold)
+            self.counts["compared"] += 1
+        return decided
 
 
 def write_verified(run: Run, task: int, observe: Callable[[TaskProgress], None]) -> None:
-    """Run one task: its candidate pairs of at least the threshold, but for pairs within a component that others span already.
+    """Run one task: its candidate pairs of at least the threshold.
 
     Raises:
         MoseError: candidates, signatures or texts are missing or damaged.
     """
-    files, numbering, texts = run.pairs(BANDS), run.numbering(), run.texts()
+    files, texts = run.pairs(BANDS), run.texts()
     marker = run.markers(SIGNATURES)[task]
     documents = (marker.counts["rows"] + marker.counts["evaluation_texts"]) * run.config.num_columns
     low = task << TASK_BITS
-    verifier = _Verifier(run, numbering, texts)
+    verifier = _Verifier(run, texts)
     path = run.part(VERIFY, task, "pairs")
     with atomic_write(path) as file:
         writer = SegmentWriter(file)
-        # Each pair takes about 250 bytes as Python numbers, beside its row numbers and contents.
+        # A pair takes about 150 bytes as Python numbers.
         for first, last in ranges(files, low, low + max(documents, 1), run.config.memory_bytes // 2048):
             one, two = distinct_pairs(*read_sorted(files, first, last))
             found = np.array(verifier.verified(one, two, observe), np.int64)

@@ -18,7 +18,7 @@ from data_prep.execution.worker_pool import run_tasks
 from data_prep.pipeline.assignment import Assignment, assign_sources
 from data_prep.pipeline.config import PackConfig
 from data_prep.pipeline.estimate import estimate
-from data_prep.pipeline.held_out import prepare_duplicates, prepare_held_out
+from data_prep.pipeline.held_out import prepare_duplicates, prepare_held_out, prepare_near_duplicates
 from data_prep.shards.summary import print_summary
 from data_prep.sources.directory import named_place
 from mose.command import Command, add_config, read_config
@@ -50,6 +50,7 @@ def pack_dataset(config: PackConfig, task: int | None = None) -> Manifest | None
         is_new = not is_bound(dataset, time.time())
         bind_dataset(config, tokenizer, inputs)
         check_sources(dataset, assignment, config.sources, task)
+        prepare_near_duplicates(dataset, config)
         prepare_held_out(dataset, config, assignment, is_new=is_new)
         prepare_duplicates(dataset, config, assignment)
         # Tasks load the tokenizer themselves; if it is on an object store, from the local copy.

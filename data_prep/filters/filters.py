@@ -25,6 +25,7 @@ COPY_OF_HELD_OUT = "copy_of_held_out"
 SECRET = "secret"
 PERSONAL_DATA = "personal_data"
 DUPLICATE_ACROSS = "duplicate_across_repositories"
+NEAR_DUPLICATE, NEAR_EVALUATION = "near_duplicate", "near_evaluation"
 LANGUAGE_WEIGHT = "language_weight"
 REPLACED = "replaced"
 """The reason in the log of dropped pieces for the secrets and addresses of a kept file; the detail counts them by kind."""
@@ -304,6 +305,9 @@ def filter_repository(
             reason, text = DUPLICATE, None
         if text is not None and (other := excluded(file)):
             reason, text = other, None
+            # A list of near-duplicates names the first of equal files in a repository; the others must not take its place.
+            if other in (NEAR_DUPLICATE, NEAR_EVALUATION):
+                seen.add(file.blob_id)
         number = copies(file) if text is not None else 0
         if text is not None and number == 0:
             reason, text = LANGUAGE_WEIGHT, None

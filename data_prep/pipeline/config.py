@@ -7,14 +7,15 @@ from data_prep.filters.config import FiltersConfig
 from data_prep.filters.decontamination import DecontaminationConfig
 from data_prep.filters.fingerprint import filters_fingerprint
 from data_prep.packing.config import PackingConfig
+from data_prep.pipeline.near_duplicates import lists_of_near_duplicates
 from data_prep.sources.registry import SourcesConfig
 from mose.config import fingerprint, require, to_plain, with_new_fields_at_default
 from mose.tokenizer import Tokenizer
 
 # These fields say where a data set and its inputs are, or how fast it is made, but not what is in it. Tokenizer, opt-out lists,
-# evaluation files and blob store count by their content.
+# lists of near-duplicates, evaluation files and blob store count by their content.
 FREE_FIELDS = (
-    *("output", "num_workers", "max_bad_repositories", "tokenizer"),
+    *("output", "num_workers", "max_bad_repositories", "tokenizer", "near_duplicates"),
     *("filters.opt_out", "decontamination.files", "sources.blob_store"),
 )
 
@@ -75,6 +76,9 @@ class PackConfig:
     duplicates: Literal["drop", "count", "ignore"] = "ignore"
     """What happens to a file whose bytes several train repositories hold: one of them keeps it and the others drop it, all keep
     it and are counted, or nothing. Listed as duplicate_across_repositories; needs a pass over all files before packing."""
+    near_duplicates: tuple[str, ...] = ()
+    """Outputs of `mose-data dedup` over the same sources (folders or URLs): drops the files that they list as near-duplicates of
+    other files (counted as near_duplicate) or of evaluation texts (near_evaluation), in both splits."""
     max_train_tokens: int = 0
     """Most tokens of text in train; 0 means no limit. Each of num_tasks tasks takes an equal share, from its repositories in
     seeded order, and ends with the one that exceeds it; the files of the others are counted as over_token_budget."""
@@ -130,8 +134,10 @@ def _counted(values: dict[str, Any], without_new: dict[str, Any], prefix: str = 
 
 
 def lists_fingerprint(config: PackConfig) -> str:
-    """A fingerprint of the content of the opt-out and evaluation files."""
-    return filters_fingerprint(config.filters, config.decontamination)
+    """A fingerprint of the content of the opt-out and evaluation files, and of the lists of near-duplicates."""
+    lists = filters_fingerprint(config.filters, config.decontamination)
+    # Data sets without such a list keep the fingerprint that they had before there were any.
+    return fingerprint([lists, lists_of_near_duplicates(config.near_duplicates)]) if config.near_duplicates else lists
 
 
 def content_fingerprint(config: PackConfig, tokenizer: Tokenizer) -> str:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from data_prep.pipeline.assignment import Assignment
 from data_prep.pipeline.config import PackConfig
+from data_prep.pipeline.held_out import prepare_near_duplicates
 from data_prep.pipeline.task import run_task
 from data_prep.pipeline.task_marker import TaskMarker
 from data_prep.sources.registry import read_part, read_repository, sizes_of
@@ -80,6 +81,7 @@ def estimate(config: PackConfig, assignment: Assignment, sample_bytes: int = SAM
             _part_sample(config, assignment, sample_bytes) if assignment.parts else _listed_sample(config, sizes, sample_bytes)
         )
         small = replace(config, output=folder, num_tasks=1, max_bad_repositories=1_000_000)
+        prepare_near_duplicates(Path(folder), small)
         began = time.process_time()
         marker = run_task(small, 0, sample, "dry run")
         seconds = time.process_time() - began

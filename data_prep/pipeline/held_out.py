@@ -5,7 +5,7 @@ one pass over them, before any task, gives the same set whatever the number of t
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.filters.blob_set import BlobSet
@@ -13,6 +13,7 @@ from data_prep.filters.filters import BYTES_FILTERS, FilterCounts, filter_reposi
 from data_prep.pipeline.assignment import Assignment
 from data_prep.pipeline.config import PackConfig
 from data_prep.pipeline.duplicates import write_duplicates
+from data_prep.pipeline.near_duplicates import NearDuplicates, write_near_duplicates
 from data_prep.sources.registry import read_repository
 from data_prep.sources.repositories import HELD_OUT, TRAIN, RepositoryRef, SourceFile, split_of
 from data_prep.sources.stack_v2.grouped import metadata_of_files
@@ -38,13 +39,11 @@ def prepare_held_out(dataset: Path, config: PackConfig, assignment: Assignment, 
     path = held_out_path(dataset)
     if config.held_out_copies == "ignore" or not config.held_out_fraction or (not is_new and not path.is_file()):
         return
-    while not path.is_file():
-        try:
-            with lock_file(path.with_name("held_out.lock"), str(path), "one process that collects the held-out files"):
-                if not path.is_file():
-                    BlobSet.of(blob_id for _, blob_id in _files(config, assignment, HELD_OUT)).write(path)
-        except HeldError:
-            time.sleep(_WAIT_SECONDS)
+
+    def write() -> None:
+        BlobSet.of(blob_id for _, blob_id in _files(dataset, config, assignment, HELD_OUT)).write(path)
+
+    _write_once(path, "one process that collects the held-out files", write)
 
 
 def duplicates_path(dataset: Path) -> Path:
@@ -58,17 +57,51 @@ def prepare_duplicates(dataset: Path, config: PackConfig, assignment: Assignment
     Of folders and git checkouts all content is read once more for it, of parquet files only the metadata.
     """
     path = duplicates_path(dataset)
-    while config.duplicates != "ignore" and not path.is_file():
+
+    def write() -> None:
+        write_duplicates(path, _files(dataset, config, assignment, TRAIN), config.seed)
+
+    if config.duplicates != "ignore":
+        _write_once(path, "one process that looks for duplicates", write)
+
+
+def near_duplicates_path(dataset: Path) -> Path:
+    """Path of the table of files that `near_duplicates` lists."""
+    return dataset / "tasks" / "near_duplicates.npy"
+
+
+def prepare_near_duplicates(dataset: Path, config: PackConfig) -> None:
+    """Write the table of near-duplicates, unless it is there or the config names no list; before the other two, which heed it.
+
+    Raises:
+        MoseError: a list cannot be read.
+    """
+    path = near_duplicates_path(dataset)
+    if config.near_duplicates:
+        _write_once(
+            path, "one process that reads the near-duplicates", lambda: write_near_duplicates(path, config.near_duplicates)
+        )
+
+
+def near_duplicates_of(dataset: Path, config: PackConfig) -> NearDuplicates:
+    """The table that `prepare_near_duplicates` wrote; an empty one if the config names no list."""
+    return NearDuplicates.read(near_duplicates_path(dataset)) if config.near_duplicates else NearDuplicates.none()
+
+
+def _write_once(path: Path, expected: str, write: Callable[[], None]) -> None:
+    """Write a file unless it is there; of several processes one writes and the others wait for it."""
+    while not path.is_file():
         try:
-            with lock_file(path.with_name("duplicates.lock"), str(path), "one process that looks for duplicates"):
+            with lock_file(path.with_suffix(".lock"), str(path), expected):
                 if not path.is_file():
-                    write_duplicates(path, _files(config, assignment, TRAIN), config.seed)
+                    write()
         except HeldError:
             time.sleep(_WAIT_SECONDS)
 
 
-def _files(config: PackConfig, assignment: Assignment, split: str) -> Iterator[tuple[str, str]]:
-    """Repository and blob id of each file of a split that its metadata does not exclude."""
+def _files(dataset: Path, config: PackConfig, assignment: Assignment, split: str) -> Iterator[tuple[str, str]]:
+    """Repository and blob id of each file of a split that neither its metadata nor the list of near-duplicates excludes."""
+    near = near_duplicates_of(dataset, config)
 
     def is_wanted(name: str) -> bool:
         return split_of(name, config.seed, config.held_out_fraction) == split
@@ -76,18 +109,18 @@ def _files(config: PackConfig, assignment: Assignment, split: str) -> Iterator[t
     refs = [ref for refs in assignment.refs for ref in refs if is_wanted(ref.name)]
     for ref in refs:
         if ref.kind != ROWS_KIND:
-            yield from ((ref.name, blob_id) for blob_id in _blobs_of(ref, config))
+            yield from ((ref.name, blob_id) for blob_id in _blobs_of(ref, config, near))
     locations = {part.location for part in assignment.parts} | {ref.location for ref in refs if ref.kind == ROWS_KIND}
     for location in sorted(locations):
         for file in metadata_of_files(location, is_wanted):
-            if not _is_dropped(file, config):
+            if not _is_dropped(file, config) and not near.reason(file):
                 yield file.repository, file.blob_id
 
 
-def _blobs_of(ref: RepositoryRef, config: PackConfig) -> list[str]:
+def _blobs_of(ref: RepositoryRef, config: PackConfig, near: NearDuplicates) -> list[str]:
     """The files of a repository that pass the filters; none of one that cannot be read, as its task leaves it out."""
     try:
-        texts = filter_repository(read_repository(ref, config.sources), config.filters, FilterCounts())
+        texts = filter_repository(read_repository(ref, config.sources), config.filters, FilterCounts(), excluded=near.reason)
         return [text.source.blob_id for text in texts]
     except (MoseError, OSError):
         return []

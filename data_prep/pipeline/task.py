@@ -13,7 +13,7 @@ from data_prep.filters.filters import COPY_OF_HELD_OUT, DUPLICATE_ACROSS, KEPT, 
 from data_prep.pipeline.chunker import Chunker, TextBatcher
 from data_prep.pipeline.config import PackConfig, content_fingerprint
 from data_prep.pipeline.duplicates import Duplicates
-from data_prep.pipeline.held_out import duplicates_path, held_out_path
+from data_prep.pipeline.held_out import duplicates_path, held_out_path, near_duplicates_of
 from data_prep.pipeline.split_writer import SplitWriter
 from data_prep.pipeline.task_marker import BAD_REPOSITORY, BadRepository, TaskMarker, TaskProgress, too_many_bad, write_marker
 from data_prep.shards.lineage import LINEAGE_SCHEMA, MARKED_SCHEMA
@@ -125,6 +125,7 @@ class _Reading:
         self.kept_duplicates = 0
         path = duplicates_path(storage_path(config.output))
         has_table = config.duplicates != "ignore" and path.is_file()
+        self._near_duplicates = near_duplicates_of(storage_path(config.output), config)
         self._duplicates = Duplicates.read(path, config.seed) if has_table else Duplicates.none()
 
     def add(self, ref: RepositoryRef, files: Iterable[SourceFile]) -> None:
@@ -147,7 +148,9 @@ class _Reading:
                 given, self._config.filters, repository.counts, repository.dropped, self._excluded, self._copies
             )
         else:
-            texts = filter_repository(given, self._config.filters, repository.counts, repository.dropped)
+            texts = filter_repository(
+                given, self._config.filters, repository.counts, repository.dropped, self._near_duplicates.reason
+            )
         while True:
             # Only the reading is guarded: an error of packing, such as a full disk, is none of the repository.
             try:
@@ -185,6 +188,8 @@ class _Reading:
 
     def _excluded(self, file: SourceFile) -> str:
         """The reason for which a file of train is dropped as a copy of another one; counts copies that are kept."""
+        if near := self._near_duplicates.reason(file):
+            return near
         if file.blob_id in self._held_out:
             if self._config.held_out_copies == "drop":
                 return COPY_OF_HELD_OUT

@@ -159,7 +159,9 @@ def _duplicates(manifest: Manifest, config: PackConfig) -> str:
         "ignore": "copies of held-out files not looked for in train",
     }[config.held_out_copies]
     inside = f"{files('duplicate_in_repository')} exact copies inside a repository dropped"
-    return f"- {inside}\n- {across}\n- {held_out}\n- near-duplicates are not looked for"
+    near = f"{files('near_duplicate')} near-duplicates of other files and {files('near_evaluation')} of evaluation texts dropped"
+    near = near if config.near_duplicates else "near-duplicates are not looked for"
+    return f"- {inside}\n- {across}\n- {held_out}\n- {near}"
 
 
 def _secrets(manifest: Manifest, config: PackConfig) -> str:

@@ -1,44 +1,40 @@
-"""Verified pairs to groups, and which member of a group is kept.
+"""Verified pairs to groups, and which members of a group are kept.
 
-A group is a connected component: its members are linked by chains of near-duplicates, so that two of them may be less similar
-than the threshold.
+A group is a connected component: its members are linked by chains of near-duplicates, so that two of them may be far less similar
+than the threshold. To keep one row per group therefore removes rows that are near-duplicates of no kept row. `representatives`
+does not: it keeps the best row, removes the near-duplicates of that one, keeps the best row that is left, and so on. Then every
+removed row is a near-duplicate of a kept one, and no two kept rows are near-duplicates: a greedy maximal independent set.
+
+Letters: E pairs, M members, R members by rank (0 is the one to keep first).
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mose.array_types import INT64_ARRAY
+from mose.seeding import UINT64_ARRAY
 
 Keep = Literal["first", "longest"]
 
 
-class UnionFind:
-    """Components of a graph that grows edge by edge; only nodes with an edge take memory (about 200 bytes)."""
-
-    def __init__(self) -> None:
-        self._parents: dict[int, int] = {}
-
-    def find(self, node: int) -> int:
-        """The representative of a node's component: its least node."""
-        parents = self._parents
-        while (parent := parents.get(node, node)) != node:
-            # Path halving: every other node on the way is moved to its grandparent.
-            parents[node] = node = parents.get(parent, parent)
-        return node
-
-    def union(self, first: int, second: int) -> bool:
-        """Join two components; False if they are one already."""
-        low, high = sorted((self.find(first), self.find(second)))
-        if low == high:
-            return False
-        self._parents[high] = low
-        return True
+def ranks_of(sizes_M: INT64_ARRAY, keep: Keep) -> INT64_ARRAY:
+    """The rank [M] of each member: `first` keeps the first of the input, `longest` the largest, of equal ones the first."""
+    if keep == "first":
+        return np.arange(len(sizes_M))
+    ranks = np.empty(len(sizes_M), np.int64)
+    ranks[np.argsort(-sizes_M, kind="stable")] = np.arange(len(sizes_M))
+    return ranks
 
 
-def components(first_E: INT64_ARRAY, second_E: INT64_ARRAY, num_nodes: int) -> INT64_ARRAY:
-    """The least node of each node's component, for all edges at once: memory is 16 bytes per node."""
-    labels = np.arange(num_nodes)
+def joined(labels_M: INT64_ARRAY, first_E: INT64_ARRAY, second_E: INT64_ARRAY) -> INT64_ARRAY:
+    """The least member of each member's component, after further pairs join components that `labels_M` describes.
+
+    Pairs may come in any number of parts; a start with `np.arange` knows none. Takes 32 bytes per member.
+    """
+    labels = labels_M.copy()
     while True:
         first, second = labels[first_E], labels[second_E]
         before = labels.copy()
@@ -50,17 +46,31 @@ def components(first_E: INT64_ARRAY, second_E: INT64_ARRAY, num_nodes: int) -> I
             return labels
 
 
-def kept_members(groups: INT64_ARRAY, may_be_kept: np.typing.NDArray[np.bool_], sizes: INT64_ARRAY, keep: Keep) -> INT64_ARRAY:
-    """The index of the member that is kept of each member's group, -1 where none may be.
+def representatives(chunks: Iterable[tuple[UINT64_ARRAY, UINT64_ARRAY]], may_be_kept_R: NDArray[np.bool_]) -> INT64_ARRAY:
+    """The rank of the kept near-duplicate that stands for each member, its own if it is kept, -1 for those that may not be.
 
-    `groups` holds each member's group; members stand in the order of the input. `first` keeps the first of a group, `longest` the
-    one of the largest size, of equal ones the first.
+    `chunks` hold pairs of a later and an earlier rank, ascending from one chunk to the next: when the pairs of a member are seen,
+    it is decided which of the members before it are kept.
     """
-    members = np.flatnonzero(may_be_kept)
-    ranks = -sizes[members] if keep == "longest" else np.zeros(len(members), np.int64)
-    order = members[np.lexsort((members, ranks, groups[members]))]
-    found, firsts = np.unique(groups[order], return_index=True)
-    places = np.minimum(np.searchsorted(found, groups), max(len(found) - 1, 0))
-    if not len(found):
-        return np.full(len(groups), -1)
-    return np.where(found[places] == groups, order[firsts][places], -1)
+    standing = np.where(may_be_kept_R, np.arange(len(may_be_kept_R)), -1)
+    # Of Python's and numpy's arrays, a bytearray is the fastest to index one by one, and takes a byte per member.
+    is_kept = bytearray(may_be_kept_R.tobytes())
+    for later_E, earlier_E in chunks:
+        removed, kept = [], []
+        for later, earlier in zip(later_E.tolist(), earlier_E.tolist(), strict=True):
+            if is_kept[later] and is_kept[earlier]:
+                is_kept[later] = 0
+                removed.append(later)
+                kept.append(earlier)
+        standing[removed] = kept
+    return standing
+
+
+def kept_members(groups_M: INT64_ARRAY, may_be_kept_M: NDArray[np.bool_], ranks_M: INT64_ARRAY) -> INT64_ARRAY:
+    """The member [M] of least rank of each member's group, -1 for those that may not be kept."""
+    members = np.flatnonzero(may_be_kept_M)
+    order = members[np.lexsort((ranks_M[members], groups_M[members]))]
+    found, firsts = np.unique(groups_M[order], return_index=True)
+    kept = np.full(len(groups_M), -1)
+    kept[members] = order[firsts][np.searchsorted(found, groups_M[members])]
+    return kept

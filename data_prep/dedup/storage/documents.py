@@ -16,7 +16,6 @@ from mose.seeding import UINT64_ARRAY
 TASK_BITS = 32
 _TASK_BITS = np.uint64(TASK_BITS)
 _PLACE = np.uint64((1 << TASK_BITS) - 1)
-NO_ROW = np.uint64((1 << 64) - 1)
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,21 @@ class Numbering:
         """The number of each row among all rows of the input, from 0, in the order of the tasks."""
         before_T = np.cumsum(self.rows_T) - self.rows_T
         return before_T[task_of(rows)] + place_of(rows)
+
+    def rows_of(self, input_numbers: INT64_ARRAY) -> UINT64_ARRAY:
+        """The rows that have these numbers among all rows of the input."""
+        ends_T = np.cumsum(self.rows_T)
+        tasks = np.searchsorted(ends_T, input_numbers, side="right")
+        return (tasks.astype(np.uint64) << _TASK_BITS) | (input_numbers - (ends_T - self.rows_T)[tasks]).astype(np.uint64)
+
+    def evaluation_number(self, rows: UINT64_ARRAY) -> INT64_ARRAY:
+        """The number of each evaluation text among all of them: those of a task are every T-th, T the number of tasks."""
+        return (place_of(rows) - self.rows_T[task_of(rows)]) * len(self.rows_T) + task_of(rows)
+
+    def evaluation_row(self, numbers: INT64_ARRAY) -> UINT64_ARRAY:
+        """The row of each evaluation text by its number."""
+        tasks = numbers % len(self.rows_T)
+        return (tasks.astype(np.uint64) << _TASK_BITS) | (numbers // len(self.rows_T) + self.rows_T[tasks]).astype(np.uint64)
 
 
 def task_of(numbers: UINT64_ARRAY) -> INT64_ARRAY:

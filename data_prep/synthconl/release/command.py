@@ -46,7 +46,8 @@ def release(config: ReleaseConfig) -> ReleaseStatistics:
             dropped.update(before["dropped"])
             if duplicates is not None:
                 duplicates.check_rows(pq.read_metadata(draft / FILE_NAME).num_rows, config.duplicates)
-                duplicates.see_splits((i, row["id"], row["split"]) for i, row in enumerate(draft_rows(draft / FILE_NAME)))
+                splits = ((i, row["id"], row["split"]) for i, row in enumerate(draft_rows(draft / FILE_NAME)))
+                duplicates.see_splits(splits, config.keep_one)
             tokens = before["tokens"]
             _write_rows(folder / FILE_NAME, draft_rows(draft / FILE_NAME), duplicates, statistics, config)
         else:

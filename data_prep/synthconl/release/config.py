@@ -21,7 +21,8 @@ class ReleaseConfig:
     """Near-duplicates of the draft: a parquet file, or a folder of them, with the columns id, group and kept, as
     `mose-data dedup` writes below groups/. An id is a row number of the draft, or text of its column id."""
     keep_one: bool = True
-    """Keep only the rows that `duplicates` marks as kept; false keeps all, but for those of train that are near held-out ones."""
+    """Keep only the rows that `duplicates` marks as kept; false keeps the others, too. Rows of train in a group with a held-out
+    row that is kept go in both cases."""
     name: str = "SynthCoNL"
     """Title of the page and the data card."""
 

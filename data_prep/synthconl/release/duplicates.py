@@ -17,7 +17,7 @@ _COLUMNS = ("id", "group", "kept")
 
 @dataclass(frozen=True)
 class Membership:
-    """The group of a row, and whether the row stands for it."""
+    """The group of a row, and whether the row is kept."""
 
     group: int | str
     kept: bool
@@ -44,23 +44,24 @@ class Duplicates:
         if beyond:
             raise MoseError(f"{place}: id: row {beyond[0]} of a draft of {rows:,} rows; expected the groups of this draft")
 
-    def see_splits(self, rows: Iterable[tuple[int, str, str]]) -> None:
-        """Learn which groups have held-out rows, from the number, id and split of every row."""
+    def see_splits(self, rows: Iterable[tuple[int, str, str]], keep_one: bool) -> None:
+        """Learn which groups have held-out rows that stay, from the number, id and split of every row."""
         for number, identity, split in rows:
-            if split == HELD_OUT and (member := self.of(number, identity)) is not None:
+            member = self.of(number, identity) if split == HELD_OUT else None
+            if member is not None and (member.kept or not keep_one):
                 self._held_out.add(member.group)
 
     def reason(self, number: int, identity: str, split: str, keep_one: bool) -> str:
         """Why a row is dropped; empty if it is kept.
 
-        With `keep_one`, one row stands for each group, so that no group is in two splits. Else rows of train that are in a group
-        with a held-out row go: the held-out set stays as it was drawn.
+        With `keep_one`, rows that are not marked as kept go. Rows of train that are in a group with a held-out row that stays go,
+        too: no group is in two splits, and the held-out set stays as it was drawn.
         """
         member = self.of(number, identity)
         if member is None:
             return ""
-        if keep_one:
-            return "" if member.kept else NEAR_DUPLICATE
+        if keep_one and not member.kept:
+            return NEAR_DUPLICATE
         return NEAR_HELD_OUT if split == TRAIN and member.group in self._held_out else ""
 
 
@@ -68,18 +69,15 @@ def read_duplicates(place: Path) -> Duplicates:
     """The groups of a parquet file, or of all below a folder.
 
     Raises:
-        MoseError: nothing is there, a file cannot be read, a column is missing or of another type, or a group keeps two rows.
+        MoseError: nothing is there, a file cannot be read, or a column is missing or of another type.
     """
     paths = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
     if not paths:
         raise MoseError(f"{place}: duplicates: no parquet file, expected the groups of `mose-data dedup`")
     members: dict[int | str, Membership] = {}
-    keepers: dict[int | str, int | str] = {}
     for path in paths:
         for identity, group, kept in zip(*_columns(path), strict=True):
             members[identity] = Membership(group, kept)
-            if kept and keepers.setdefault(group, identity) != identity:
-                raise MoseError(f"{path}: kept: rows {keepers[group]} and {identity} of group {group}, expected one per group")
     return Duplicates(members)
 
 

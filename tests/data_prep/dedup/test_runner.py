@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.dedup import candidates, phase, runner, signatures, verification
+from data_prep.dedup import candidates, cut, grouping, phase, runner, signatures, verification
 from data_prep.dedup.config import DedupConfig, EvaluationConfig
-from data_prep.dedup.minhash.groups import UnionFind
 from data_prep.dedup.phase import PHASES, Run
 from data_prep.dedup.runner import deduplicate
 from data_prep.execution.lease import Lease, TaskHeldError
@@ -29,7 +28,7 @@ from tests.data_prep.dedup.runs import checksums, make_config, planted_rows, rea
 
 
 def test_what_is_removed_and_why(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
+    config = make_config(tmp_path, chains="remove")
     report = deduplicate(config)
     rows = planted_rows()
     entries = {entry["id"]: entry for entry in read_table(config, "groups")}
@@ -61,22 +60,26 @@ def test_groups_are_those_of_all_pairs(tmp_path: Path, threshold: float) -> None
     inputs = (str(tmp_path / "texts.parquet"),)
     config = DedupConfig(str(tmp_path / "out"), inputs, ("text",), threshold=threshold, bands=64, rows_per_band=4, num_tasks=2)
     report = deduplicate(config)
-    expected = UnionFind()
+    expected, near = list(range(len(texts))), set[tuple[int, int]]()
     for first, second in itertools.combinations(range(len(texts)), 2):
         if similarity(texts[first], texts[second]) >= threshold:
-            expected.union(first, second)
-    groups = {entry["id"]: entry["group"] for entry in read_table(config, "groups")}
-    assert {number: groups.get(number, number) for number in range(len(texts))} == {
-        n: expected.find(n) for n in range(len(texts))
-    }
+            near |= {(first, second), (second, first)}
+            joined = {expected[first], expected[second]}
+            expected = [min(joined) if group in joined else group for group in expected]
+    entries = {entry["id"]: entry for entry in read_table(config, "groups")}
+    assert [entries[n]["group"] if n in entries else n for n in range(len(texts))] == expected
+    kept = {n for n in range(len(texts)) if n not in entries or entries[n]["kept"]}
+    assert not any((first, second) in near for first in kept for second in kept)
+    removed = set(entries) - kept
+    assert removed and all(entries[n]["kept_id"] in kept and (n, entries[n]["kept_id"]) in near for n in removed)
     assert report is not None and report["phases"]["verify"]["below_threshold"] > 0
 
 
-def test_rows_linked_by_chains_may_stay(tmp_path: Path) -> None:
-    config = make_config(tmp_path, chains="keep")
+def test_rows_linked_by_chains_stay(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
     deduplicate(config)
     entries = {entry["id"]: entry for entry in read_table(config, "groups")}
-    assert (entries[12]["reason"], entries[12]["kept"], entries[12]["kept_id"]) == ("linked_duplicate", True, 5)
+    assert (entries[12]["reason"], entries[12]["kept"], entries[12]["kept_id"]) == ("kept", True, None)
     removed = {6, 7, 10, 20, 30}
     assert {row["number"] for row in read_table(config, "rows")} == set(range(40)) - removed
 
@@ -105,6 +108,9 @@ def test_little_memory_gives_the_same_result(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(signatures, "_BATCH_ROWS", 3)
     monkeypatch.setattr(candidates, "_PAIR_BYTES", 1 << 17)
     monkeypatch.setattr(verification.Similarities, "__init__", _small_cache)
+    monkeypatch.setattr(verification, "_DECIDED_BYTES", 1 << 28)
+    monkeypatch.setattr(grouping, "_BYTES_PER_EDGE", 1 << 28)
+    monkeypatch.setattr(cut, "_BATCH_ROWS", 3)
     deduplicate(other)
     assert len(phase.Run(other, run_of(other).fingerprint).markers("signatures")[0].segments) > 1
     assert read_table(config, "groups") == read_table(other, "groups")
@@ -118,7 +124,7 @@ def _small_cache(self: verification.Similarities, texts: Any, memory_bytes: int)
 
 def run_of(config: DedupConfig) -> Run:
     """The run that `deduplicate` makes of a config."""
-    return phase.run_of(config, runner.plan_inputs(config), runner.fingerprint(runner.content_fields(config)))
+    return phase.run_of(config, runner.plan_inputs(config))
 
 
 def test_worker_processes_and_an_array_write_the_same_files(tmp_path: Path) -> None:

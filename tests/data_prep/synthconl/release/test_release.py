@@ -165,10 +165,18 @@ def test_train_is_not_near_held_out_where_all_rows_are_kept(made: Path) -> None:
     assert plain["in_both_splits"] == {"near_duplicate_groups": 0, "repositories": 0}
 
 
+def test_a_group_that_keeps_rows_of_both_splits_keeps_those_held_out(made: Path) -> None:
+    statistics = release(final_of(made, [(0, 0, True), (3, 0, False), (7, 0, True), (6, 6, False), (1, 6, True), (2, 6, True)]))
+    # Of group 6 the held-out row 6 is removed, so that its rows of train stay.
+    assert texts(made) == numbers(1, 2, 4, 5, 7, 8)
+    assert statistics.dropped == {"near_duplicate": 2, "near_held_out": 1, "not_translated": 1}
+    plain = json.loads((made / "out" / "statistics.json").read_text("utf-8"))
+    assert plain["in_both_splits"] == {"near_duplicate_groups": 0, "repositories": 0}
+
+
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([(0, 0, True), (1, 0, True)], "kept: rows 0 and 1 of group 0, expected one per group"),
         ([(0, 0, True), (99, 0, False)], "id: row 99 of a draft of 9 rows"),
     ],
 )
