@@ -99,7 +99,7 @@ def _silent(measured: Sequence[Measured], expected: Expected) -> Iterator[Findin
     by_node, met = _nodes(measured), STAGES.index(MEET)
     for node in expected.nodes or by_node:
         ranks = by_node.get(node, [])
-        behind = [one for one in ranks if one.place < met and not one.error]
+        behind = [one for one in ranks if one.place < met]
         missing = expected.ranks_per_node - len(ranks)
         if not behind and missing <= 0:
             continue
@@ -111,10 +111,9 @@ def _silent(measured: Sequence[Measured], expected: Expected) -> Iterator[Findin
 
 def _devices(measured: Sequence[Measured], expected: Expected) -> Iterator[Finding]:
     """Number of devices, their memory, and what they report themselves."""
-    met = STAGES.index(MEET)
     for one in measured:
-        if one.error and one.place < met:
-            yield Finding(one.node, f"rank {one.rank}, {one.stage}: {one.error}")
+        if one.fault:
+            yield Finding(one.node, f"rank {one.rank}, {one.fault}")
     if not expected.gpus_per_node:
         return
     for node, ranks in _nodes(measured).items():
@@ -154,10 +153,8 @@ def _space(measured: Sequence[Measured], limits: PreflightConfig) -> Iterator[Fi
         is_shared = field == "run_free" and len(short) == len(first)
         for one in short[:1] if is_shared else short:
             free = getattr(one, field)
-            what = (
-                f"the {name} cannot be written" if free is None else f"{free / GIB:.1f} GiB free in the {name}, expected {gib:g}"
-            )
-            yield Finding("" if is_shared else one.node, what)
+            little = "cannot be written" if free is None else f"has {free / GIB:.1f} GiB free, expected {gib:g}"
+            yield Finding("" if is_shared else one.node, f"the {name} {little}")
 
 
 def _clocks(measured: Sequence[Measured], limits: PreflightConfig) -> Iterator[Finding]:
@@ -218,7 +215,7 @@ def _sums(measured: Sequence[Measured]) -> Iterator[Finding]:
 
 def _stuck(measured: Sequence[Measured], limits: PreflightConfig) -> Iterator[Finding]:
     """Processes that measured themselves, and did not come through what they do together with others."""
-    unfinished = [one for one in measured if one.stage != DONE and not (one.error and one.place < STAGES.index(MEET))]
+    unfinished = [one for one in measured if one.stage != DONE]
     if not unfinished:
         return
     at = Counter(one.stage for one in measured)

@@ -109,39 +109,35 @@ def measure(place: Place, folder: Path, gpus_per_node: int, seconds: float, tell
     """
     end = time.monotonic() + seconds
     tell(stage=BEGIN, local_rank=place.local_rank)
-    fault = ""
+    at = [BEGIN]
+
+    def enter(stage: str) -> None:
+        at.append(stage)
+        tell(stage=stage)
+
+    device = None
     try:
-        device = _measure_alone(place, folder, gpus_per_node, tell)
+        device = _measure_alone(place, folder, gpus_per_node, enter, tell)
     except Exception as error:
-        fault = first_line(error)
-        tell(error=fault)
-    if place.ranks == 1:
-        tell(stage=DONE)
-        return
-    try:
-        tell(stage=MEET)
-        store = _meet(place, end)
-        everyone_fit = _all_agree(store, place, not fault)
-        if place.local_rank == 0:
-            tell(stage=CLOCK)
-            tell(clock=_clock_readings(store, place.nodes))
-        if everyone_fit:
-            _measure_reductions(place, store, device, end, tell)
-        tell(stage=DONE)
-        _part(store, place)
-    except Exception as error:
-        tell(error=fault or first_line(error))
+        tell(fault=f"{at[-1]}: {first_line(error)}")
+    if place.ranks > 1:
+        try:
+            _measure_together(place, device, end, enter, tell)
+        except Exception as error:
+            tell(error=first_line(error))
+            return
+    tell(stage=DONE)
 
 
-def _measure_alone(place: Place, folder: Path, gpus_per_node: int, tell: Tell) -> "torch.device":
+def _measure_alone(place: Place, folder: Path, gpus_per_node: int, enter: Callable[[str], None], tell: Tell) -> "torch.device":
     """Everything that needs no other process."""
-    tell(stage=DISK)
+    enter(DISK)
     if place.local_rank == 0:
         tell(run_free=_writable_bytes(folder), temporary_free=_writable_bytes(Path(tempfile.gettempdir())))
-    tell(stage=IMPORT)
+    enter(IMPORT)
     import torch
 
-    tell(stage=DEVICE)
+    enter(DEVICE)
     if gpus_per_node:
         count = torch.cuda.device_count()
         tell(devices=count)
@@ -159,7 +155,7 @@ def _measure_alone(place: Place, folder: Path, gpus_per_node: int, tell: Tell) -
         total, free = _host_memory()
         threads = torch.get_num_threads()
         tell(kind=f"{_processor()}, {threads} threads, torch {torch.__version__}", memory=total, memory_free=free)
-    tell(stage=PRODUCTS)
+    enter(PRODUCTS)
     tell(**_products(device))
     return device
 
@@ -234,6 +230,23 @@ def _synchronize(device: "torch.device") -> None:
         torch.cuda.synchronize(device)
 
 
+def _measure_together(place: Place, device: "torch.device | None", end: float, enter: Callable[[str], None], tell: Tell) -> None:
+    """Clocks and all-reduces; a process that could not measure itself has no `device`."""
+    enter(MEET)
+    store = _meet(place, end)
+    everyone_fit = _all_agree(store, place, device is not None)
+    if place.local_rank == 0:
+        enter(CLOCK)
+        tell(clock=_clock_readings(store, place.nodes))
+    if device is not None and everyone_fit:
+        _measure_reductions(place, store, device, end, enter, tell)
+    # Rank 0 serves the store, so it ends last.
+    if store.add("gone", 1) == place.ranks:
+        store.set("all gone", "1")
+    if place.rank == 0:
+        store.wait(["all gone"])
+
+
 def _meet(place: Place, end: float) -> "Store":
     from torch._C._distributed_c10d import TCPStore
 
@@ -265,7 +278,9 @@ def _clock_readings(store: "Store", nodes: int) -> list[float]:
     return readings
 
 
-def _measure_reductions(place: Place, store: "Store", device: "torch.device", end: float, tell: Tell) -> None:
+def _measure_reductions(
+    place: Place, store: "Store", device: "torch.device", end: float, enter: Callable[[str], None], tell: Tell
+) -> None:
     """All-reduce within the node, with each of the two neighbours on a ring of nodes, and among all."""
     from torch import distributed as dist
 
@@ -274,11 +289,11 @@ def _measure_reductions(place: Place, store: "Store", device: "torch.device", en
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.ranks, timeout=left)
     try:
         if place.local_ranks > 1:
-            tell(stage=IN_NODE)
+            enter(IN_NODE)
             rate, right = _reduction(_group(place.ranks_of(place.index)), place.local_ranks, device)
             tell(in_node=rate, in_node_right=right)
         if place.nodes > 1:
-            tell(stage=ACROSS)
+            enter(ACROSS)
             for other in neighbours(place.index, place.nodes):
                 rate, right = _reduction(_group(place.ranks_of(place.index, other)), 2 * place.local_ranks, device)
                 if place.local_rank == 0:
@@ -325,11 +340,3 @@ def _reduction(group: "ProcessGroup | None", ranks: int, device: "torch.device")
         best = max(best, size / (time.perf_counter() - begun))
         right = right and bool((tensor == ranks).all().item())
     return best * 2 * (ranks - 1) / ranks, right
-
-
-def _part(store: "Store", place: Place) -> None:
-    """Rank 0 serves the store, so it ends last."""
-    if store.add("gone", 1) == place.ranks:
-        store.set("all gone", "1")
-    if place.rank == 0:
-        store.wait(["all gone"])

@@ -47,8 +47,10 @@ class Measured:
     node: str
     local_rank: int = 0
     stage: str = BEGIN
+    fault: str = ""
+    """What went wrong before it met the others: stage and error, in one line."""
     error: str = ""
-    """Why it ended early, in one line."""
+    """What went wrong together with the others, which need not be its own fault."""
     run_free: int | None = None
     """Free bytes of the run directory; None where it cannot be written."""
     temporary_free: int | None = None

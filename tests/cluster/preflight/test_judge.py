@@ -86,7 +86,7 @@ FAULTS = [
     ({"error_ratio": 1e300}, "device 1: wrong matrix product, error 1e+300 times what is allowed", False),
     ({"memory_free": 30 * GIB}, "device 1: 30.0 of 64.0 GiB free, expected 57.6", False),
     ({"identity": "gpu-4"}, "1 devices, expected 2", False),
-    ({"stage": "device", "error": "CUDA error: uncorrectable ECC error"}, "device: CUDA error: uncorrectable ECC error", False),
+    ({"fault": "device: CUDA error: uncorrectable ECC error"}, "rank 5, device: CUDA error: uncorrectable ECC error", False),
     ({"stage": "import of torch"}, "did not answer within 180 s: rank 5 is at 'import of torch'", False),
     ({"stage": "meeting the other nodes"}, "did not come past 'meeting the other nodes'", False),
 ]
