@@ -66,7 +66,8 @@ def judge(measured: Sequence[Measured], expected: Expected) -> list[Finding]:
         *_clocks(answered, limits),
         *_products(answered),
         *_sums(answered),
-        *_stuck(answered, limits),
+        # Those that wait for a silent node have nothing else to say.
+        *([] if silent else _stuck(answered, limits)),
         *_slow_devices(answered, limits.slow_fraction),
         *_slow_in_node(answered, limits.slow_fraction),
         *_slow_links(answered, limits.slow_fraction),

@@ -135,6 +135,8 @@ def _measure_alone(place: Place, folder: Path, gpus_per_node: int, enter: Callab
     if place.local_rank == 0:
         tell(run_free=_writable_bytes(folder), temporary_free=_writable_bytes(Path(tempfile.gettempdir())))
     enter(IMPORT)
+    # Processes that wait for a broken node would write pages of stack frames of the library's own into the job's log.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
     enter(DEVICE)
@@ -288,38 +290,36 @@ def _measure_reductions(
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.ranks, timeout=left)
     try:
+        # Every process makes every group, in one order: torch numbers them. Who is no member only counts.
         if place.local_ranks > 1:
             enter(IN_NODE)
-            rate, right = _reduction(_group(place.ranks_of(place.index)), place.local_ranks, device)
+            groups = [dist.new_group(place.ranks_of(node)) for node in range(place.nodes)]
+            rate, right = _reduction(groups[place.index], place.local_ranks, device)
             tell(in_node=rate, in_node_right=right)
         if place.nodes > 1:
             enter(ACROSS)
-            for other in neighbours(place.index, place.nodes):
-                rate, right = _reduction(_group(place.ranks_of(place.index, other)), 2 * place.local_ranks, device)
+            for pair in links(place.nodes):
+                group = dist.new_group(place.ranks_of(*pair))
+                if place.index not in pair:
+                    continue
+                rate, right = _reduction(group, 2 * place.local_ranks, device)
                 if place.local_rank == 0:
+                    other = pair[0] if pair[1] == place.index else pair[1]
                     tell(links=[{"rank": other * place.local_ranks, "bytes_per_second": rate, "is_right": right}])
             tell(everywhere=_reduction(None, place.ranks, device)[0])
     finally:
         dist.destroy_process_group()
 
 
-def neighbours(index: int, nodes: int) -> list[int]:
-    """The nodes before and after this one on a ring, in an order in which two nodes always turn to each other.
+def links(nodes: int) -> list[tuple[int, int]]:
+    """The pairs of neighbours on a ring of nodes, in the order in which they are measured.
 
-    Even links first, then odd ones; of an odd number of nodes the link that closes the ring comes last. Two nodes have one link.
+    Every second link first, so that half of the nodes' pairs work at the same time; then the others, and of an odd number of
+    nodes the link that closes the ring. Two nodes have one link.
     """
-    links = [(number, (number + 1) % nodes) for number in range(nodes if nodes > 2 else nodes - 1)]
-    last = [links[-1]] if nodes % 2 and nodes > 2 else []
-    rest = links[: len(links) - len(last)]
-    ordered = rest[::2] + rest[1::2] + last
-    return [b if a == index else a for a, b in ordered if index in (a, b)]
-
-
-def _group(ranks: list[int]) -> "ProcessGroup | None":
-    from torch import distributed as dist
-
-    # Only the members call: otherwise each of hundreds of ranks would take part in the making of every pair's group.
-    return dist.new_group(ranks, use_local_synchronization=True)  # type: ignore[no-any-return]
+    ring = [(number, (number + 1) % nodes) for number in range(nodes if nodes > 2 else nodes - 1)]
+    last = [ring.pop()] if nodes % 2 and nodes > 2 else []
+    return ring[::2] + ring[1::2] + last
 
 
 def _reduction(group: "ProcessGroup | None", ranks: int, device: "torch.device") -> tuple[float, bool]:

@@ -1,4 +1,4 @@
-"""What processes measure: two live ones that meet by gloo as if on two nodes, links on a ring, faults that end one of them."""
+"""What processes measure: six live ones that meet by gloo as if on three nodes, and faults that end one of them."""
 
 import dataclasses
 import subprocess
@@ -10,53 +10,70 @@ import pytest
 
 from cluster.jobs.config import PreflightConfig
 from cluster.preflight.judge import Expected, judge
-from cluster.preflight.measure import measure, neighbours, place_of
+from cluster.preflight.measure import links, measure, place_of
 from cluster.preflight.records import DONE, IMPORT, Measured, read_lines, to_line
 from cluster.preflight.run import Process, collect, local_processes, measuring_words, srun_process
 from cluster.slurm import SlurmError
 from mose.errors import MoseError
 from tests.distributed import free_port
 
-PROGRAM = [sys.executable, "-m", "cluster.cli"]
+ROOT = Path(__file__).parents[3]
 # What the machine does beside the tests must not decide.
 CALM = PreflightConfig(slow_fraction=0, run_gib=0, temporary_gib=0)
 
 
-def two_nodes(folder: Path) -> list[Process]:
-    words = tuple(measuring_words(PROGRAM, folder, 0, 120))
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    return [Process(words, where | {"RANK": str(rank), "SLURMD_NODENAME": f"n{rank}"}) for rank in range(2)]
+# Six processes that import torch once: forked before it starts any thread.
+NODES, LOCAL_RANKS = 3, 2
+FORKED = f"""
+import os, sys
+from pathlib import Path
+import torch
+from cluster.preflight import measure
+from cluster.preflight.records import to_line
+measure._PRODUCT_SECONDS = 0.05
+torch.set_num_threads(1)
+for rank in range({NODES * LOCAL_RANKS}):
+    if os.fork() == 0:
+        node, local = divmod(rank, {LOCAL_RANKS})
+        place = measure.Place(rank, {NODES * LOCAL_RANKS}, local, {LOCAL_RANKS}, f"n{{node}}", "127.0.0.1", int(sys.argv[2]))
+        def tell(**facts):
+            os.write(1, (to_line({{"rank": rank, "node": place.node, **facts}}) + "\\n").encode())
+        measure.measure(place, Path(sys.argv[1]), 0, 120, tell)
+        os._exit(0)
+for _ in range({NODES * LOCAL_RANKS}):
+    os.wait()
+"""
 
 
-def test_two_processes_measure_themselves_and_each_other(tmp_path: Path) -> None:
-    measured = collect(two_nodes(tmp_path / "not there yet"), 300)
-    assert [(one.rank, one.node, one.stage, one.fault + one.error) for one in measured] == [
-        (0, "n0", DONE, ""),
-        (1, "n1", DONE, ""),
-    ]
-    for one, other in (measured, measured[::-1]):
-        assert one.flops and one.error_ratio is not None and one.error_ratio < 1
-        assert one.products > 1 and one.differing == 0 and one.digest == other.digest and one.kind == other.kind
-        assert one.run_free and one.temporary_free and one.memory >= one.memory_free > 0
-        assert [link.rank for link in one.links] == [other.rank] and one.links[0].is_right
-        assert one.links[0].bytes_per_second > 0 and one.everywhere
-    # Both read the same clock; a busy machine delays a reading, but not each of five.
-    assert min(abs(a - b) for a, b in zip(measured[0].clock, measured[1].clock, strict=True)) < CALM.clock_seconds
-    assert judge(measured, Expected(("n0", "n1"), 0, CALM)) == []
+def test_processes_on_three_nodes_measure_themselves_and_each_other(tmp_path: Path) -> None:
+    words = (sys.executable, "-c", FORKED, str(tmp_path / "not there yet"), str(free_port()))
+    measured = collect([Process(words, {"PYTHONPATH": str(ROOT)})], 300)
+    assert [(one.rank, one.node, one.stage) for one in measured] == [(rank, f"n{rank // 2}", DONE) for rank in range(6)]
+    assert [one.fault + one.error for one in measured] == [""] * 6
+    first = measured[0]
+    for one in measured:
+        assert one.flops and one.error_ratio is not None and one.error_ratio < 1 and one.products > 1
+        assert (one.differing, one.digest, one.kind) == (0, first.digest, first.kind)
+        assert one.memory >= one.memory_free > 0 and one.in_node and one.in_node_right and one.everywhere
+    for one in measured[::2]:
+        assert one.run_free and one.temporary_free
+        assert {link.rank for link in one.links} == {0, 2, 4} - {one.rank}
+        assert all(link.is_right and link.bytes_per_second > 0 for link in one.links)
+        # All read the same clock; a busy machine delays a reading, but not each of five.
+        assert min(abs(a - b) for a, b in zip(one.clock, first.clock, strict=True)) < CALM.clock_seconds
+    assert judge([dataclasses.replace(one, identity=str(one.rank)) for one in measured], Expected((), 2, CALM)) == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("nodes", range(1, 12))
-def test_neighbours_turn_to_each_other_at_the_same_time(nodes: int) -> None:
-    """Played: a node waits until the one that it turns to turns to it; nobody may wait forever."""
-    waiting = [neighbours(node, nodes) for node in range(nodes)]
-    links = {tuple(sorted((node, other))) for node in range(nodes) for other in waiting[node]}
-    assert len(links) == (nodes if nodes > 2 else nodes - 1)
-    while any(waiting):
-        met = [node for node in range(nodes) if waiting[node] and waiting[waiting[node][0]][:1] == [node]]
-        assert met, waiting
-        for node in met:
-            waiting[node].pop(0)
+def test_links_are_a_ring_that_nobody_waits_on_forever(nodes: int) -> None:
+    found = links(nodes)
+    assert {frozenset(pair) for pair in found} == {frozenset((node, (node + 1) % nodes)) for node in range(nodes)} - {
+        frozenset((0,))
+    }
+    assert len(found) == (nodes if nodes > 2 else nodes - 1)
+    # The first half are pairs of different nodes: they run at the same time.
+    assert len({node for pair in found[: nodes // 2] for node in pair}) == 2 * (nodes // 2)
 
 
 def facts_of(gpus: int, folder: Path) -> Measured:
@@ -149,6 +166,6 @@ def test_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bad_input_is_one_line() -> None:
-    command = [*PROGRAM, "preflight", "--nodes", "-1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
+    command = [sys.executable, "-m", "cluster.cli", "preflight", "--nodes", "-1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stderr) == (2, "mose-cluster: error: nodes: -1, expected 0 or more\n")
