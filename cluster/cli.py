@@ -28,6 +28,7 @@ from cluster.launch.submit import (
     render_pretrain,
 )
 from cluster.plan.show import PlanConfig, make_plan, print_plan
+from cluster.preflight.command import PreflightRequest, run_preflight
 from cluster.status.show import STALL_SECONDS, WatchOptions, exit_code, print_statuses, read_all, watch
 from mose.command import Command, add_config, read_config, run_command
 from mose.config import document_fields
@@ -52,6 +53,7 @@ def commands(after_dashes: Sequence[str] = ()) -> dict[str, Command]:
         "watch": Command("Tell of every change of a run's state until all are done.", _watch_arguments, _watch),
         "tensorboard": Command("A job that serves the curves of runs, with its ssh line.", _tensorboard_arguments, _tensorboard),
         "doctor": Command("What a job needs of this machine, and what to do.", _doctor_arguments, _doctor),
+        "preflight": Command("Measure nodes: devices, products, all-reduce, clocks, disks.", _preflight_arguments, _preflight),
         "supervise": Command("Inside a job: run the command after -- and watch it.", _supervise_arguments, supervise),
     }
 
@@ -183,6 +185,14 @@ def _doctor(parsed: Namespace) -> int:
     for finding in findings:
         print(f"{finding.name}: {finding.value}" + (f" -> {finding.advice}" if finding.advice else ""))
     return 1 if any(finding.advice for finding in findings) else 0
+
+
+def _preflight_arguments(parser: ArgumentParser) -> None:
+    add_config(parser, PreflightRequest)
+
+
+def _preflight(parsed: Namespace) -> int:
+    return run_preflight(read_config(parsed, PreflightRequest))
 
 
 def _supervise_arguments(parser: ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """SLURM's commands, each bounded by a time-out: a controller that does not answer must not hang the process that asks."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -110,6 +111,16 @@ def steps(number: str) -> list[str]:
     return [line for line in lines if line.rpartition(".")[2].isdigit()]
 
 
+def excluded(number: str) -> list[str]:
+    """The nodes on which a job must not run.
+
+    Raises:
+        SlurmError: see `call`.
+    """
+    found = re.search(r"\bExcNodeList=(\S+)", call(["scontrol", "--oneliner", "show", "job", number]))
+    return expand_nodes(found.group(1)) if found and found.group(1) != "(null)" else []
+
+
 def expand_nodes(text: str) -> list[str]:
     """The names in SLURM's short form: `a1,b[01-03,7]` gives a1, b01, b02, b03, b7.
 
@@ -137,3 +148,8 @@ def _numbers(span: str, text: str) -> list[str]:
     if not first.isdigit() or (last and not last.isdigit()) or int(last or first) - int(first) > 100_000:
         raise MoseError(f"node list {text!r}: {span!r}, expected a number or a range such as 02-05")
     return [f"{number:0{len(first)}d}" for number in range(int(first), int(last or first) + 1)]
+
+
+def in_job() -> bool:
+    """Whether this process is part of a job."""
+    return bool(os.environ.get("SLURM_JOB_ID"))

@@ -90,6 +90,41 @@ class RecoveryConfig:
 
 
 @dataclass(frozen=True)
+class PreflightConfig:
+    """What every node must show before a training job starts on it; a node that does not is excluded, and the job requeued.
+
+    Peers take similar limits for a slow device: nvidia-resiliency-ext .75 and NeMo .7 of the fastest rank, DLRover half of the
+    median rate. The median of the others is steadier than the fastest, which may be an outlier itself.
+    """
+
+    enabled: bool = True
+    """Whether a training job measures its nodes before each start."""
+    seconds: float = 180
+    """Time limit of the whole preflight, imports included; a node that has not answered by then counts as broken."""
+    slow_fraction: float = 0.75
+    """A device whose matrix products, or a node whose all-reduce, run at less than this fraction of the others' median is slow;
+    0: never."""
+    clock_seconds: float = 2.0
+    """Largest difference between a node's clock and the median of all clocks."""
+    device_gib: float = 0
+    """Free memory that each GPU must have: the column `needed` of `mose-cluster plan`. 0: only as much as GPUs of its kind."""
+    run_gib: float = 2
+    """Free space of the run directory, in GiB."""
+    temporary_gib: float = 1
+    """Free space of each node's temporary folder, in GiB."""
+    max_excluded: int = 8
+    """Most nodes that preflights may exclude from a run; beyond it slow nodes are only named, and broken ones end the job."""
+
+    def __post_init__(self) -> None:
+        require(self.seconds > 0, f"preflight.seconds: {self.seconds}, expected more than 0")
+        fraction = f"preflight.slow_fraction: {self.slow_fraction}, expected 0 or more and less than 1"
+        require(0 <= self.slow_fraction < 1, fraction)
+        require(self.clock_seconds > 0, f"preflight.clock_seconds: {self.clock_seconds}, expected more than 0")
+        for name in ("device_gib", "run_gib", "temporary_gib", "max_excluded"):
+            require(getattr(self, name) >= 0, f"preflight.{name}: {getattr(self, name)}, expected 0 or more")
+
+
+@dataclass(frozen=True)
 class TrainingJobConfig:
     """One training run on one or many nodes, started again until it is finished."""
 
@@ -111,6 +146,7 @@ class TrainingJobConfig:
     """Most restarts of a job; after that it ends with a message."""
     job: AllocationConfig = field(default_factory=AllocationConfig)
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
 
     def __post_init__(self) -> None:
         require(bool(self.run_config), "run_config: not given, expected the config file of the run")
@@ -219,7 +255,12 @@ class SuperviseConfig:
     """Most restarts of a job."""
     poll_seconds: float = 0.5
     """Time between two looks at the run."""
+    gpus_per_node: int = 0
+    """GPUs per node, for the preflight; 0: it measures the CPU."""
+    container: tuple[str, ...] = ()
+    """Words before the preflight's command on a node."""
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)
 
     def __post_init__(self) -> None:
         require(self.poll_seconds > 0, f"poll_seconds: {self.poll_seconds}, expected more than 0")

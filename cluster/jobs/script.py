@@ -1,10 +1,19 @@
 """The text of a job's sbatch script from its config: pure functions, so that tests can compare every line."""
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.jobs.config import AllocationConfig, CommandJobConfig, FinetuneJobConfig, PackJobConfig, PretrainJobConfig
+from cluster.jobs.config import (
+    AllocationConfig,
+    CommandJobConfig,
+    FinetuneJobConfig,
+    PackJobConfig,
+    PreflightConfig,
+    PretrainJobConfig,
+)
 from cluster.jobs.stages import Stage
 from cluster.jobs.words import joined, quoted
 from mose.files.streams import presentable
@@ -34,12 +43,13 @@ readonly on_each_node='
 """,
 }
 _TRAINING = """
-# The supervisor exports where the ranks meet (MASTER_ADDR, MASTER_PORT), writes the host file, starts srun and watches the run;
-# after srun's end it queues this job again, or ends it with a message.
+# The supervisor exports where the ranks meet (MASTER_ADDR, MASTER_PORT), writes the host file, measures the nodes (preflight),
+# starts srun and watches the run; after srun's end it queues this job again, or ends it with a message.
 exec mose-cluster supervise --run "$run" --launch_folder "$launch" --finished "$last_checkpoint" {code}\\
     {hostfile}--patience_seconds {patience} --max_restarts {restarts} \\
     --recovery.same_step_failures {same} --recovery.node_failures {nodes} \\
-    --recovery.hang_seconds {hang:g} --recovery.start_seconds {start:g} --recovery.stacks_seconds {stacks:g} -- \\
+    --recovery.hang_seconds {hang:g} --recovery.start_seconds {start:g} --recovery.stacks_seconds {stacks:g} \\
+    {preflight} -- \\
     srun {tasks} --kill-on-bad-exit=1 {container}{command}
 """
 _COMMAND = """
@@ -125,6 +135,7 @@ def _training_script(
         hang=recovery.hang_seconds,
         start=recovery.start_seconds,
         stacks=recovery.stacks_seconds,
+        preflight=_preflight_words(config),
         tasks=f"--ntasks-per-node={tasks}",
         container=_before(job),
         command=f'{started} "${{options[@]}}"',
@@ -134,6 +145,21 @@ def _training_script(
     # A whole node's cores are divided over its tasks.
     cpus = max(1, job.cpus_per_task // tasks)
     return _script([about], job, options, _TRAP, "\n".join(lines) + "\n" + on_node + body, cpus)
+
+
+def _preflight_words(config: PretrainJobConfig | FinetuneJobConfig) -> str:
+    """The supervisor's options for the preflight; what is left at its default is not written."""
+    limits, defaults = config.preflight, PreflightConfig()
+    if not limits.enabled:
+        return "--preflight.enabled false"
+    words = [f"--gpus_per_node {config.gpus_per_node}", f"--preflight.seconds {limits.seconds:g}"]
+    # A list for the option's parser, which reads YAML.
+    words += [f"--container {quoted(json.dumps(list(config.job.container)))}"] if config.job.container else []
+    for field in dataclasses.fields(limits):
+        value = getattr(limits, field.name)
+        if value != getattr(defaults, field.name) and field.name not in ("enabled", "seconds"):
+            words.append(f"--preflight.{field.name} {value:g}")
+    return " ".join(words)
 
 
 def command_script(config: CommandJobConfig, stage: Stage, launch: Path) -> str:

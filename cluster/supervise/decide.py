@@ -59,6 +59,8 @@ def decide(run: str, history: Sequence[Start], max_restarts: int, recovery: Reco
         return Decision(False, command.DIVERGED, f"{run} diverged: see skipped.jsonl; it is not started again")
     if last.cause == CANCELLED:
         return Decision(False, 143, f"{run}: the job was cancelled, or SLURM starts it again by itself")
+    if last.cause == CHECKED and not last.suspects:
+        return Decision(False, 1, f"{run}: {last.note}; it is not started again")
     code, same = last.code or 1, failures_without_a_checkpoint(history)
     again = "started again it would stop again"
     how = f"stopped with code {code}" if last.cause != HUNG else last.note or HUNG

@@ -16,10 +16,12 @@ from types import FrameType
 
 from cluster import slurm
 from cluster.jobs.config import SuperviseConfig
+from cluster.preflight.before_start import Preflight
 from cluster.supervise.decide import Decision, cause_of, decide
-from cluster.supervise.history import FINISHED, HUNG, History, Start
+from cluster.supervise.history import CANCELLED, CHECKED, FINISHED, HUNG, STOPPED, History, Start
 from cluster.supervise.progress import DIVERGED_STAGE, STOPPED_STAGE, ProgressWatch, file_exists, newest_checkpoint_step
 from cluster.supervise.stacks import explain_stacks, read_stacks, suspects
+from mose import command
 from mose.files.atomic_file import write_json, write_text
 from mose.run_directory import RunDirectory
 
@@ -61,7 +63,7 @@ class Supervisor:
         begun = Start(self._job, self._restarts, tuple(nodes), time.time(), first_step, saved_step=first_step)
         self._history.append(begun)
         self._prepare(nodes)
-        ended = self._start(begun)
+        ended = self._preflight(begun) or self._start(begun)
         self._history.append(ended)
         if ended.cause == FINISHED:
             self._write_done(ended.ended)
@@ -110,6 +112,26 @@ class Supervisor:
             os.environ.setdefault("SRUN_CPUS_PER_TASK", os.environ["SLURM_CPUS_PER_TASK"])
         if self._run is not None:
             shutil.rmtree(self._run.stacks, ignore_errors=True)
+
+    def _preflight(self, begun: Start) -> Start | None:
+        """Measure the nodes; the start with its end if it is not to go on, or None."""
+        if self._run is None or not self._config.preflight.enabled:
+            return None
+        before = [start for start in self._history.read() if start.cause == CHECKED]
+        excluded = [node for start in before for node in start.suspects]
+        path = Path(self._config.launch_folder) / f"preflight-{self._job}-{self._restarts}.json"
+        check = Preflight(self._config, begun.nodes, self._run.path, path)
+        found, lines = check.run(excluded, stop=lambda: self._warned or self._cancelled)
+        for line in lines:
+            self._say(line, error=True)
+        cause = CANCELLED if self._cancelled else STOPPED if self._warned else CHECKED
+        if cause == CHECKED and not found.exclude and not found.ends:
+            return None
+        ended = dataclasses.replace(begun, ended=time.time(), cause=cause, last_step=begun.first_step)
+        if cause != CHECKED:
+            return dataclasses.replace(ended, code=command.STOPPED)
+        note = found.reason or "; ".join(lines)
+        return dataclasses.replace(ended, code=1, suspects=() if found.ends else found.exclude, note=note)
 
     def _start(self, begun: Start) -> Start:
         """Run the command to its end; returns the start with its end."""
@@ -213,7 +235,9 @@ class Supervisor:
         if decision.exclude:
             # Only a job that waits takes it, and a job waits from the requeue on.
             with contextlib.suppress(slurm.SlurmError):
-                slurm.call(["scontrol", "update", f"JobId={self._job}", f"ExcNodeList={','.join(decision.exclude)}"])
+                # The update replaces the list; the user may have excluded nodes at submission.
+                nodes = dict.fromkeys([*slurm.excluded(self._job), *decision.exclude])
+                slurm.call(["scontrol", "update", f"JobId={self._job}", f"ExcNodeList={','.join(nodes)}"])
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if not self._cancelled:
             _sleep(_END_BY_REQUEUE_SECONDS)

@@ -47,7 +47,7 @@ def folder(tmp_path: Path, slurm: PrivateSlurm, monkeypatch: pytest.MonkeyPatch)
 
 def launch(stage: str, config: Path, output: str, *words: str, recovery: dict[str, Any] | None = None, **more: Any) -> str:
     """`mose-cluster launch`; returns the job's number."""
-    job = {"run_config": str(config), "gpus_per_node": 0, "job": SHORT, "output": output, **more}
+    job = {"run_config": str(config), "gpus_per_node": 0, "job": SHORT, "output": output, "preflight": {"enabled": False}, **more}
     job["recovery"] = {"stacks_seconds": 5, **(recovery or {})}
     Path(f"{output}.job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "cluster.cli", "launch", stage, "--config", f"{output}.job.json", *words]

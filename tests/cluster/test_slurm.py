@@ -51,3 +51,11 @@ def test_a_controller_that_does_not_answer_is_one_line(tmp_path: Path, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MoseError, match=r"squeue: no answer within 0.2 s: the controller is down or overloaded"):
         slurm.call(["squeue"], 0.2)
+
+
+def test_nodes_that_the_user_excluded_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    install(tmp_path, "scontrol", "echo 'JobId=7 ReqNodeList=(null) ExcNodeList=n[1-2],x7 NumNodes=2'")
+    assert slurm.excluded("7") == ["n1", "n2", "x7"]
+    install(tmp_path, "scontrol", "echo 'JobId=7 ReqNodeList=(null) ExcNodeList=(null) NumNodes=2'")
+    assert slurm.excluded("7") == []

@@ -17,6 +17,7 @@ from cluster.jobs.config import (
     CommandJobConfig,
     FinetuneJobConfig,
     PackJobConfig,
+    PreflightConfig,
     PretrainJobConfig,
     RecoveryConfig,
 )
@@ -43,7 +44,7 @@ JOB = AllocationConfig(
 SITE = AllocationConfig(
     environment={"NCCL_DEBUG": "WARN", "NOTE": "it's $HOME"}, container=("apptainer", "exec", "--nv", "my image.sif")
 )
-CPU = {"gpus_per_node": 0, "ranks_per_node": 2}
+CPU = {"gpus_per_node": 0, "ranks_per_node": 2, "preflight": PreflightConfig(enabled=False)}
 SCRIPTS = {
     "pretrain_srun": pretrain_script(
         PretrainJobConfig("configs/mose_1b.yaml", "runs/mose_1b", (), 2, 4, job=SITE, launcher="srun"), 245000
@@ -56,9 +57,7 @@ SCRIPTS = {
         PretrainJobConfig("configs/mose_1b.yaml", "runs/mose_1b", ("--data.dataset=data/stack_v2",), 128, 4, job=JOB), 245000
     ),
     "pretrain_cpu": pretrain_script(
-        PretrainJobConfig(
-            "my run.yaml", "my run", ("--data.dataset=my data",), gpus_per_node=0, ranks_per_node=2, max_restarts=3
-        ),
+        PretrainJobConfig("my run.yaml", "my run", ("--data.dataset=my data",), max_restarts=3, **CPU),
         30,
     ),
     "pack": pack_script(PackJobConfig("configs/pack.yaml", max_running=16, job=JOB), DatasetFacts("data/stack_v2", 64)),

@@ -54,6 +54,17 @@ def test_a_node_is_excluded_after_some_failures_and_at_once_after_a_preflight() 
     assert "without n2" in decide("run", [hung, hung], 9, RecoveryConfig(same_step_failures=9)).message
 
 
+def test_a_preflight_that_no_other_nodes_would_pass_ends_the_job() -> None:
+    failed = dataclasses.replace(BEGUN, cause="failed the preflight", code=1)
+    again = decide("run", [dataclasses.replace(failed, suspects=("n2",))], 4, LIMITS)
+    assert again.again and again.message == "queued again after 0 restarts after its preflight, without n2"
+    ended = decide("run", [dataclasses.replace(failed, note="2 of 2 nodes fail the preflight")], 4, LIMITS)
+    assert (ended.again, ended.code) == (False, 1)
+    assert ended.message == "run: 2 of 2 nodes fail the preflight; it is not started again"
+    # Nodes are measured before the run does anything: no sign of a crash loop.
+    assert failures_without_a_checkpoint([failed, failed]) == 0
+
+
 @pytest.mark.parametrize(
     ("seen", "cause"),
     [
