@@ -137,6 +137,10 @@ def test_a_second_launch_is_refused_while_the_first_lives(drill: Path, slurm: Pr
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"run: job {number} (" in done.stderr and f"expected it to end first: scancel {number}" in done.stderr
+    wait_for(lambda: step_of("run") >= 1, "the first step", 200)
+    shown = subprocess.run([sys.executable, "-m", "cluster.cli", "status", "run", "--json"], capture_output=True, check=True)
+    (run,) = json.loads(shown.stdout)
+    assert (run["state"], run["note"], run["max_steps"]) == ("running", f"job {number} on n[1-2]", 4000)
 
 
 @pytest.mark.parametrize(
