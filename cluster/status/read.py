@@ -136,15 +136,24 @@ def _state(
     if queue and mine:
         job = queue[mine[-1].job]
         if job.state == "PENDING":
-            return (REQUEUED if last is not None else QUEUED), f"job {job.number}: {job.reason}"
-        if beat is not None and (silent := now - beat.unix_seconds) > stall_seconds:
+            if last is None:
+                return QUEUED, f"job {job.number}: {job.reason}"
+            return REQUEUED, f"job {job.number}: {job.reason}; last start: {_end_of(last)}"
+        # The heartbeat of an earlier start may be older than the job's time in the queue.
+        begun = max(last.started, last.ended) if last is not None else 0.0
+        if beat is not None and (silent := now - max(beat.unix_seconds, begun)) > stall_seconds:
             return STALLED, f"job {job.number}: no heartbeat for {silent:.0f} s, last in {beat.stage!r} of step {beat.step + 1}"
         return RUNNING, f"job {job.number} on {job.reason}"
     if beat is not None and now - beat.unix_seconds <= stall_seconds and beat.stage != "stopped":
         return RUNNING, "without a job of ours in the queue" if queue is not None else ""
     if last is not None:
-        return ENDED, f"job {last.job}: {last.cause or 'ended without a word'}{f', code {last.code}' if last.code else ''}"
+        return ENDED, f"job {last.job}: {_end_of(last)}"
     return (ENDED, f"last heartbeat {_clock(beat.unix_seconds)}") if beat is not None else (NOT_STARTED, "")
+
+
+def _end_of(start: Start) -> str:
+    """How a start that is over ended; one without a record of its end was killed together with its supervisor."""
+    return f"{start.cause or 'no record of its end'}{f', code {start.code}' if start.code else ''}"
 
 
 def time_parts(submitted: float, starts: Sequence[Start], step: int, now: float | None) -> TimeParts:

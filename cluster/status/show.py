@@ -43,7 +43,20 @@ def print_statuses(statuses: Sequence[RunStatus], reason: str, as_json: bool) ->
         return
     from rich.table import Table
 
-    columns = ("run", "state", "step", "loss", "by exit", "tok/s/device", "MFU", "data wait", "goodput", "lost to", "left", "")
+    columns = (
+        "run",
+        "state",
+        "step",
+        "loss",
+        "by exit",
+        "tok/s/device",
+        "MFU",
+        "data wait",
+        "goodput",
+        "lost to",
+        "left",
+        "note",
+    )
     table = Table(*columns)
     for one in statuses:
         table.add_row(*_cells(one))

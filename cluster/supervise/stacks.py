@@ -44,17 +44,23 @@ def _place(text: str) -> str:
 
 
 def explain_stacks(stacks: list[RankStack]) -> str:
-    """One sentence: which ranks stand elsewhere than most, or wrote no stack."""
+    """One sentence: which ranks stand elsewhere than most, or wrote no stack; every place, where none is that of most."""
     if not stacks:
         return "no rank wrote a stack"
     silent = [one for one in stacks if not one.place]
     places = Counter(one.place for one in stacks if one.place)
     if not places:
         return f"none of {len(stacks)} ranks wrote a stack"
-    common = places.most_common(1)[0][0]
+    (common, many), *rest_of_places = places.most_common()
+    if rest_of_places and rest_of_places[0][1] == many:
+        # Neither place is that of most: "the others" would point at one side by chance.
+        common = ""
     others = [one for one in stacks if one.place and one.place != common]
     parts = [f"{_ranks(silent)} wrote no stack: stopped, or inside the kernel"] if silent else []
     parts += [f"{_ranks([one])} at {one.place}" for one in others[:_NAMED]]
+    if not common:
+        more = len(others) - _NAMED
+        return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
     rest = "the others at" if parts else f"all {len(stacks)} ranks at"
     return "; ".join([*parts, f"{rest} {common}"])
 

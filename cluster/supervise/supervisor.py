@@ -151,13 +151,19 @@ class Supervisor:
                 # Ranks that hang must not let the job run into its limit.
                 self._insist_at = None
                 process.terminate()
-            if watch is not None and not hung and not warned and (hung := watch.silence(now)):
-                hung, suspected = self._end_hang(hung, process)
+            # Also after a warning, so that a first step that was done meanwhile counts.
+            silence = watch.silence(now) if watch is not None else ""
+            if silence and not hung and not warned:
+                hung, suspected = self._end_hang(silence, process)
             if watch is not None and watch.training and not trained:
                 trained = time.time()
             # A signal ends the wait at once, its handler runs in this thread.
             self._wake.wait(self._config.poll_seconds)
             self._wake.clear()
+        if watch is not None:
+            # Short starts, and the steps between a warning and the end, fall between two looks.
+            watch.silence(time.monotonic())
+            trained = trained or (time.time() if watch.training else 0.0)
         if self._config.hostfile:
             Path(self._config.hostfile).unlink(missing_ok=True)
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode

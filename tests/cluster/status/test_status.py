@@ -64,15 +64,25 @@ def test_the_other_states(run: RunDirectory) -> None:
     assert state_of(run, PENDING).state == "queued"
     History(run.launch).append(BEGUN)
     assert state_of(run, PENDING).state == "requeued"
+    assert state_of(run, PENDING).note == "job 7: Priority; last start: no record of its end"
     beat(run, age=400)
     found = state_of(run, RUNNING)
     assert (found.state, found.note) == ("stalled", "job 7: no heartbeat for 400 s, last in 'forward' of step 43")
     History(run.launch).append(dataclasses.replace(BEGUN, cause="failed", code=9, ended=2000.0))
     assert (state_of(run, {}).state, state_of(run, {}).note) == ("ended", "job 7: failed, code 9")
+    assert state_of(run, PENDING).note == "job 7: Priority; last start: failed, code 9"
     beat(run, "diverged")
     assert state_of(run, {}).state == "diverged"
     (run.launch / "done.json").write_text("{}")
     assert state_of(run, {}).state == "done"
+
+
+def test_a_start_after_a_long_time_in_the_queue_is_not_stalled(run: RunDirectory) -> None:
+    """Its heartbeat is still that of the start before."""
+    beat(run, age=4000)
+    for second in (Start("7", 1, ("n1",), NOW - 20.0, 40), dataclasses.replace(BEGUN, cause="stopped", ended=NOW - 5.0)):
+        History(run.launch).append(second)
+        assert state_of(run, RUNNING).state == "running"
 
 
 def test_a_run_that_never_began(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ A, B = "pretrain/step.py:1 count", "pretrain/data/prefetch.py:2 take"
         ((A, A, A), [], "all 3 ranks at pretrain/step.py:1 count"),
         (("", "", ""), [], "none of 3 ranks wrote a stack"),
         ((), [], "no rank wrote a stack"),
-        ((A, B), [], f"rank 1 (n1) at {B}; the others at {A}"),
+        ((A, B), [], f"rank 0 (n0) at {A}; rank 1 (n1) at {B}"),
     ],
 )
 def test_who_stands_elsewhere_is_named(places: tuple[str, ...], named: list[int], sentence: str) -> None:

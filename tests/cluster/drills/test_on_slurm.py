@@ -9,73 +9,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.supervise.history import History, Start
 from mose.config import save_config
 from mose.files.atomic_file import write_json
-from mose.run_directory import RunDirectory
-from pretrain.monitoring.metrics import TIMING_KEYS
+from tests.cluster.drills.launched import ROOT, back_from, ends, lasting, launch, log_of, starts, step_of
 from tests.cluster.private_slurm import PrivateSlurm, wait_for
 from tests.datasets import make_dataset
 from tests.pretrain.cells import tiny_config
 
-ROOT = Path(__file__).parents[2]
 STEPS = 100
-SHORT = {"name": "drill", "time_limit": "30", "cpus_per_task": 2}
-
-
-@pytest.fixture
-def folder(tmp_path: Path, slurm: PrivateSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder in which jobs are submitted; SLURM's commands and ours are in the PATH of the test and of its jobs."""
-    if not slurm.namespaces:
-        pytest.skip("this user may not give a node its own host name (unshare --user --uts), so that ranks cannot meet")
-    monkeypatch.chdir(tmp_path)
-    for name, value in slurm.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    yield tmp_path
-    subprocess.run(["scancel", "--full", "--me"], check=False)
-    wait_for(lambda: not slurm.call("squeue", "-h"), "the end of all jobs", 180)
-
-
-def launch(stage: str, config: Path, output: str, *words: str, recovery: dict[str, Any] | None = None, **more: Any) -> str:
-    """`mose-cluster launch`; returns the job's number."""
-    job = {"run_config": str(config), "gpus_per_node": 0, "job": SHORT, "output": output, "preflight": {"enabled": False}, **more}
-    job["recovery"] = {"stacks_seconds": 5, **(recovery or {})}
-    Path(f"{output}.job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "cluster.cli", "launch", stage, "--config", f"{output}.job.json", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()[-1]
-
-
-def log_of(number: str) -> str:
-    path = Path(f"logs/drill-{number}.log")
-    return path.read_text(errors="replace")[-6000:] if path.exists() else "no log"
-
-
-def starts(output: str) -> list[Start]:
-    return History(RunDirectory(Path(output)).launch).read()
-
-
-def lasting(output: str) -> list[dict[str, Any]]:
-    """Every line of metrics without what tells how fast the machine was."""
-    lines = RunDirectory(Path(output)).read_metrics()
-    return [{name: value for name, value in line.items() if name not in TIMING_KEYS} for line in lines]
-
-
-def step_of(output: str) -> int:
-    """The last step in the metrics; 0 before the first."""
-    path = RunDirectory(Path(output)).metrics
-    lines = path.read_text().splitlines() if path.exists() else []
-    return max((json.loads(line)["step"] for line in lines[-1:] if line.endswith("}")), default=0)
 
 
 def test_a_run_that_is_warned_is_queued_again_and_ends_like_an_undisturbed_one(folder: Path, slurm: PrivateSlurm) -> None:
@@ -108,7 +54,7 @@ def drill(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`mose-pretrain` is a stand-in."""
     (folder / "tools").mkdir()
     (folder / "tools/mose-pretrain").write_text(
-        f'#!/bin/sh\nexec {sys.executable} -S {ROOT}/tests/cluster/stand_in_trainer.py "$@"\n'
+        f'#!/bin/sh\nexec {sys.executable} -S {ROOT}/tests/cluster/drills/stand_in_trainer.py "$@"\n'
     )
     (folder / "tools/mose-pretrain").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'tools'}:{os.environ['PATH']}")
@@ -120,16 +66,6 @@ def play(slurm: PrivateSlurm, faults: list[dict[str, Any]], nodes: int = 2, **mo
     """Launch the stand-in on two nodes with these faults; returns the job's number."""
     Path("faults.json").write_text(json.dumps(faults))
     return launch("pretrain", Path("run.yaml"), "run", nodes=nodes, ranks_per_node=1, launcher="srun", **more)
-
-
-def back_from(slurm: PrivateSlurm, number: str, restarts: int) -> None:
-    """Wait for a requeue."""
-    wait_for(lambda: slurm.job(number).get("Restarts") == str(restarts), f"a requeue: {log_of(number)}", 300)
-
-
-def ends(slurm: PrivateSlurm, number: str, state: str = "COMPLETED") -> None:
-    found = slurm.wait_state(number, "COMPLETED", "FAILED", "CANCELLED", seconds=400)
-    assert found["JobState"] == state, log_of(number)
 
 
 def kept_steps() -> list[int]:
@@ -201,6 +137,10 @@ def test_a_second_launch_is_refused_while_the_first_lives(drill: Path, slurm: Pr
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f"run: job {number} (" in done.stderr and f"expected it to end first: scancel {number}" in done.stderr
+    wait_for(lambda: step_of("run") >= 1, "the first step", 200)
+    shown = subprocess.run([sys.executable, "-m", "cluster.cli", "status", "run", "--json"], capture_output=True, check=True)
+    (run,) = json.loads(shown.stdout)
+    assert (run["state"], run["note"], run["max_steps"]) == ("running", f"job {number} on n[1-2]", 4000)
 
 
 @pytest.mark.parametrize(
