@@ -6,20 +6,57 @@ from dataclasses import dataclass, field
 from mose.config import require
 
 LAUNCHERS = ("deepspeed", "srun")
-_NAME = re.compile(r"[\w.+-]+")
+# A - in front would make an option of it, and the name of a log file . or .. would be a folder.
+_NAME = re.compile(r"[\w+][\w.+-]*")
+# Of a file, with what is put before and behind it: file systems allow 255 bytes.
+_LONGEST_NAME = 200
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The formats of sbatch --time: minutes, [days-]hours:minutes[:seconds].
-_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
+_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}", re.ASCII)
 
 
 def check_environment(place: str, environment: dict[str, str]) -> None:
     """Check names and values of environment variables; `place` is the field that holds them.
 
     Raises:
-        MoseError: a name is not one of a shell variable.
+        MoseError: a name is not one of a shell variable, or a value holds a NUL, which would end it.
     """
-    for name in environment:
+    for name, value in environment.items():
         require(bool(_VARIABLE.fullmatch(name)), f"{place}: {name!r}, expected a name of letters, digits and _")
+        require("\0" not in value, f"{place}: {name}: {value!r}, expected text without NUL")
+
+
+def check_name(place: str, name: str) -> None:
+    """Check a name that becomes part of a file's name and of an option; `place` is its field.
+
+    Raises:
+        MoseError: it has other characters, begins with one that would change its meaning, or is too long.
+    """
+    require(bool(_NAME.fullmatch(name)), f"{place}: {name!r}, expected letters, digits and . _ + -, and none of . - in front")
+    size = len(name.encode())
+    require(size <= _LONGEST_NAME, f"{place}: {name[:20]!r}...: {size} bytes, expected at most {_LONGEST_NAME}")
+
+
+def check_path(place: str, path: str) -> None:
+    """Check a path that is a word of a job's command; `place` is its field.
+
+    Raises:
+        MoseError: the command would take it for an option, or it is none of a file system.
+    """
+    require(not path.startswith("-"), f"{place}: {path!r}, expected a path that does not begin with - (write ./{path})")
+    shared = "\0" not in path and "://" not in path
+    require(shared, f"{place}: {path!r}, expected a path on a file system that all nodes share")
+
+
+def check_log_folder(place: str, path: str) -> None:
+    """Check a folder that stands in an #SBATCH line, where sbatch expands %, ends the line at # and takes quotes off.
+
+    Raises:
+        MoseError: it has such a character.
+    """
+    one_word = bool(path) and path.isprintable() and not re.search(r"[\s%#'\"\\]", path) and not path.startswith("-")
+    expected = "a path without spaces, quotes, backslashes and %, without #, and with no - in front"
+    require(one_word, f"{place}: {path!r}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -52,17 +89,19 @@ class AllocationConfig:
     def __post_init__(self) -> None:
         for name in ("account", "partition"):
             value = getattr(self, name)
-            require(not value or bool(_NAME.fullmatch(value)), f"job.{name}: {value!r}, expected letters, digits and . _ + -")
-        require(bool(_NAME.fullmatch(self.name)), f"job.name: {self.name!r}, expected letters, digits and . _ + -")
+            if value:
+                check_name(f"job.{name}", value)
+        check_name("job.name", self.name)
         require(bool(_TIME.fullmatch(self.time_limit)), f"job.time_limit: {self.time_limit!r}, expected HH:MM:SS or D-HH:MM:SS")
         require(self.cpus_per_task > 0, f"job.cpus_per_task: {self.cpus_per_task}, expected 1 or more")
-        one_word = bool(self.log_folder) and self.log_folder.isprintable() and not re.search(r"[\s%'\"\\]", self.log_folder)
-        require(one_word, f"job.log_folder: {self.log_folder!r}, expected a path without spaces, quotes, backslashes and %")
+        check_log_folder("job.log_folder", self.log_folder)
         plain = all(line.replace("\t", " ").isprintable() for line in self.setup)
         require(plain, "job.setup: an entry has a line break or control character, expected one line an entry")
         for option in self.sbatch_options:
-            one_word = option.isprintable() and bool(re.fullmatch(r"--\S+", option))
-            require(one_word, f"job.sbatch_options: {option!r}, expected one option such as --qos=long")
+            # In a script's line sbatch takes quotes off and ends the line at #; on its command line it does neither.
+            one_word = option.isprintable() and bool(re.fullmatch(r"--[^\s#'\"\\]+", option))
+            expected = "one option such as --qos=long, without spaces, quotes, backslashes and #"
+            require(one_word, f"job.sbatch_options: {option!r}, expected {expected}")
         check_environment("job.environment", self.environment)
 
 
@@ -151,6 +190,8 @@ class TrainingJobConfig:
     def __post_init__(self) -> None:
         require(bool(self.run_config), "run_config: not given, expected the config file of the run")
         require(bool(self.output), "output: not given, expected the run directory")
+        check_path("run_config", self.run_config)
+        check_path("output", self.output)
         for option in self.options:
             taken = option.startswith(("--output", "--max_steps", "--steps", "--config", "--print_config"))
             named = option.startswith("--") and "=" in option and not taken
@@ -203,6 +244,7 @@ class PackJobConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.pack_config), "pack_config: not given, expected the config file of a data set")
+        check_path("pack_config", self.pack_config)
         require(self.max_running > 0, f"max_running: {self.max_running}, expected 1 or more")
         require(self.max_array_elements > 0, f"max_array_elements: {self.max_array_elements}, expected 1 or more")
 
@@ -225,6 +267,7 @@ class CommandJobConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.run_config), "run_config: not given, expected the config file of the stage")
+        check_path("run_config", self.run_config)
         for option in self.options:
             named = option.startswith("--") and "=" in option and not option.startswith(("--config", "--print_config", "--task"))
             require(named, f"options: {option!r}, expected --NAME=VALUE other than config and task")

@@ -54,7 +54,10 @@ def with_profile(job: AllocationConfig, gpus_per_node: int = 0) -> AllocationCon
     if not path.is_file():
         raise MoseError(f"job.profile: {path}: no such file, expected a site profile such as those in configs/cluster/sites")
     names = [field.name for field in dataclasses.fields(SiteProfile)]
-    unknown = [name for name in read_yaml(path) or {} if name not in names]
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise MoseError(f"{path}: expected a YAML mapping of {', '.join(names)}, found {type(values).__name__}")
+    unknown = [name for name in values if name not in names]
     if unknown:
         raise MoseError(f"{path}: unknown key {unknown[0]!r}, expected one of {', '.join(names)}")
     site = load_config(SiteProfile, path)

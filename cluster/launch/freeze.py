@@ -1,5 +1,6 @@
 """The frozen copy of what a job runs: the resolved config, the job, the version of the code, and the environment."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ CONFIG_NAME, JOB_NAME, ENVIRONMENT_NAME, CHANGES_NAME, SCRIPT_NAME = (
     "changes.patch",
     "job.sbatch",
 )
+_FROZEN = (CONFIG_NAME, JOB_NAME, ENVIRONMENT_NAME, CHANGES_NAME, SCRIPT_NAME)
 JOBS_NAME = "jobs.jsonl"
 # What decides how a run behaves; everything else in an environment is the user's own business, or a secret.
 _VARIABLES = re.compile(
@@ -115,6 +117,29 @@ def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = ""
             yield from _differences(old, new, f"{prefix}{name}.")
         elif old != new:
             yield f"{prefix}{name}", old, new
+
+
+@contextlib.contextmanager
+def frozen(folder: Path, values: dict[str, Any], job: Any, script: str) -> Iterator[None]:
+    """Freeze a launch while the block submits it; if the block fails, the launch folder is again as it was before.
+
+    A config that stayed behind would count as that of a run, and the next launch with a mended one would be refused.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = {path: path.read_text("utf-8") for path in (folder / name for name in _FROZEN) if path.exists()}
+    try:
+        write_frozen(folder, values, job, script)
+        yield
+    except BaseException:
+        for path in (folder / name for name in _FROZEN):
+            if path in before:
+                write_text(path, before[path])
+            else:
+                path.unlink(missing_ok=True)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def write_frozen(folder: Path, values: dict[str, Any], job: Any, script: str) -> None:

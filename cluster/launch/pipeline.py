@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
-from cluster.jobs.config import CommandJobConfig, FinetuneJobConfig, PackJobConfig, PretrainJobConfig
+from cluster.jobs.config import (
+    CommandJobConfig,
+    FinetuneJobConfig,
+    PackJobConfig,
+    PretrainJobConfig,
+    check_log_folder,
+    check_name,
+)
 from cluster.jobs.stages import STAGES, stage_named
 from cluster.launch.submit import (
     LaunchRequest,
@@ -46,6 +53,8 @@ class PipelineStep:
 
     def __post_init__(self) -> None:
         stage_named(self.stage)
+        if self.name:
+            check_name("steps.name", self.name)
 
     @property
     def label(self) -> str:
@@ -69,6 +78,7 @@ class PipelineConfig:
         twice = next((label for label in labels if labels.count(label) > 1), "")
         require(not twice, f"steps.name: {twice!r} stands twice, expected another name for each step")
         require(self.name.replace("-", "").replace("_", "").isalnum(), f"name: {self.name!r}, expected letters, digits, - and _")
+        check_log_folder("log_folder", self.log_folder)
 
 
 @dataclass(frozen=True)
@@ -94,14 +104,21 @@ def _configs(config: PipelineConfig) -> list[Any]:
     """The job config of every step.
 
     Raises:
-        MoseError: one is not valid; the message names the step.
+        MoseError: one is not valid, or writes where another one does; the message names the step.
     """
-    found = []
+    found: list[Any] = []
+    taken: dict[tuple[str, str], str] = {}
     for step in config.steps:
         try:
             found.append(load_config(job_config(step.stage), None, step.job))
         except MoseError as error:
             raise MoseError(f"steps.{step.label}: {error}") from None
+        job = found[-1].job
+        # Jobs of one name share a script and a launch folder: the end of the first would count as that of the second.
+        for place in [("job.name", f"{job.log_folder}/{job.name}"), ("output", str(getattr(found[-1], "output", "")))]:
+            other = taken.setdefault(place, step.label)
+            if place[1] and other != step.label:
+                raise MoseError(f"steps.{step.label}: {place[0]}: {place[1]} is that of step {other}, expected another one")
     return found
 
 
@@ -151,7 +168,8 @@ def submit_pipeline(config: PipelineConfig) -> list[StepOutcome]:
                 # At once: a pipeline that is cut off here must know its jobs.
                 write_json(path, known)
                 outcomes.append(StepOutcome(step.label, (numbers[-1],), f"submitted job {' and '.join(numbers)}"))
-    except MoseError:
+    except BaseException:
+        # Also where a person interrupts it: half a chain must not run.
         for number in submitted:
             with contextlib.suppress(slurm.SlurmError):
                 slurm.call(["scancel", number])

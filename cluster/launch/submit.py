@@ -25,11 +25,11 @@ from cluster.jobs.script import (
 from cluster.jobs.stages import Stage, stage_named
 from cluster.launch.freeze import (
     check_layout,
+    frozen,
     record_job,
     require_same_config,
     resolved_config,
     submitted_jobs,
-    write_frozen,
 )
 from mose.errors import MoseError
 from mose.files.atomic_file import write_text
@@ -47,7 +47,7 @@ class LaunchRequest:
     """Whether a run directory may hold another frozen config; the stage then checks which fields may differ."""
 
     def __post_init__(self) -> None:
-        if self.after and not re.fullmatch(r"\d+(:\d+)*", self.after):
+        if self.after and not re.fullmatch(r"[0-9]+(:[0-9]+)*", self.after):
             raise MoseError(f"after: {self.after!r}, expected job numbers such as 12 or 12:13")
 
     @property
@@ -66,24 +66,36 @@ def render_pretrain(config: PretrainJobConfig) -> str:
         MoseError: the run's config cannot be read, or lacks `max_steps`; or the profile cannot be used.
     """
     path = Path(config.run_config)
-    return pretrain_script(_on_site(config), _count(path, _read_yaml(path), "max_steps"))
+    max_steps = _count(path, _read_yaml(path), "max_steps")
+    return pretrain_script(dataclasses.replace(config, job=_on_site(config.job, config.gpus_per_node, config.nodes)), max_steps)
 
 
 def render_finetune(config: FinetuneJobConfig, stage: str) -> str:
     """The script of a fine-tuning job; errors as of `render_pretrain`."""
     path = Path(config.run_config)
     _read_yaml(path)
-    return finetune_script(_on_site(config), stage_named(stage))
+    job = _on_site(config.job, config.gpus_per_node, config.nodes)
+    return finetune_script(dataclasses.replace(config, job=job), stage_named(stage))
 
 
-def _on_site(config: Any) -> Any:
+def _on_site(job: AllocationConfig, gpus_per_node: int = 0, nodes: int = 1) -> AllocationConfig:
     """The job with its site profile applied, and its node list checked against the layout."""
-    job = with_profile(config.job, config.gpus_per_node)
+    job = with_profile(job, gpus_per_node)
     for option in job.sbatch_options:
         name, _, value = option.partition("=")
-        if name in ("--nodelist", "-w") and len(nodes := slurm.expand_nodes(value)) != config.nodes:
-            raise MoseError(f"job.sbatch_options: {option}: {len(nodes)} nodes, expected as many as nodes: {config.nodes}")
-    return dataclasses.replace(config, job=job)
+        # sbatch would give a job as many nodes as the list has, whatever the layout is.
+        if name == "--nodelist":
+            found = _distinct_nodes(option, value)
+            if found != nodes:
+                raise MoseError(f"job.sbatch_options: {option}: {found} nodes, expected as many as nodes: {nodes}")
+    return job
+
+
+def _distinct_nodes(option: str, value: str) -> int:
+    try:
+        return len(set(slurm.expand_nodes(value)))
+    except MoseError as error:
+        raise MoseError(f"job.sbatch_options: {option}: {error}") from None
 
 
 def render_pack(config: PackJobConfig, *, missing_only: bool = False) -> str:
@@ -93,14 +105,14 @@ def render_pack(config: PackJobConfig, *, missing_only: bool = False) -> str:
         MoseError: see `read_dataset_facts` and `missing_tasks`.
     """
     dataset = read_dataset_facts(Path(config.pack_config))
-    config = dataclasses.replace(config, job=with_profile(config.job))
+    config = dataclasses.replace(config, job=_on_site(config.job))
     return pack_script(config, dataset, missing_tasks(dataset.output) if missing_only else None)
 
 
 def render_command(config: CommandJobConfig, stage: str) -> str:
     """The script of a stage that one command runs, or an array of them; errors as of `render_pretrain`."""
     path, found = Path(config.run_config), stage_named(stage)
-    config = dataclasses.replace(config, job=with_profile(config.job, config.gpus))
+    config = dataclasses.replace(config, job=_on_site(config.job, config.gpus))
     if found.has_tasks and "num_tasks" in (values := _read_yaml(path)):
         return array_script(config, found, _count(path, values, "num_tasks"))
     if not found.is_positional:
@@ -143,17 +155,20 @@ def _launch_training(
     config: PretrainJobConfig | FinetuneJobConfig, stage: Stage, script: str, request: LaunchRequest, *, ranks: int
 ) -> str:
     run = RunDirectory(Path(config.output))
+    if run.path.exists() and not run.path.is_dir():
+        raise MoseError(f"output: {run.path}: not a folder, expected the run directory")
     run.require_free()
     slurm.require_sbatch()
+    _warn_of_memory("output", config.output)
     _require_no_job(run.launch, config.output)
     values = resolved_config(stage, Path(config.run_config), ["--output", config.output, *config.options])
     if not request.replace_config:
         require_same_config(run.launch, values)
-    write_frozen(run.launch, values, config, script)
-    # What the run reads may be written only by the jobs that it waits for.
-    if ranks and not request.after:
-        check_layout(run.launch / "config.yaml", stage, ranks)
-    number = _submit_script(script, config.job.log_folder, config.job.name, request)
+    with frozen(run.launch, values, config, script):
+        # What the run reads may be written only by the jobs that it waits for.
+        if ranks and not request.after:
+            check_layout(run.launch / "config.yaml", stage, ranks)
+        number = _submit_script(script, config.job.log_folder, config.job.name, request)
     record_job(run.launch, number)
     return number
 
@@ -163,10 +178,12 @@ def launch_command(config: CommandJobConfig, stage: str, request: LaunchRequest 
     script, found, folder = render_command(config, stage), stage_named(stage), launch_folder(config)
     slurm.require_sbatch()
     _require_no_job(folder, str(folder))
-    if not found.is_positional:
+    if found.is_positional:
+        number = _submit_script(script, config.job.log_folder, config.job.name, request)
+    else:
         values = resolved_config(found, Path(config.run_config), list(config.options))
-        write_frozen(folder, values, config, script)
-    number = _submit_script(script, config.job.log_folder, config.job.name, request)
+        with frozen(folder, values, config, script):
+            number = _submit_script(script, config.job.log_folder, config.job.name, request)
     record_job(folder, number)
     return number
 
@@ -236,9 +253,35 @@ def launch_pack(config: PackJobConfig, request: LaunchRequest = AT_ONCE, *, miss
     array = _submit_script(script, config.job.log_folder, config.job.name, request)
     try:
         return array, slurm.submit(finish_command(with_profile(config.job), dataset, array))
-    except MoseError:
+    except BaseException:
+        # Also where a person interrupts it: an array without its merge would be half a launch.
         slurm.call(["scancel", array])
         raise
+
+
+def _warn_of_memory(place: str, path: str) -> None:
+    """Say so where a folder lies in this machine's memory, which no other node sees.
+
+    A warning, since a cluster may be this one machine; of a disk nothing follows, since this machine may export it to the others.
+    """
+    if (kind := file_system_of(Path(path))) in ("tmpfs", "ramfs"):
+        where = f"{place}: {path} lies on {kind}, the memory of this machine"
+        print(f"mose-cluster: warning: {where}; expected a folder that all nodes share", file=sys.stderr)
+
+
+def file_system_of(path: Path, mounts: str | None = None) -> str:
+    """The type of the file system that holds a path, of `mounts` or of /proc/self/mounts; empty where it is not known."""
+    try:
+        lines = (Path("/proc/self/mounts").read_text("utf-8", "replace") if mounts is None else mounts).splitlines()
+    except OSError:
+        return ""
+    fields = [line.split(" ") for line in lines if line.count(" ") >= 2]
+    places = [(Path(place.replace("\\040", " ")), kind) for _, place, kind, *_ in fields]
+    # A later mount hides an earlier one at the same place.
+    holding = [
+        (len(place.parts), number, kind) for number, (place, kind) in enumerate(places) if path.resolve().is_relative_to(place)
+    ]
+    return max(holding)[2] if holding else ""
 
 
 def _span(text: str) -> range:
@@ -247,8 +290,13 @@ def _span(text: str) -> range:
 
 
 def _submit_script(text: str, log_folder: str, name: str, request: LaunchRequest) -> str:
+    _warn_of_memory("job.log_folder", log_folder)
     script = Path(log_folder) / f"{name}.sbatch"
-    write_text(script, text)
+    try:
+        write_text(script, text)
+    except OSError as error:
+        reason = f"{error.strerror}, expected a folder that can be written and that all nodes share"
+        raise MoseError(f"job.log_folder: {log_folder}: {reason}") from None
     return slurm.submit(["sbatch", "--parsable", *request.sbatch_options, str(script)])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import slurm
 from cluster.cli import commands
 from mose.command import run_command
 from tests.cluster.launch.test_submit import SBATCH, STAGE
@@ -16,6 +17,7 @@ STEPS = [
     {"stage": "export", "job": {"run_config": "runs/one", "options": ["--output=out"], "job": {"name": "e"}}},
     {"stage": "evaluate", "name": "scores", "job": {"run_config": "run.yaml", "job": {"name": "s"}}},
 ]
+TUNING = {"stage": "retrieval", "name": "tuning", "job": {"run_config": "run.yaml", "output": "runs/one", "job": {"name": "r"}}}
 
 
 @pytest.fixture
@@ -96,6 +98,10 @@ def test_a_step_that_sbatch_refuses_takes_the_others_with_it(capsys: pytest.Capt
         ([{"stage": "group", "job": {"run_config": "none.yaml"}}], "steps.group: none.yaml: no such file"),
         ([{"stage": "group", "job": {"run_confg": "x"}}], "steps.group: "),
         ([*STEPS[:4], {"stage": "evaluate", "job": {}}], "steps.evaluate: run_config: not given"),
+        ([STEPS[0], {**STEPS[4], "job": STEPS[0]["job"]}], "steps.scores: job.name: logs/g is that of step group"),
+        ([STEPS[2], TUNING], "steps.tuning: output: runs/one is that of step pretrain"),
+        ([{**STEPS[0], "name": "a\nb"}], r"steps.name: 'a\nb', expected letters, digits"),
+        ([{**STEPS[0], "after": "scores"}, STEPS[4]], "Option 'after' is not accepted"),
     ],
 )
 def test_a_bad_file_is_one_line_and_submits_nothing(
@@ -114,3 +120,17 @@ def test_print_only_shows_every_script(capsys: pytest.CaptureFixture[str]) -> No
     assert submit("--print-only") == 0
     assert capsys.readouterr().out.count("#!/usr/bin/env bash") == 5
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_chain_that_is_interrupted_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    submit_one = slurm.submit
+
+    def interrupted(command: list[str]) -> str:
+        if "logs/t.sbatch" in command:
+            raise KeyboardInterrupt
+        return submit_one(command)
+
+    monkeypatch.setattr(slurm, "submit", interrupted)
+    assert submit() == 130
+    assert Path("cancelled").read_text().split() == ["41", "42", "43"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import commands
+from cluster.launch.submit import file_system_of
 from mose.command import run_command
 from mose.run_directory import RunDirectory
 
@@ -297,6 +298,13 @@ PROFILE = ("--job.profile", "site.yaml")
         ("", ("--job.profile", "none.yaml"), "job.profile: none.yaml: no such file"),
         ("", ("--job.sbatch_options", '["--nodelist=n[1-3]"]'), "--nodelist=n[1-3]: 3 nodes, expected as many as nodes: 1"),
         ("", ("--job.sbatch_options", '["--nodelist=n[1-"]'), "node list 'n[1-': expected names such as n1,n[02-05]"),
+        ("", ("--nodes", "2", "--job.sbatch_options", '["--nodelist=n1,n1"]'), "--nodelist=n1,n1: 1 nodes, expected as many as"),
+        ("gpus_per_node: many\n", PROFILE, "site.yaml: gpus_per_node: Expected a int. Got value: many"),
+        ("sbatch_options: --qos=a\n", PROFILE, "site.yaml: sbatch_options: Expected a tuple. Got value: --qos=a"),
+        ("42\n", PROFILE, "site.yaml: expected a YAML mapping of account, partition"),
+        ("a: [1\n", PROFILE, "site.yaml: not readable YAML"),
+        ('"a\\nb": 1\n', PROFILE, r"site.yaml: unknown key 'a\nb', expected one of account"),
+        ("modules: ['$(touch PWNED)']\n", PROFILE, "modules: '$(touch PWNED)', expected the name of a module"),
     ],
 )
 def test_a_bad_site_is_one_line(
@@ -314,3 +322,74 @@ def test_shipped_sites_are_applied(site: Path, folder: Path, capsys: pytest.Capt
     assert launch("pretrain", *TRAIN, "--gpus_per_node", "4", "--job.profile", str(site), "--print-only") == 0
     script = capsys.readouterr().out
     assert "\nexport NCCL_DEBUG=WARN\n" in script and "#SBATCH --partition=" in script
+
+
+HOSTILE = "a b'\"$(touch PWNED)`touch PWNED`\n\x1b[2J\u202e"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--job.name", HOSTILE], r"""job.name: 'a b\'"$(touch PWNED)`touch PWNED`\n\x1b[2J\u202e', expected letters, digits"""),
+        (["--job.name=-x"], "job.name: '-x', expected letters, digits and . _ + -, and none of . - in front"),
+        (["--job.name=.."], "job.name: '..', expected letters, digits"),
+        (["--job.name", "x" * 300], "job.name: 'xxxxxxxxxxxxxxxxxxxx'...: 300 bytes, expected at most 200"),
+        (["--job.account=-x"], "job.account: '-x', expected letters, digits"),
+        (["--job.log_folder", HOSTILE], "expected a path without spaces, quotes, backslashes and %, without #"),
+        (["--job.log_folder=-logs"], "job.log_folder: '-logs', expected a path without spaces"),
+        (["--job.log_folder=lo#gs"], "job.log_folder: 'lo#gs', expected a path without spaces"),
+        (["--job.log_folder=run.yaml"], "job.log_folder: run.yaml: File exists, expected a folder that can be written and that"),
+        (["--output=-x"], "output: '-x', expected a path that does not begin with - (write ./-x)"),
+        (["--output=s3://b/run"], "output: 's3://b/run', expected a path on a file system that all nodes share"),
+        (["--output=a\0b"], r"output: 'a\x00b', expected a path on a file system"),
+        (["--output=pack.yaml"], "output: pack.yaml: not a folder, expected the run directory"),
+        (["--run_config=-run.yaml"], "run_config: '-run.yaml', expected a path that does not begin with -"),
+        (["--run_config", HOSTILE], r"touch PWNED` \x1b[2J\u202e: no such file, expected the config of the run to launch"),
+        (["--job.sbatch_options", '["--comment=a#b"]'], "'--comment=a#b', expected one option such as --qos=long, without"),
+        (["--job.environment", json.dumps({HOSTILE: "1"})], "expected a name of letters, digits and _"),
+        (["--job.environment", json.dumps({"A": "a\0b"})], r"job.environment: A: 'a\x00b', expected text without NUL"),
+        (["--after", "\u0661"], "after: '\u0661', expected job numbers such as 12 or 12:13"),
+    ],
+)
+def test_a_name_that_cannot_be_used_is_one_line_and_leaves_nothing(
+    words: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_sbatch(folder)
+    before = sorted(folder.rglob("*"))
+    assert launch("pretrain", *TRAIN, *words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert message in captured.err and captured.err[:-1].isprintable()
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_hostile_names_that_can_be_used_are_submitted_as_they_are(folder: Path) -> None:
+    install_sbatch(folder)
+    (folder / HOSTILE).write_text(RUN)
+    words = ["--run_config", HOSTILE, "--output", f"runs {HOSTILE}", "--job.environment", json.dumps({"A": HOSTILE})]
+    assert launch("pretrain", *words, "--job.name", "m\xf6s\xe9", "--job.log_folder", "l\xf6gs/$(touch${IFS}PWNED)") == 0
+    assert RunDirectory(Path(f"runs {HOSTILE}")).launch.is_dir()
+    assert not list(folder.rglob("PWNED"))
+
+
+def test_a_refused_launch_leaves_the_run_directory_as_it_was(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the config of a launch that never ran would count as that of a run, and the mended one would be refused."""
+    install_sbatch(folder, "#!/bin/sh\necho 'sbatch: error: invalid partition specified: nope' >&2\nexit 1\n")
+    assert launch("pretrain", *TRAIN, "--job.partition", "nope") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (folder / "runs").exists()
+    (folder / "tools/sbatch").write_text(SBATCH)
+    assert launch("pretrain", *TRAIN) == 0
+    frozen = RunDirectory(Path("runs/one")).launch
+    before = {path: path.read_bytes() for path in frozen.iterdir()}
+    install_squeue(folder, "")
+    (folder / "run.yaml").write_text(RUN.replace("4", "8"))
+    ranks = ("--nodes", "3", "--gpus_per_node", "2")
+    assert launch("pretrain", *TRAIN, *ranks, "--replace-config") == 2
+    assert {path: path.read_bytes() for path in frozen.iterdir()} == before
+
+
+def test_a_folder_in_the_memory_of_this_machine_is_pointed_out() -> None:
+    mounts = "/dev/sda1 / ext4 rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\nnas:/a /shared\\040disk nfs4 rw 0 0\n"
+    found = [file_system_of(Path(path), mounts) for path in ("/dev/shm/logs", "/dev/shmx", "/shared disk/a", "/")]
+    assert found == ["tmpfs", "ext4", "nfs4", "ext4"]
