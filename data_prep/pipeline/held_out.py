@@ -5,7 +5,7 @@ one pass over them, before any task, gives the same set whatever the number of t
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.filters.blob_set import BlobSet
@@ -30,10 +30,15 @@ def held_out_path(dataset: Path) -> Path:
     return dataset / "tasks" / "held_out.npy"
 
 
-def prepare_held_out(dataset: Path, config: PackConfig, assignment: Assignment, *, is_new: bool) -> None:
+Reader = Callable[[RepositoryRef], Iterator[SourceFile]]
+
+
+def prepare_held_out(
+    dataset: Path, config: PackConfig, assignment: Assignment, *, is_new: bool, read: Reader | None = None
+) -> None:
     """Write the set of held-out files, unless it is there, no repository is held out, or an earlier version began the data set.
 
-    Of the tasks of an array, one collects the set and the others wait for it.
+    Of the tasks of an array, one collects the set and the others wait for it. A dry run gives `read`, which reads its sample.
     """
     path = held_out_path(dataset)
     if config.held_out_copies == "ignore" or not config.held_out_fraction or (not is_new and not path.is_file()):
@@ -42,7 +47,7 @@ def prepare_held_out(dataset: Path, config: PackConfig, assignment: Assignment, 
         try:
             with lock_file(path.with_name("held_out.lock"), str(path), "one process that collects the held-out files"):
                 if not path.is_file():
-                    BlobSet.of(blob_id for _, blob_id in _files(config, assignment, HELD_OUT)).write(path)
+                    BlobSet.of(blob_id for _, blob_id in _files(config, assignment, HELD_OUT, read)).write(path)
         except HeldError:
             time.sleep(_WAIT_SECONDS)
 
@@ -52,7 +57,7 @@ def duplicates_path(dataset: Path) -> Path:
     return dataset / "tasks" / "duplicates.npy"
 
 
-def prepare_duplicates(dataset: Path, config: PackConfig, assignment: Assignment) -> None:
+def prepare_duplicates(dataset: Path, config: PackConfig, assignment: Assignment, read: Reader | None = None) -> None:
     """Write the table of duplicates among train repositories, unless it is there or the config ignores them.
 
     Of folders and git checkouts all content is read once more for it, of parquet files only the metadata.
@@ -62,12 +67,12 @@ def prepare_duplicates(dataset: Path, config: PackConfig, assignment: Assignment
         try:
             with lock_file(path.with_name("duplicates.lock"), str(path), "one process that looks for duplicates"):
                 if not path.is_file():
-                    write_duplicates(path, _files(config, assignment, TRAIN), config.seed)
+                    write_duplicates(path, _files(config, assignment, TRAIN, read), config.seed)
         except HeldError:
             time.sleep(_WAIT_SECONDS)
 
 
-def _files(config: PackConfig, assignment: Assignment, split: str) -> Iterator[tuple[str, str]]:
+def _files(config: PackConfig, assignment: Assignment, split: str, read: Reader | None) -> Iterator[tuple[str, str]]:
     """Repository and blob id of each file of a split that its metadata does not exclude."""
 
     def is_wanted(name: str) -> bool:
@@ -76,7 +81,8 @@ def _files(config: PackConfig, assignment: Assignment, split: str) -> Iterator[t
     refs = [ref for refs in assignment.refs for ref in refs if is_wanted(ref.name)]
     for ref in refs:
         if ref.kind != ROWS_KIND:
-            yield from ((ref.name, blob_id) for blob_id in _blobs_of(ref, config))
+            files = read(ref) if read else read_repository(ref, config.sources)
+            yield from ((ref.name, blob_id) for blob_id in _blobs_of(files, config))
     locations = {part.location for part in assignment.parts} | {ref.location for ref in refs if ref.kind == ROWS_KIND}
     for location in sorted(locations):
         for file in metadata_of_files(location, is_wanted):
@@ -84,10 +90,10 @@ def _files(config: PackConfig, assignment: Assignment, split: str) -> Iterator[t
                 yield file.repository, file.blob_id
 
 
-def _blobs_of(ref: RepositoryRef, config: PackConfig) -> list[str]:
+def _blobs_of(files: Iterator[SourceFile], config: PackConfig) -> list[str]:
     """The files of a repository that pass the filters; none of one that cannot be read, as its task leaves it out."""
     try:
-        texts = filter_repository(read_repository(ref, config.sources), config.filters, FilterCounts())
+        texts = filter_repository(files, config.filters, FilterCounts())
         return [text.source.blob_id for text in texts]
     except (MoseError, OSError):
         return []
