@@ -17,7 +17,7 @@ from data_prep.execution.task_runner import TaskRunner
 from data_prep.execution.worker_pool import run_tasks
 from data_prep.pipeline.assignment import Assignment, assign_sources
 from data_prep.pipeline.config import PackConfig
-from data_prep.pipeline.estimate import estimate
+from data_prep.pipeline.estimate.estimate import estimate
 from data_prep.pipeline.held_out import prepare_duplicates, prepare_held_out, prepare_near_duplicates
 from data_prep.shards.summary import print_summary
 from data_prep.sources.directory import named_place
@@ -112,7 +112,7 @@ def _add_pack(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="Write nothing: pack a sample of 32 MB and print repositories, files, tokens, rows, disk, core-hours and a margin.",
+        help="Write nothing: pack a sample of 64 MB and print repositories, files, tokens, rows, disk, core-hours and a margin.",
     )
     parser.add_argument("--num-tasks", dest="array_tasks", type=int | None, default=None, help=argparse.SUPPRESS)
 

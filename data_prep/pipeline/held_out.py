@@ -31,17 +31,22 @@ def held_out_path(dataset: Path) -> Path:
     return dataset / "tasks" / "held_out.npy"
 
 
-def prepare_held_out(dataset: Path, config: PackConfig, assignment: Assignment, *, is_new: bool) -> None:
+Reader = Callable[[RepositoryRef], Iterator[SourceFile]]
+
+
+def prepare_held_out(
+    dataset: Path, config: PackConfig, assignment: Assignment, *, is_new: bool, read: Reader | None = None
+) -> None:
     """Write the set of held-out files, unless it is there, no repository is held out, or an earlier version began the data set.
 
-    Of the tasks of an array, one collects the set and the others wait for it.
+    Of the tasks of an array, one collects the set and the others wait for it. A dry run gives `read`, which reads its sample.
     """
     path = held_out_path(dataset)
     if config.held_out_copies == "ignore" or not config.held_out_fraction or (not is_new and not path.is_file()):
         return
 
     def write() -> None:
-        BlobSet.of(blob_id for _, blob_id in _files(dataset, config, assignment, HELD_OUT)).write(path)
+        BlobSet.of(blob_id for _, blob_id in _files(dataset, config, assignment, HELD_OUT, read)).write(path)
 
     _write_once(path, "one process that collects the held-out files", write)
 
@@ -51,7 +56,7 @@ def duplicates_path(dataset: Path) -> Path:
     return dataset / "tasks" / "duplicates.npy"
 
 
-def prepare_duplicates(dataset: Path, config: PackConfig, assignment: Assignment) -> None:
+def prepare_duplicates(dataset: Path, config: PackConfig, assignment: Assignment, read: Reader | None = None) -> None:
     """Write the table of duplicates among train repositories, unless it is there or the config ignores them.
 
     Of folders and git checkouts all content is read once more for it, of parquet files only the metadata.
@@ -59,7 +64,7 @@ def prepare_duplicates(dataset: Path, config: PackConfig, assignment: Assignment
     path = duplicates_path(dataset)
 
     def write() -> None:
-        write_duplicates(path, _files(dataset, config, assignment, TRAIN), config.seed)
+        write_duplicates(path, _files(dataset, config, assignment, TRAIN, read), config.seed)
 
     if config.duplicates != "ignore":
         _write_once(path, "one process that looks for duplicates", write)
@@ -99,7 +104,9 @@ def _write_once(path: Path, expected: str, write: Callable[[], None]) -> None:
             time.sleep(_WAIT_SECONDS)
 
 
-def _files(dataset: Path, config: PackConfig, assignment: Assignment, split: str) -> Iterator[tuple[str, str]]:
+def _files(
+    dataset: Path, config: PackConfig, assignment: Assignment, split: str, read: Reader | None
+) -> Iterator[tuple[str, str]]:
     """Repository and blob id of each file of a split that neither its metadata nor the list of near-duplicates excludes."""
     near = near_duplicates_of(dataset, config)
 
@@ -109,7 +116,8 @@ def _files(dataset: Path, config: PackConfig, assignment: Assignment, split: str
     refs = [ref for refs in assignment.refs for ref in refs if is_wanted(ref.name)]
     for ref in refs:
         if ref.kind != ROWS_KIND:
-            yield from ((ref.name, blob_id) for blob_id in _blobs_of(ref, config, near))
+            files = read(ref) if read else read_repository(ref, config.sources)
+            yield from ((ref.name, blob_id) for blob_id in _blobs_of(files, config, near))
     locations = {part.location for part in assignment.parts} | {ref.location for ref in refs if ref.kind == ROWS_KIND}
     for location in sorted(locations):
         for file in metadata_of_files(location, is_wanted):
@@ -117,10 +125,10 @@ def _files(dataset: Path, config: PackConfig, assignment: Assignment, split: str
                 yield file.repository, file.blob_id
 
 
-def _blobs_of(ref: RepositoryRef, config: PackConfig, near: NearDuplicates) -> list[str]:
+def _blobs_of(files: Iterator[SourceFile], config: PackConfig, near: NearDuplicates) -> list[str]:
     """The files of a repository that pass the filters; none of one that cannot be read, as its task leaves it out."""
     try:
-        texts = filter_repository(read_repository(ref, config.sources), config.filters, FilterCounts(), excluded=near.reason)
+        texts = filter_repository(files, config.filters, FilterCounts(), excluded=near.reason)
         return [text.source.blob_id for text in texts]
     except (MoseError, OSError):
         return []

@@ -14,6 +14,7 @@ from data_prep.sources.installed_packages import INSTALLED_PACKAGES
 from data_prep.sources.repositories import (
     OVER_REPOSITORY_LIMIT,
     UNREADABLE,
+    Limit,
     RepositoryRef,
     SelectedFiles,
     Selection,
@@ -82,14 +83,14 @@ def list_repositories(config: SourcesConfig) -> list[RepositoryRef]:
     return refs[: config.max_repositories] if config.max_repositories else refs
 
 
-def read_repository(ref: RepositoryRef, config: SourcesConfig) -> Iterator[SourceFile]:
-    """The files of one repository in path order, within the config's suffixes and byte limit.
+def read_repository(ref: RepositoryRef, config: SourcesConfig, only: frozenset[str] | None = None) -> Iterator[SourceFile]:
+    """The files of one repository in path order, within the config's suffixes and byte limit; with `only`, those of these paths.
 
     Raises:
         MoseError: a folder, file, commit or row cannot be read; the message names it.
     """
-    kind = next(kind for kinds in _kinds().values() for kind in kinds if kind.name == ref.kind)
-    selection = Selection(config.include_suffixes)
+    kind = _kind_of(ref)
+    selection = Selection(config.include_suffixes, only)
     files = _capped(kind.read(ref, selection, config.blob_store), selection, config)
     if config.detect_licences and not kind.knows_licences:
         files = _with_licences(files, kind, ref)
@@ -107,23 +108,24 @@ def _with_licences(files: Iterator[SourceFile], kind: SourceKind, ref: Repositor
         yield licensed(file, licences)
 
 
-def sizes_of(refs: Iterable[RepositoryRef], config: SourcesConfig) -> Iterator[tuple[RepositoryRef, tuple[int, int]]]:
-    """Files and bytes of each listed repository within the byte limit, without reading content; 0 where it is unreadable."""
-    readers = {kind.name: kind.read for kinds in _kinds().values() for kind in kinds}
-    for ref in refs:
-        selection = Selection(config.include_suffixes)
-        selection.is_full = True
-        sizes: list[int] = []
-        try:
-            sizes += [file.num_bytes for file in readers[ref.kind](ref, selection, config.blob_store)]
-        except (MoseError, OSError):
-            sizes = []
-        yield ref, (len(sizes), sum(sizes))
+def listed_files(ref: RepositoryRef, config: SourcesConfig) -> list[tuple[str, int, bool]]:
+    """Path, bytes, and whether it is within `max_repository_bytes`, of each file of a listed repository, without its content.
+
+    Empty if the repository cannot be read.
+    """
+    selection = Selection(config.include_suffixes)
+    selection.is_full = True
+    limit = Limit(config.max_repository_bytes)
+    try:
+        files = _kind_of(ref).read(ref, selection, config.blob_store)
+        return [(file.path, file.num_bytes, limit.takes(file.num_bytes)) for file in files]
+    except (MoseError, OSError):
+        return []
 
 
 def state_of(ref: RepositoryRef, config: SourcesConfig) -> str:
     """A text that changes when a listed repository does; empty where `source_fingerprint` covers its content."""
-    kind = next(kind for kinds in _kinds().values() for kind in kinds if kind.name == ref.kind)
+    kind = _kind_of(ref)
     if kind.state is None:
         return ""
     try:
@@ -195,6 +197,10 @@ def _kinds() -> dict[str, tuple[SourceKind, ...]]:
     return {item.name: item.metadata["kinds"] for item in fields(SourcesConfig) if "kinds" in item.metadata}
 
 
+def _kind_of(ref: RepositoryRef) -> SourceKind:
+    return next(kind for kinds in _kinds().values() for kind in kinds if kind.name == ref.kind)
+
+
 def _entries(config: SourcesConfig) -> Iterator[tuple[SourceKind, str]]:
     """Every entry of every source field, with its kind; a boolean field that is true counts as one empty entry."""
     for name, kinds in _kinds().items():
@@ -240,17 +246,10 @@ def _numbered(refs: list[RepositoryRef]) -> list[RepositoryRef]:
 
 def _capped(files: Iterator[SourceFile], selection: Selection, config: SourcesConfig) -> Iterator[SourceFile]:
     """The files, without content and with a problem beyond `max_repository_bytes` in total; 0 means no limit."""
-    limit, total = config.max_repository_bytes, 0
+    limit = Limit(config.max_repository_bytes)
     for file in files:
-        size = len(file.content)
-        if not limit or file.problem:
+        if file.problem or limit.takes(len(file.content)):
             yield file
             continue
-        # A file above the whole limit is passed over alone: it must not leave the repository empty.
-        if size <= limit and total + size > limit:
-            selection.is_full = True
-        if size > limit or selection.is_full:
-            yield replace(file, content=b"", size=file.num_bytes, problem=OVER_REPOSITORY_LIMIT)
-            continue
-        total += size
-        yield file
+        selection.is_full = limit.is_reached
+        yield replace(file, content=b"", size=file.num_bytes, problem=OVER_REPOSITORY_LIMIT)

@@ -69,8 +69,10 @@ class Selection:
     Once `is_full` is set, a source yields the remaining files without content, so that they are counted but not read.
     """
 
-    def __init__(self, suffixes: tuple[str, ...] = ()):
+    def __init__(self, suffixes: tuple[str, ...] = (), only: frozenset[str] | None = None):
+        """`only`, if given, holds the paths that are read; the others are passed over uncounted."""
         self._suffixes = suffixes
+        self._only = only
         self.is_full = False
         self.refused = 0
         """Files whose path has none of the wanted suffixes."""
@@ -80,6 +82,27 @@ class Selection:
         if self._suffixes and not path.endswith(self._suffixes):
             self.refused += 1
             return False
+        return self._only is None or path.lstrip("/") in self._only
+
+
+class Limit:
+    """Decides in path order which files of a repository are within a limit of bytes in total; 0 means no limit."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._total = 0
+        self.is_reached = False
+        """A file did not fit, so that all further ones are beyond the limit."""
+
+    def takes(self, size: int) -> bool:
+        """Whether the next file is within the limit."""
+        if not self._limit:
+            return True
+        # A file above the whole limit is passed over alone: it must not leave the repository empty.
+        self.is_reached |= size <= self._limit < self._total + size
+        if size > self._limit or self.is_reached:
+            return False
+        self._total += size
         return True
 
 

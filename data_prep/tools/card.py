@@ -97,7 +97,7 @@ def _sources(dataset: Path, config: PackConfig, manifest: Manifest) -> str:
             shown = ", ".join(f"`{_plain(_named(str(entry)))}`" for entry in value[:_NAMED])
             lines.append(f"- {name}: {shown}{f' and {len(value) - _NAMED} more' if len(value) > _NAMED else ''}")
         elif value not in ([], "", 0, False):
-            lines.append(f"- {name}: `{_plain(without_credentials(str(value)))}`")
+            lines.append(f"- {name}: `{_plain(_named(str(value)))}`")
     ledger = manifest.statistics.get("ledger")
     for kind, counts in (ledger["seen"] if ledger else {}).items():
         skipped = counts.get("not_selected_files", 0)
@@ -107,8 +107,10 @@ def _sources(dataset: Path, config: PackConfig, manifest: Manifest) -> str:
 
 
 def _named(entry: str) -> str:
-    """An entry without passwords; of NAME=FOLDER the name alone, because a folder of the machine means nothing on a page."""
-    return without_credentials(entry.partition("=")[0] if "=" in entry and not Path(entry).exists() else entry)
+    """An entry without passwords; the name of NAME=FOLDER, the end of a path: a folder of the machine means nothing on a page."""
+    if "=" in entry and not Path(entry).exists():
+        return without_credentials(entry.partition("=")[0])
+    return without_credentials(entry) if "://" in entry else Path(entry).name or entry
 
 
 def _states(dataset: Path) -> list[str]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from data_prep.filters.decontamination import CONTAMINATED
 from data_prep.filters.dropped_log import DROPPED_SCHEMA, FOLDER, GROUP_LINES, Line
-from data_prep.filters.filters import REASONS
+from data_prep.filters.filters import REASONS, REPLACED
 from mose.command import Command
 from mose.errors import MoseError, first_line
 from mose.files.parquet_errors import PARQUET_ERRORS
@@ -127,7 +127,9 @@ def _run(parsed: Namespace) -> None:
         # Imported late, because only the sample reads sources again.
         from data_prep.tools.dropped_sample import sample_page
 
-        print(sample_page(dataset, read_dropped(dataset, parsed.reason), parsed.sample))
+        # Files in which something was replaced are listed, too, but were not dropped.
+        lines = (line for line in read_dropped(dataset, parsed.reason) if parsed.reason or line[3] != REPLACED)
+        print(sample_page(dataset, lines, parsed.sample))
         return
     print_dropped(dataset, parsed.reason, parsed.limit)
 

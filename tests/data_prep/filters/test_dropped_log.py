@@ -136,7 +136,8 @@ def test_a_sample_shows_the_first_lines_of_random_dropped_files(tmp_path: Path, 
     (folder / "uv.lock").write_text("version = 1\n`code`\x1b[2J\n", "utf-8")
     config = PackConfig(str(dataset), "tokenizer", sources=SourcesConfig(repositories=(str(folder),)))
     save_config(config, dataset / "config.yaml")
-    write_log(dataset, 0, [("project", "/uv.lock", "", "generated", 22, ""), ("gone", "/x.py", "", "licence", 3, "copyleft")])
+    dropped = [("project", "/uv.lock", "", "generated", 22, ""), ("gone", "/x.py", "", "licence", 3, "copyleft")]
+    write_log(dataset, 0, [*dropped, ("project", "/kept.py", "", "replaced", 0, "email 1")])
     pages = []
     for _ in range(2):
         assert run_command("mose-data", "", {"dropped": COMMAND}, ["dropped", str(dataset), "--sample", "5"]) == 0
@@ -144,3 +145,7 @@ def test_a_sample_shows_the_first_lines_of_random_dropped_files(tmp_path: Path, 
     assert pages[0] == pages[1]
     assert "`project` `/uv.lock`, 22 bytes" in pages[0] and "version = 1\n'code'\\x1b[2J" in pages[0]
     assert "licence (copyleft)" in pages[0] and "not readable any more" in pages[0]
+    assert pages[0].startswith("# 2 files") and "/kept.py" not in pages[0]
+    replaced = ["dropped", str(dataset), "--sample", "5", "--reason", "replaced"]
+    assert run_command("mose-data", "", {"dropped": COMMAND}, replaced) == 0
+    assert "`project` `/kept.py`" in capsys.readouterr().out

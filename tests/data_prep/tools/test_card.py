@@ -42,6 +42,7 @@ def test_a_card_has_the_counts_of_the_manifest(dataset: Path) -> None:
     assert "Not compared with any evaluation set" in body and "copies in other train repositories dropped" in body
     titles = [line for line in body.splitlines() if line.startswith("## ")]
     assert titles[0] == "## Contents" and titles[-1] == "## Known limits" and len(titles) == 9
+    assert "- directories: `repositories`\n" in body and str(dataset.parent) not in card
     assert "`a\\|b'c`: 3 files" in body and data_card(dataset) == card
 
 

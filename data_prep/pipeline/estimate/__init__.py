@@ -1,0 +1,1 @@
+"""What a data set will hold and cost: `mose-data pack --dry-run`."""

@@ -1,0 +1,340 @@
+"""`mose-data pack --dry-run`: what a data set will hold and cost, from the sizes of all files and a packed sample of them.
+
+Sizes are known without reading any content. The sample goes through the code that packs, with the tables of held-out
+copies and of duplicates made from the same sample, so that every filter counts; only bytes, tokens and seconds are scaled.
+"""
+
+import math
+import resource
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from data_prep.pipeline.assignment import Assignment
+from data_prep.pipeline.config import PackConfig
+from data_prep.pipeline.estimate.sample import SizeSample, Unit, expected_overshoot, margin, sample_sizes, size_bin, tokens_within
+from data_prep.pipeline.held_out import prepare_duplicates, prepare_held_out, prepare_near_duplicates
+from data_prep.pipeline.task import run_task
+from data_prep.pipeline.task_marker import TaskMarker
+from data_prep.sources.file_kinds import NOTEBOOK
+from data_prep.sources.registry import listed_files, read_part, read_repository
+from data_prep.sources.repositories import TRAIN, RepositoryRef, SourceFile, split_of
+from mose.dataset.manifest import SPLITS
+from mose.errors import MoseError
+
+SAMPLE_BYTES = 1 << 26
+_FIRST_BYTES = 1 << 20
+# Beside what the sample shows: compression of lineage and fill of the last rows differ between a small data set and a large one.
+_LEAST_MARGIN = 0.02
+# Of more files, the metadata is not searched for copies: it would take as long as the pass before packing does.
+_MOST_FILES_SEARCHED = 20_000_000
+_RECORDS = ".json"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected size of a data set, and the cost of packing it."""
+
+    repositories: int
+    files: int
+    bytes: int
+    """Of all files that the sources give, before filtering."""
+    text_tokens: float
+    rows: float
+    disk_bytes: float
+    core_seconds: float
+    sampled_files: int
+    sampled_bytes: int
+    margin: float
+    """Half of the 95 % interval of tokens, rows and disk, as a share of them."""
+    knows_copies: bool = True
+    """Whether copies across repositories were looked for."""
+
+    def lines(self, num_tasks: int) -> list[str]:
+        """The estimate in words."""
+        gigabytes = self.disk_bytes / 1e9
+        sample = f"{self.sampled_files:,} files of {self.sampled_bytes / 1e6:,.1f} MB were packed"
+        few, many = max(1, math.ceil(gigabytes / 4)), max(1, math.ceil(gigabytes))
+        copies = (
+            [] if self.knows_copies else ["copies        across repositories were not looked for: the data set may be smaller"]
+        )
+        return [
+            f"repositories  {self.repositories:,}",
+            f"files         {self.files:,} of {self.bytes / 1e9:,.3f} GB",
+            f"text tokens   {self.text_tokens:,.0f}",
+            f"rows          {self.rows:,.0f}",
+            f"disk          {gigabytes:,.3f} GB",
+            f"core-hours    {self.core_seconds / 3600:,.3f} on this machine",
+            f"tasks         {num_tasks:,} of {gigabytes / num_tasks:,.3f} GB; {few:,} to {many:,} tasks make shards of 1 to 4 GB",
+            f"margin        {self.margin:.1%} of tokens, rows and disk (95 %): {sample}",
+            *copies,
+        ]
+
+
+@dataclass
+class _Totals:
+    """What the sources hold."""
+
+    repositories: int = 0
+    files: int = 0
+    bytes: int = 0
+    readable_bytes: int = 0
+    """Of files that a filter may keep; those above `max_bytes` are dropped unread."""
+    files_of_size: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass
+class _Sampled:
+    """What was read for the sample: bytes of each file, by repository and path, and the seconds that reading took."""
+
+    files: dict[tuple[str, str], int] = field(default_factory=dict)
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def read(self, files: Iterator[SourceFile]) -> Iterator[SourceFile]:
+        """The same files, counted."""
+        while True:
+            began = _cpu_seconds()
+            file = next(files, None)
+            self.seconds += _cpu_seconds() - began
+            if file is None:
+                return
+            self.files[file.repository, file.path] = file.num_bytes
+            self.bytes += file.num_bytes
+            yield file
+
+
+def estimate(config: PackConfig, assignment: Assignment, sample_bytes: int = SAMPLE_BYTES) -> Estimate:
+    """Pack a random sample of about `sample_bytes` into a temporary folder and scale its counts to all files.
+
+    Raises:
+        MoseError: a source or the tokenizer cannot be read, or the sample gave no row.
+    """
+    started = _cpu_seconds()
+    totals = _totals(config, assignment)
+    listing = _cpu_seconds() - started
+    # Where no size is known beforehand, whole repositories are drawn, the first ones: their order is that of a hash.
+    sizes = sample_sizes(dict(totals.files_of_size), sample_bytes, config.seed) if totals.files_of_size else None
+    knows_copies = sizes is not None or totals.files <= _MOST_FILES_SEARCHED
+    with tempfile.TemporaryDirectory(prefix="mose-dry-run-") as folder:
+        packed = _pack_sample(Path(folder), config, assignment, totals, sizes, sample_bytes, searches=knows_copies)
+    sampled, tokens = packed.sampled, packed.tokens
+    if not packed.marker.shards:
+        raise MoseError("dry-run: the sample gave no row; expected usable files among those that were sampled")
+    scale = totals.readable_bytes / max(1, sampled.bytes)
+    scales = sizes.scales if sizes else {0: max(1.0, scale)}
+    by_repository = _tokens_by_repository(sampled, tokens, sizes, scales)
+    kept = _within_budget(config, assignment, by_repository, scales)
+    in_sample = max(1, sum(tokens.values()))
+    # Packing may lose tokens by its mode, so that lineage has fewer than were encoded.
+    lost = sum(packed.marker.rows[split]["text_tokens"] for split in SPLITS) / in_sample
+    seconds = started + listing + packed.seconds(scale, kept / max(1.0, sum(by_repository.values())), listing if sizes else 0.0)
+    return Estimate(
+        repositories=totals.repositories,
+        files=totals.files,
+        bytes=totals.bytes,
+        text_tokens=kept * lost,
+        rows=sum(shard.rows for shard in packed.marker.shards.values()) * kept / in_sample,
+        disk_bytes=packed.disk_bytes * kept / in_sample,
+        core_seconds=seconds,
+        sampled_files=len(sampled.files),
+        sampled_bytes=sampled.bytes,
+        margin=_LEAST_MARGIN + margin(_units(sampled, tokens, is_by_size=sizes is not None), scales),
+        knows_copies=knows_copies,
+    )
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What packing the sample gave, and the CPU seconds of its steps."""
+
+    marker: TaskMarker
+    sampled: _Sampled
+    tokens: Counter[tuple[str, str]]
+    disk_bytes: int
+    fixed: float
+    """Of what is done once: the tokenizer and the rules of languages are loaded."""
+    searching: float
+    packing: float
+    """Without reading."""
+
+    def seconds(self, scale: float, kept_share: float, listing: float) -> float:
+        """CPU of the whole run, without the first listing of the sources, which is part of each pass over the sample, too."""
+        searching = min(self.searching, listing) + max(0.0, self.searching - listing) * scale
+        reading = max(0.0, self.sampled.seconds - listing) * scale
+        return self.fixed + searching + reading + self.packing * scale * kept_share
+
+
+def _pack_sample(
+    folder: Path,
+    config: PackConfig,
+    assignment: Assignment,
+    totals: _Totals,
+    sizes: SizeSample | None,
+    sample_bytes: int,
+    *,
+    searches: bool,
+) -> _Packed:
+    """Pack the sample into `folder`, with the passes that come before the tasks of a run."""
+    share = min(1.0, sample_bytes / max(1, totals.readable_bytes)) if sizes else 1.0
+    small = replace(
+        config,
+        output=str(folder / "sample"),
+        num_tasks=1,
+        max_bad_repositories=1_000_000,
+        max_train_tokens=0,
+        held_out_repository_bytes=math.ceil(config.held_out_repository_bytes * share),
+    )
+    chosen = _Chosen(config, sizes) if sizes else None
+
+    def drawn(sampled: _Sampled, most: int) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
+        listed = _listed(assignment, chosen) if chosen else _all(config, assignment)
+        for ref, files in listed:
+            if sampled.bytes >= most:
+                return
+            yield ref, sampled.read(files)
+
+    for name in ("first", "sample"):
+        prepare_near_duplicates(folder / name, small)
+    # The first text costs what is loaded once, which must not be scaled.
+    began, first = _cpu_seconds(), _Sampled()
+    run_task(replace(small, output=str(folder / "first")), 0, drawn(first, _FIRST_BYTES), "dry run")
+    fixed = _cpu_seconds() - began
+    began = _cpu_seconds()
+    if searches:
+        read = chosen.read if chosen else None
+        prepare_held_out(folder / "sample", small, assignment, is_new=True, read=read)
+        prepare_duplicates(folder / "sample", small, assignment, read=read)
+    searching = _cpu_seconds() - began
+    began, sampled = _cpu_seconds(), _Sampled()
+    marker = run_task(small, 0, drawn(sampled, sys.maxsize if chosen else sample_bytes), "dry run")
+    packing = _cpu_seconds() - began
+    again = packing * first.bytes / max(1, sampled.bytes)
+    return _Packed(
+        marker,
+        sampled,
+        _tokens_by_file(folder / "sample", marker),
+        _disk_bytes(folder / "sample"),
+        max(0.0, fixed - again),
+        searching,
+        packing - sampled.seconds,
+    )
+
+
+class _Chosen:
+    """Reads the chosen sizes of listed repositories."""
+
+    def __init__(self, config: PackConfig, sizes: SizeSample):
+        self._config = config
+        self._sizes = sizes
+
+    def read(self, ref: RepositoryRef) -> Iterator[SourceFile]:
+        """The files of the sample in one repository."""
+        paths = frozenset(
+            path.lstrip("/")
+            for path, size, is_within in listed_files(ref, self._config.sources)
+            if is_within and is_readable(path, size, self._config) and size in self._sizes
+        )
+        return read_repository(ref, self._config.sources, paths) if paths else iter(())
+
+
+def is_readable(path: str, size: int, config: PackConfig) -> bool:
+    """Whether a filter may keep a file of this size; a notebook is smaller without its outputs."""
+    return size > 0 and (size <= config.filters.max_bytes or path.endswith(NOTEBOOK))
+
+
+def _totals(config: PackConfig, assignment: Assignment) -> _Totals:
+    totals = _Totals()
+    for entry in (part.entry for part in assignment.parts):
+        totals.repositories += entry.repositories
+        totals.files += entry.files
+        totals.bytes += entry.bytes
+        totals.readable_bytes += entry.bytes
+    for ref in (ref for refs in assignment.refs for ref in refs):
+        totals.repositories += 1
+        for path, size, is_within in listed_files(ref, config.sources):
+            totals.files += 1
+            totals.bytes += size
+            if is_within and is_readable(path, size, config):
+                totals.files_of_size[size] += 1
+                totals.readable_bytes += size
+    return totals
+
+
+def _listed(assignment: Assignment, chosen: _Chosen) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
+    for ref in (ref for refs in assignment.refs for ref in refs):
+        yield ref, _begun(chosen, ref)
+
+
+def _begun(chosen: _Chosen, ref: RepositoryRef) -> Iterator[SourceFile]:
+    # The listing runs when the first file is asked for, and so counts as reading.
+    yield from chosen.read(ref)
+
+
+def _all(config: PackConfig, assignment: Assignment) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
+    for ref in (ref for refs in assignment.refs for ref in refs):
+        yield ref, read_repository(ref, config.sources)
+    for part in assignment.parts:
+        yield from read_part(part, config.sources)
+
+
+def _tokens_by_file(dataset: Path, marker: TaskMarker) -> Counter[tuple[str, str]]:
+    tokens: Counter[tuple[str, str]] = Counter()
+    for shard in marker.shards.values():
+        columns = ["repository", "path", "num_tokens"]
+        table = pq.read_table(dataset / shard.lineage_path, columns=columns, use_threads=False)
+        for repository, path, number in zip(*(table[name].to_pylist() for name in columns), strict=True):
+            tokens[repository, path] += number
+    return tokens
+
+
+def _units(sampled: _Sampled, tokens: Counter[tuple[str, str]], *, is_by_size: bool) -> list[Unit]:
+    units: dict[int | str, Unit] = {}
+    for (repository, path), size in sampled.files.items():
+        key = size if is_by_size else repository
+        unit = units.setdefault(key, Unit(size_bin(size) if is_by_size else 0))
+        unit.bytes += size
+        unit.tokens += tokens[repository, path]
+    return [unit for unit in units.values() if unit.bytes]
+
+
+def _tokens_by_repository(
+    sampled: _Sampled, tokens: Counter[tuple[str, str]], sizes: SizeSample | None, scales: dict[int, float]
+) -> dict[str, float]:
+    """Tokens of each repository that has some in the sample, scaled to all of its files where sizes were drawn."""
+    found: dict[str, float] = defaultdict(float)
+    for (repository, path), number in tokens.items():
+        size = sampled.files.get((repository, path), 0)
+        found[repository] += number * (sizes.scale(size) if sizes and size else scales.get(0, 1.0))
+    return found
+
+
+def _within_budget(config: PackConfig, assignment: Assignment, tokens: dict[str, float], scales: dict[int, float]) -> float:
+    """The tokens that `max_train_tokens` lets in, held-out ones included."""
+    train = {name: number for name, number in tokens.items() if split_of(name, config.seed, config.held_out_fraction) == TRAIN}
+    whole = sum(train.values())
+    held_out = sum(tokens.values()) - whole
+    if not config.max_train_tokens:
+        return whole + held_out
+    share = config.max_train_tokens / config.num_tasks
+    if not assignment.parts:
+        tasks = [[train.get(ref.name, 0.0) for ref in refs] for refs in assignment.refs]
+        return held_out + sum(tokens_within(task, share) for task in tasks)
+    # The repositories that were read are a sample of those of every task.
+    sizes = [number / scales[0] for number in train.values()]
+    return held_out + min(whole, config.num_tasks * (share + expected_overshoot(sizes)))
+
+
+def _disk_bytes(dataset: Path) -> int:
+    return sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file() and path.suffix != _RECORDS)
+
+
+def _cpu_seconds() -> float:
+    """CPU of this process and of the git processes that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
