@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import commands
+from cluster.launch.pipeline import PipelineConfig, render_pipeline
 from mose.command import run_command
+from mose.config import load_config
 from tests.cluster.launch.test_submit import SBATCH, STAGE
 
 STEPS = [
@@ -114,3 +116,11 @@ def test_print_only_shows_every_script(capsys: pytest.CaptureFixture[str]) -> No
     assert submit("--print-only") == 0
     assert capsys.readouterr().out.count("#!/usr/bin/env bash") == 5
     assert sorted(Path().rglob("*")) == before
+
+
+def test_the_phases_of_the_example_of_near_duplicates_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[3])
+    scripts = render_pipeline(load_config(PipelineConfig, Path("configs/cluster/dedup_pipeline.yaml")))
+    phases = [script.split("--phase ")[1].split()[0] for name, script in scripts.items() if name != "dedup"]
+    assert phases == ["signatures", "bands", "verify", "groups", "cut"]
+    assert ["--array=0-511%64" in script for script in scripts.values()] == [True, True, True, False, True, False]
