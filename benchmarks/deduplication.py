@@ -3,7 +3,8 @@
 python -m benchmarks.deduplication signatures --parquet FILE ... [--output benchmarks/results/FILE.json]
 python -m benchmarks.deduplication quality --parquet FILE ... [--output FILE.json]
 python -m benchmarks.deduplication pipelines --parquet FILE ... --peers-python PYTHON [--output FILE.json]
-python -m benchmarks.deduplication memory [--documents 1000000] [--output FILE.json]
+python -m benchmarks.deduplication rules --parquet FILE [--output FILE.json]
+python -m benchmarks.deduplication memory --parquet FILE ... [--documents 1000000] [--output FILE.json]
 
 `signatures` needs datasketch and rensa in the Python that runs it; `pipelines` names a Python that has datatrove and text-dedup,
 which pin versions that the project does not have. Each part adds its figures to the file. One thread; CPU seconds of the process.
@@ -17,7 +18,7 @@ import platform
 from datetime import datetime, timezone
 from pathlib import Path
 
-PARTS = ("signatures", "quality", "pipelines", "memory")
+PARTS = ("signatures", "quality", "rules", "pipelines", "memory")
 
 
 def main() -> None:

@@ -168,7 +168,7 @@ def command_script(config: CommandJobConfig, stage: Stage, launch: Path) -> str:
     options = [f"--gpus={config.gpus}"] if config.gpus else []
     options += [f"--output={job.log_folder}/%x-%j.log", "--open-mode=append", "--requeue"]
     words = [config.run_config, *config.options] if stage.is_positional else ["--config", str(launch / "config.yaml")]
-    command = f"{stage.program} {stage.command} {joined(words)}"
+    command = joined([stage.program, stage.command, *stage.words, *words])
     body = _COMMAND.format(launch="$launch", restarts=config.max_restarts, container=_before(job), command=command)
     about = [f"{stage.summary[:-1]}: {config.run_config}."]
     return _script(about, job, options, _TRAP, f"readonly launch={quoted(str(launch))}\n{body}")
@@ -179,8 +179,8 @@ def array_script(config: CommandJobConfig, stage: Stage, num_tasks: int) -> str:
     job = config.job
     options = [f"--array=0-{num_tasks - 1}%{config.max_running}", f"--output={job.log_folder}/%x-%A_%a.log"]
     options += ["--open-mode=append", "--requeue"]
-    words = joined(["--config", config.run_config, *config.options])
-    body = f'exec {_before(job)}{stage.program} {stage.command} {words} --task "$SLURM_ARRAY_TASK_ID"\n'
+    command = joined([stage.program, stage.command, *stage.words, "--config", config.run_config, *config.options])
+    body = f'exec {_before(job)}{command} --task "$SLURM_ARRAY_TASK_ID"\n'
     return _script([f"{stage.summary[:-1]}: {config.run_config} in {num_tasks} tasks."], job, options, "", body)
 
 

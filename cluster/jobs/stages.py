@@ -18,6 +18,8 @@ class Stage:
     """Key of a training run's number of steps; empty for other stages."""
     has_tasks: bool = False
     """Whether `num_tasks` in its config divides it over array elements."""
+    words: tuple[str, ...] = ()
+    """Options that make it this part of its command."""
     is_positional: bool = False
     """Whether its first word is a folder and not --config FILE."""
 
@@ -32,14 +34,21 @@ class Stage:
         return bool(self.steps_key)
 
 
+def _dedup(phase: str) -> Stage:
+    summary = f"The phase {phase} of the search for near-duplicates."
+    # A chain of near-duplicates may run through the whole input, so that groups are found by one task.
+    return Stage("data_prep.cli", "dedup", summary, has_tasks=phase != "groups", words=("--phase", phase))
+
+
 PROGRAMS = {"data_prep.cli": "mose-data", "pretrain.cli": "mose-pretrain", "finetune.cli": "mose-finetune"}
 STAGES = {
     "pretrain": Stage("pretrain.cli", "train", "Pre-train on many nodes.", steps_key="max_steps"),
     "pack": Stage("data_prep.cli", "pack", "Pack a data set by an array of tasks, and merge it.", has_tasks=True),
     "group": Stage("data_prep.cli", "group", "Group The Stack v2's rows by repository."),
     "fetch": Stage("data_prep.cli", "fetch", "Fetch bodies of files, by an array of tasks.", has_tasks=True),
-    "translate": Stage("data_prep.cli", "translate", "Translate functions between programming languages."),
-    "dedup": Stage("data_prep.cli", "dedup", "Find near-duplicates."),
+    "translate": Stage("data_prep.cli", "translate", "Translate functions between programming languages.", has_tasks=True),
+    "dedup": Stage("data_prep.cli", "dedup", "Find near-duplicates, or complete and report what its phases found."),
+    **{f"dedup-{phase}": _dedup(phase) for phase in ("signatures", "bands", "verify", "groups", "cut")},
     "export": Stage("pretrain.cli", "export", "Convert a run's last checkpoint.", is_positional=True),
     "retrieval": Stage("finetune.cli", "retrieval", "Fine-tune for retrieval.", steps_key="steps"),
     "classification": Stage("finetune.cli", "classification", "Fine-tune for classification.", steps_key="steps"),

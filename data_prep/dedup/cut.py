@@ -33,6 +33,7 @@ KEPT, EXACT, NEAR, LINKED, EVALUATION = REASONS = (
 """Why a row of a group was kept or removed: the kept one; equal to it after normalisation; at least as similar as the threshold;
 linked to it by a chain of near-duplicates only (with `chains: remove`); a near-duplicate of an evaluation text."""
 _BATCH_ROWS = 1 << 13
+_GROUP_BYTES = 1 << 25
 GROUP_SCHEMA = pa.schema(
     [
         ("id", pa.int64()),
@@ -142,15 +143,23 @@ class _Entries:
 
 
 def _write_rows(path: Path, inputs: RowRange, removed: NDArray[np.int64], plan: Plan) -> None:
-    """The rows of a range whose places are not in `removed` (ascending), with all their columns."""
+    """The rows of a range whose places are not in `removed`, with all their columns."""
+    stays = np.ones(inputs.last - inputs.first, np.bool_)
+    stays[removed] = False
     schema = pq.read_schema(plan.files[0].path) if not inputs.files else None
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(atomic_write(path))
         writer: Any = stack.enter_context(pq.ParquetWriter(file, schema, compression="zstd")) if schema else None
         place = 0
+        waiting: list[pa.Table] = []
         for table in inputs.tables():
             if writer is None:
                 writer = stack.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
-            places = np.arange(place, place + len(table))
-            writer.write_table(table.filter(pa.array(~np.isin(places, removed))))
+            waiting.append(table.filter(pa.array(stays[place : place + len(table)])))
             place += len(table)
+            # Each write is a row group, which costs a reader time; together they stay far below `memory_bytes`.
+            if sum(map(len, waiting)) >= _BATCH_ROWS or sum(part.nbytes for part in waiting) >= _GROUP_BYTES:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))

@@ -42,10 +42,20 @@ def functions_of(source: str, path: str, language: str, reader: FunctionReader) 
     Raises:
         MoseError: the grammar of the language is not installed.
     """
-    source = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    functions = reader.read(source.encode("utf-8"), _suffix(path, language))
-    if not functions or (functions[0].language == PYTHON and not _is_python(source)):
+    found = read_functions(source, path, language, reader)
+    if language != PYTHON:
+        yield from found
+    elif (functions := list(found)) and is_python(source):
+        yield from functions
+
+
+def read_functions(source: str, path: str, language: str, reader: FunctionReader) -> Iterator[DocumentedFunction]:
+    """As `functions_of`, but of a Python file that does not parse, what the grammar finds in it."""
+    # This look costs far less than the parser, and many Python files hold data or imports only.
+    if language == PYTHON and "def" not in source:
         return
+    source = _unified(source)
+    functions = reader.read(source.encode("utf-8"), _suffix(path, language))
     # Split as the grammars count lines: str.splitlines would also split at form feeds and U+2028.
     lines = source.split("\n")
     for function in functions:
@@ -56,6 +66,10 @@ def functions_of(source: str, path: str, language: str, reader: FunctionReader) 
         yield DocumentedFunction(name, owner, summary, code, function.language, function.line, function.has_error)
 
 
+def _unified(source: str) -> str:
+    return source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _suffix(path: str, language: str) -> str:
     suffix = PurePosixPath(path).suffix
     by_suffix = BY_SUFFIX.get(suffix)
@@ -64,12 +78,12 @@ def _suffix(path: str, language: str) -> str:
     return next((entry.suffixes[0] for entry in LANGUAGES if entry.name == language), "")
 
 
-def _is_python(source: str) -> bool:
+def is_python(source: str) -> bool:
     """Whether Python 3 accepts it; the grammar also takes Python 2, and finds functions in broken files."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ast.parse(source)
+            ast.parse(_unified(source))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True

@@ -1,7 +1,7 @@
 """`mose-data pairs`: extracts (docstring, code) pairs from documented Python functions, for fine-tuning."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from data_prep.filters.config import FiltersConfig
 from data_prep.filters.filters import FilterCounts, filter_repository
 from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
 from data_prep.sources.repositories import RepositoryRef, TextFile, split_of
-from data_prep.synthconl.mining.functions import PYTHON, DocumentedFunction, functions_of
+from data_prep.synthconl.mining.functions import PYTHON, DocumentedFunction, is_python, read_functions
 from data_prep.synthconl.mining.rules import SeenTexts, is_dunder, is_foreign, num_code_lines
 from mose.command import Command, add_config, read_config
 from mose.config import require
@@ -81,14 +81,23 @@ def _build_pairs(config: PairsConfig) -> list[Pair]:
     return pairs
 
 
-def documented_functions(source: str, reader: FunctionReader | None = None) -> Iterator[DocumentedFunction]:
+def documented_functions(
+    source: str,
+    reader: FunctionReader | None = None,
+    wanted: Callable[[DocumentedFunction], bool] = lambda function: True,
+) -> list[DocumentedFunction]:
     """The documented functions and methods of a Python file in file order; none if the file does not parse.
 
-    Nested functions, dunder methods and functions with `test` in their name are skipped.
+    Nested functions, dunder methods, functions with `test` in their name and those that are not `wanted` are skipped.
     """
-    for function in functions_of(source, "", PYTHON, reader or FunctionReader()):
-        if function.summary and function.code and "test" not in function.name.lower() and not is_dunder(function.name):
-            yield function
+    functions = [
+        function
+        for function in read_functions(source, "", PYTHON, reader or FunctionReader())
+        if function.summary and function.code and "test" not in function.name.lower() and not is_dunder(function.name)
+    ]
+    chosen = [function for function in functions if wanted(function)]
+    # Python's own parser takes as long as the grammar's, and need not see files without a pair.
+    return chosen if chosen and is_python(source) else []
 
 
 def is_wanted(function: DocumentedFunction, config: PairsConfig) -> bool:
@@ -112,7 +121,7 @@ def _repository_pairs(ref: RepositoryRef, config: PairsConfig, seen: SeenTexts, 
 def _file_pairs(file: TextFile, config: PairsConfig, reader: FunctionReader) -> list[Pair]:
     repository = file.source.repository
     split = split_of(repository, config.seed, config.held_out_fraction)
-    functions = (function for function in documented_functions(file.text, reader) if is_wanted(function, config))
+    functions = documented_functions(file.text, reader, lambda function: is_wanted(function, config))
     return [
         Pair(nl=function.summary, code_a=function.code, lang_a=PYTHON, repository=repository, path=file.source.path, split=split)
         for function in functions

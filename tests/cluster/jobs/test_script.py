@@ -53,6 +53,8 @@ SCRIPTS = {
     "group": command_script(CommandJobConfig("group.yaml", job=SITE), STAGES["group"], Path("logs/mose.launch")),
     "export": command_script(CommandJobConfig("runs/m", ("--output=out",)), STAGES["export"], Path("logs/mose.launch")),
     "fetch": array_script(CommandJobConfig("fetch.yaml", ("--attempts=3",), max_running=4), STAGES["fetch"], 16),
+    "dedup_bands": array_script(CommandJobConfig("dedup.yaml", job=JOB), STAGES["dedup-bands"], 64),
+    "dedup_groups": command_script(CommandJobConfig("dedup.yaml", job=JOB), STAGES["dedup-groups"], Path("logs/near.launch")),
     "pretrain_gpu": pretrain_script(
         PretrainJobConfig("configs/mose_1b.yaml", "runs/mose_1b", ("--data.dataset=data/stack_v2",), 128, 4, job=JOB), 245000
     ),

@@ -7,7 +7,9 @@ import pytest
 
 from cluster import slurm
 from cluster.cli import commands
+from cluster.launch.pipeline import PipelineConfig, render_pipeline
 from mose.command import run_command
+from mose.config import load_config
 from tests.cluster.launch.test_submit import SBATCH, STAGE
 
 STEPS = [
@@ -134,3 +136,11 @@ def test_a_chain_that_is_interrupted_is_cancelled(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(slurm, "submit", interrupted)
     assert submit() == 130
     assert Path("cancelled").read_text().split() == ["41", "42", "43"]
+
+
+def test_the_phases_of_the_example_of_near_duplicates_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[3])
+    scripts = render_pipeline(load_config(PipelineConfig, Path("configs/cluster/dedup_pipeline.yaml")))
+    phases = [script.split("--phase ")[1].split()[0] for name, script in scripts.items() if name != "dedup"]
+    assert phases == ["signatures", "bands", "verify", "groups", "cut"]
+    assert ["--array=0-511%64" in script for script in scripts.values()] == [True, True, True, False, True, False]

@@ -263,17 +263,18 @@ def test_a_merge_that_is_refused_takes_its_array_with_it(folder: Path, capsys: p
     assert (folder / "cancelled").read_text() == "41\n"
 
 
-@pytest.mark.parametrize("stage", ["group", "translate", "dedup", "evaluate", "fetch"])
+@pytest.mark.parametrize("stage", ["group", "translate", "dedup", "evaluate", "fetch", "dedup-verify", "dedup-groups"])
 def test_every_other_stage_is_launched(stage: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install_sbatch(folder)
-    (folder / "fetch.yaml").write_text("num_tasks: 5\n")
-    config = "fetch.yaml" if stage == "fetch" else "run.yaml"
+    (folder / "tasks.yaml").write_text("num_tasks: 5\n")
+    is_array = stage in ("fetch", "dedup-verify")
+    config = "tasks.yaml" if is_array or stage == "dedup-groups" else "run.yaml"
     assert launch(stage, "--run_config", config, "--job.name", "mine") == 0
     script = (folder / "logs/mine.sbatch").read_text()
     program = "mose-finetune" if stage == "evaluate" else "mose-data"
-    words = "--config fetch.yaml --task" if stage == "fetch" else "--config logs/mine.launch/config.yaml"
-    assert f"{program} {stage} {words}" in script
-    assert ("#SBATCH --array=0-4%64\n" in script) == (stage == "fetch")
+    words = "--config tasks.yaml --task" if is_array else "--config logs/mine.launch/config.yaml"
+    assert f"{program} {stage.replace('-', ' --phase ')} {words}" in script
+    assert ("#SBATCH --array=0-4%64\n" in script) == is_array
 
 
 @pytest.mark.parametrize("stage", ["retrieval", "classification"])
