@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cluster.jobs.config import AllocationConfig, PackJobConfig, PretrainJobConfig
+from cluster.jobs.config import AllocationConfig, PackJobConfig, PreflightConfig, PretrainJobConfig
 from mose.errors import MoseError
 
 
@@ -72,3 +72,18 @@ def test_one_rank_a_gpu_unless_said_otherwise() -> None:
     assert PretrainJobConfig("run.yaml", "run", gpus_per_node=4).ranks == 4
     assert PretrainJobConfig("run.yaml", "run", gpus_per_node=4, ranks_per_node=2).ranks == 2
     assert PretrainJobConfig("run.yaml", "run", gpus_per_node=0, ranks_per_node=2).ranks == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seconds": 0}, "preflight.seconds: 0, expected more than 0"),
+        ({"slow_fraction": 1.0}, "preflight.slow_fraction: 1.0, expected 0 or more and less than 1"),
+        ({"clock_seconds": -1}, "preflight.clock_seconds: -1, expected more than 0"),
+        ({"device_gib": -1}, "preflight.device_gib: -1, expected 0 or more"),
+        ({"max_excluded": -1}, "preflight.max_excluded: -1, expected 0 or more"),
+    ],
+)
+def test_preflight_refuses(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(MoseError, match=message):
+        PreflightConfig(**values)

@@ -275,6 +275,55 @@ def test_restarts_are_capped(tmp_path: Path) -> None:
     assert "requeue" not in calls
 
 
+def measuring(facts: str, then: str = SAVE_LAST) -> str:
+    """srun whose preflight finds n1 healthy and these facts of n2."""
+    healthy = '"stage":"done","run_free":99999999999,"temporary_free":99999999999'
+    lines = (f'mose-preflight {{"rank":0,"node":"n1",{healthy}}}', f'mose-preflight {{"rank":1,"node":"n2",{healthy}{facts}}}')
+    return f"""if [[ "$*" == *" preflight "* ]]; then printf '%s\\n' '{lines[0]}' '{lines[1]}'; exit; fi; {then}"""
+
+
+MEASURED = pretrain_script(PretrainJobConfig("run.yaml", "my run", gpus_per_node=0, ranks_per_node=2, max_restarts=3), 30)
+
+
+def test_healthy_nodes_are_measured_and_trained_on(tmp_path: Path) -> None:
+    code, output, calls = play(tmp_path, measuring(""), script=MEASURED)
+    assert (code, calls) == (0, "")
+    assert "my run is finished" in output and "preflight" not in output
+    assert (tmp_path / "my run/launch/preflight-30017-0.json").exists()
+
+
+def test_a_node_that_fails_its_preflight_is_excluded_before_anything_runs(tmp_path: Path) -> None:
+    write_tool(tmp_path / "tools", "sleep", "exit 0")
+    code, output, calls = play(tmp_path, measuring(',"fault":"device: ECC error"', "echo trained"), script=MEASURED)
+    assert code == 75
+    assert "preflight: n2: rank 1, device: ECC error" in output and "trained" not in output
+    assert "after its preflight, without n2" in output and calls.endswith("requeue 30017\n")
+
+
+def test_a_preflight_that_cannot_run_is_no_reason_not_to_train(tmp_path: Path) -> None:
+    body = f'[[ "$*" == *" preflight "* ]] && exit 1; {SAVE_LAST}'
+    code, output, _ = play(tmp_path, body, script=MEASURED)
+    assert code == 0
+    assert "preflight: no process answered within" in output and "training starts without it" in output
+
+
+def test_a_warning_during_the_preflight_queues_the_job_again(tmp_path: Path) -> None:
+    write_tool(tmp_path / "tools", "sleep", "[[ $1 == 300 ]] || exec /bin/sleep 60")
+    body = f'[[ "$*" == *" preflight "* ]] || echo trained; kill -USR1 $PPID; {WAIT}; exit 1'
+    code, output, calls = play(tmp_path, body, script=MEASURED)
+    assert code == 75
+    assert calls.endswith("requeue 30017\n") and "trained" not in output
+
+
+def test_limits_of_the_preflight_are_in_the_script_unless_they_are_the_defaults() -> None:
+    limits = PreflightConfig(seconds=60, slow_fraction=0.5, device_gib=33, max_excluded=2)
+    script = pretrain_script(PretrainJobConfig("run.yaml", "run", nodes=2, gpus_per_node=4, preflight=limits, job=SITE), 30)
+    line = next(line for line in script.splitlines() if "--preflight" in line)
+    container = """--container '["apptainer", "exec", "--nv", "my image.sif"]'"""
+    options = "--preflight.slow_fraction 0.5 --preflight.device_gib 33 --preflight.max_excluded 2 -- \\"
+    assert line.split() == f"--gpus_per_node 4 --preflight.seconds 60 {container} {options}".split()
+
+
 # A line break, quotes, a command, an escape of the terminal, right-to-left override, a byte that is no UTF-8.
 HOSTILE = "evil\ntouch PWNED #'\"$(touch PWNED)`touch PWNED`\x1b[2J\u202e\\\udcff.yaml"
 
