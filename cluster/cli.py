@@ -170,7 +170,11 @@ def _tensorboard_arguments(parser: ArgumentParser) -> None:
 def _tensorboard(parsed: Namespace) -> None:
     job = AllocationConfig(**{**vars(parsed.job), "name": "tensorboard" if parsed.job.name == "mose" else parsed.job.name})
     found = launch_tensorboard(job, parsed.runs, print_only=parsed.print_only)
-    print(found if parsed.print_only else f"submitted job {found}; its log begins with the ssh line: {job.log_folder}")
+    print(
+        found
+        if parsed.print_only
+        else f"submitted job {found}; its log begins with the ssh line: {job.log_folder}/{job.name}-{found}.log"
+    )
 
 
 def _doctor_arguments(parser: ArgumentParser) -> None:

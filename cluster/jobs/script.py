@@ -65,7 +65,7 @@ exit $failed
 """
 _TENSORBOARD = """port=$((20000 + SLURM_JOB_ID % 10000))
 host=$(hostname)
-echo "ssh -N -L 6006:$host:$port $USER@${{SLURM_SUBMIT_HOST:-LOGIN_NODE}}   # then open http://localhost:6006"
+echo "ssh -N -L 6006:$host:$port $(id -un)@${{SLURM_SUBMIT_HOST:-LOGIN_NODE}}   # then open http://localhost:6006"
 # It asks nobody for a password: whoever reaches this port of the node sees the curves.
 exec {before}tensorboard --logdir_spec {named} --host "$host" --port "$port"
 """

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -32,8 +33,9 @@ REQUEUE_CODE = 75
 _END_BY_REQUEUE_SECONDS = 300
 # srun reports the end of its tasks soon after they have ended; a node that is gone may keep it waiting.
 _END_SECONDS = 60
-# Two jobs on one node must not meet; below the ports that systems hand out.
+# Below the ports that systems hand out.
 _FIRST_PORT, _PORTS = 10_000, 20_000
+_PORT_TRIES = 100
 
 
 class Supervisor:
@@ -106,7 +108,8 @@ class Supervisor:
             lines = [f"{node} slots={self._config.ranks_per_node}\n" for node in nodes]
             write_text(Path(self._config.hostfile), "".join(lines))
         os.environ["MASTER_ADDR"] = nodes[0]
-        os.environ["MASTER_PORT"] = str(_FIRST_PORT + int(self._job) % _PORTS)
+        start = f"{Path(self._config.launch_folder).resolve()} {self._job} {self._restarts}"
+        os.environ["MASTER_PORT"] = str(meeting_port(start))
         if "SLURM_CPUS_PER_TASK" in os.environ:
             # Since SLURM 22.05 a step does not take it from the job by itself.
             os.environ.setdefault("SRUN_CPUS_PER_TASK", os.environ["SLURM_CPUS_PER_TASK"])
@@ -248,6 +251,23 @@ class Supervisor:
         if not self._cancelled:
             _sleep(_END_BY_REQUEUE_SECONDS)
         return REQUEUE_CODE
+
+
+def meeting_port(start: str) -> int:
+    """A free port of this node, the job's first one, on which the ranks of `start` meet.
+
+    It depends on the start and not only on the job: ranks of a start that was lost may still hold theirs, and clusters that share
+    a machine count their jobs alike.
+    """
+    first = zlib.crc32(start.encode()) % _PORTS
+    for number in range(_PORT_TRIES):
+        port = _FIRST_PORT + (first + number) % _PORTS
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            # As torch's store does: without it the ports of connections that ended a minute ago count as taken.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+            return port
+    return _FIRST_PORT + first
 
 
 def _sleep(seconds: float) -> None:

@@ -1,8 +1,14 @@
-"""Chains of dependent jobs with real stages on a real SLURM: pack, merge, train; a pipeline file from `group` to `evaluate`."""
+"""Chains of dependent jobs with real stages on a real SLURM: pack, merge, train; a pipeline file from `group` to `evaluate`.
+
+With MOSE_CHAIN_RESULTS=FILE in the environment, what the jobs did is written there as JSON.
+"""
 
 import dataclasses
+import datetime
 import itertools
 import json
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +22,7 @@ from data_prep.sources.registry import SourcesConfig
 from mose.config import save_config
 from mose.dataset.manifest import read_manifest
 from mose.dataset.pairs import Pair, write_pairs
+from mose.files.atomic_file import write_json
 from tests.cluster.drills.launched import ends, lasting, launch, log_of, starts, step_of
 from tests.cluster.drills.traces import check_rows, files_of_last_checkpoint, install_trainer
 from tests.cluster.private_slurm import PrivateSlurm, wait_for
@@ -26,6 +33,7 @@ from tests.pretrain.cells import tiny_config
 
 pytestmark = pytest.mark.soak
 
+RESULTS = "MOSE_CHAIN_RESULTS"
 ALLOCATION = {"time_limit": "30", "cpus_per_task": 1}
 OPTIONS = ["--intervals.log_every_steps=1", "--intervals.checkpoint_every_steps=10", "--intervals.heartbeat_seconds=1"]
 STEPS = 40
@@ -37,6 +45,18 @@ def run_cluster(*words: str) -> str:
     done = subprocess.run([sys.executable, "-m", "cluster.cli", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def note_results(name: str, facts: dict[str, Any]) -> None:
+    """Add what one chain did to the file of results, if there is one."""
+    if RESULTS not in os.environ:
+        return
+    path = Path(os.environ[RESULTS])
+    hardware = f"three virtual nodes of one machine, {os.cpu_count()} cores, {platform.machine()}"
+    head = {"date": datetime.date.today().isoformat(), "hardware": hardware, "seeds": [3]}
+    history = [{"cause": one.cause, "first_step": one.first_step, "nodes": one.nodes} for one in starts("run")]
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, {**known, **head, name: {**facts, "starts": history}})
 
 
 def write_run_config(folder: Path, dataset: Path, steps: int) -> Path:
@@ -74,6 +94,8 @@ def test_pack_array_merge_and_training_as_one_chain(folder: Path, slurm: Private
     apart = dataclasses.replace(config, output=str(folder / "apart"))
     pack_dataset(apart)
     assert checksums(Path(config.output)) == checksums(folder / "apart")
+    equal = ["row ids of every step", "metrics", "files of the last checkpoint", "files of the data set packed apart"]
+    note_results("pack, merge, training", {"jobs": [array, merge, number], "steps": STEPS, "equal": equal})
 
 
 def write_inputs(folder: Path) -> None:
@@ -146,12 +168,14 @@ def test_a_pipeline_from_group_to_evaluate_goes_on_after_a_cancelled_step(folder
     for name, number in jobs.items():
         state = slurm.wait_state(number, "COMPLETED", "FAILED", "CANCELLED")["JobState"]
         assert state == "COMPLETED", f"{name}: {_log(name, jobs)}"
-    assert set(submit().values()) == {"done"}
+    third = submit()
+    assert set(third.values()) == {"done"}
     causes = [(start.cause, start.first_step) for start in starts("run")]
     assert [cause for cause, _ in causes] == ["cancelled", "finished"] and causes[1][1] >= 10
     assert [line["step"] for line in lasting("run") if "loss/total" in line] == list(range(1, STEPS + 1))
     assert read_manifest(Path("data")).rows("train") > 0
     assert "mrr" in Path("scores/evaluation.json").read_text()
+    note_results("pipeline", {"first submission": first, "second submission": second, "third submission": third})
 
 
 def _log(name: str, jobs: dict[str, str]) -> str:

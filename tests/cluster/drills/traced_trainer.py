@@ -50,8 +50,9 @@ def trace(output: str) -> None:
         result = original(engine, batches, rate, seed, step, context, counted, Guard(guard.loss_limit, enter))
         path = Path(f"{output}.rows/rank-{context.rank:05d}.jsonl")
         path.parent.mkdir(exist_ok=True)
+        line = {"restart": restart, "step": step + 1, "unix_seconds": time.time(), "rows": sorted(row_numbers(batches))}
         with path.open("a") as file:
-            file.write(json.dumps({"restart": restart, "step": step + 1, "rows": sorted(row_numbers(batches))}) + "\n")
+            file.write(json.dumps(line) + "\n")
         return result
 
     train.train_step = traced

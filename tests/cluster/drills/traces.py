@@ -6,13 +6,16 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.supervise.history import Start
 from mose.run_directory import RunDirectory
-from pretrain.analysis.step_rows import rows_of_step
 from pretrain.checkpoints.files import latest_checkpoint, read_checkpoint_manifest
+from pretrain.config.frozen import load_frozen_config
+from pretrain.data.order import rows_of_run
 from tests.cluster.drills.launched import ROOT, starts
 
 RANKS = 2
@@ -32,16 +35,28 @@ def install_trainer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{folder / 'tools'}:{os.environ['PATH']}")
 
 
+def lines_by_rank(output: str) -> list[list[dict[str, Any]]]:
+    """What each rank recorded: a line per step that it did."""
+    paths = sorted(Path(f"{output}.rows").glob("rank-*.jsonl"))
+    assert len(paths) == RANKS
+    return [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
+
+
 def rows_by_rank(output: str) -> list[dict[tuple[int, int], list[int]]]:
     """Per rank, the rows of each (restart, step) that was done."""
     found = []
-    for path in sorted(Path(f"{output}.rows").glob("rank-*.jsonl")):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for rank, lines in enumerate(lines_by_rank(output)):
         keys = [(line["restart"], line["step"]) for line in lines]
-        assert len(set(keys)) == len(keys), f"{path}: a step was done twice in one start"
+        assert len(set(keys)) == len(keys), f"{output}: rank {rank} did a step twice in one start"
         found.append({key: line["rows"] for key, line in zip(keys, lines, strict=True)})
-    assert len(found) == RANKS
     return found
+
+
+def seconds_to_first_step(output: str) -> list[float]:
+    """Per start, from its first line, which is when SLURM gave the job to it, until every rank had done a step."""
+    lines = lines_by_rank(output)
+    done = [{line["restart"]: line["unix_seconds"] for line in reversed(rank)} for rank in lines]
+    return [max(first[start.restarts] for first in done) - start.started for start in starts(output)]
 
 
 def kept_rows(output: str, history: list[Start], last: int) -> Rows:
@@ -66,13 +81,17 @@ def check_rows(output: str, steps: int, dataset_rows: int) -> None:
     kept = kept_rows(output, starts(output), steps)
     assert len(kept) == steps
     assert kept == kept_rows("calm", starts("calm"), steps)
-    assert kept == [sorted(rows_of_step(Path(output), step)[0].rows_G.tolist()) for step in range(1, steps + 1)]
+    config = load_frozen_config(RunDirectory(Path(output)))
+    count, order = config.batch.global_rows, (config.data.block_rows, config.data.window_rows)
+    rows, _ = rows_of_run(config.seed, 0, steps * count, dataset_rows, *order)
+    assert kept == np.sort(rows.reshape(steps, count)).tolist()
     counts = Counter(itertools.chain.from_iterable(kept))
     epochs = sum(counts.values()) // dataset_rows
     assert set(counts.values()) <= {epochs, epochs + 1} and (len(counts) == dataset_rows or not epochs)
 
 
 def files_of_last_checkpoint(output: str) -> dict[str, str]:
+    """The SHA-256 of each file: weights, optimiser states, random states."""
     latest = latest_checkpoint(RunDirectory(Path(output)).checkpoints)
     assert latest is not None
     files: dict[str, str] = read_checkpoint_manifest(latest)["files"]
