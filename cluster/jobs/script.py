@@ -71,6 +71,8 @@ exec {before}tensorboard --logdir_spec {named} --host "$host" --port "$port"
 """
 # The warning before the time limit must not end a script whose supervisor is not up yet.
 _TRAP = "trap '' USR1 # a warning that comes before the supervisor is up must not end the job\n"
+# srun does not take it from the job since SLURM 22.05.
+_SRUN_CPUS = "export SRUN_CPUS_PER_TASK={cpus} # without it srun gives a task one core\n"
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def _training_script(
     tasks = ranks if per_rank else 1
     options = [f"--nodes={config.nodes}", f"--ntasks-per-node={tasks}", "--exclusive"]
     options += [f"--gpus-per-node={config.gpus_per_node}"] if config.gpus_per_node else []
+    # --exclusive gives all cores of a node, but only as much memory as is asked for: by default a share per core.
+    options += ["--mem=0"] if not any(option.startswith("--mem") for option in job.sbatch_options) else []
     options += [f"--output={job.log_folder}/%x-%j.log", "--open-mode=append"]
     options += ["--requeue", f"--signal=B:USR1@{config.signal_seconds}"]
     words = ["--config", str(launch / "config.yaml"), "--output", config.output]
@@ -144,7 +148,8 @@ def _training_script(
     lines += ["export hostfile ranks_per_node"] if not per_rank else []
     # A whole node's cores are divided over its tasks.
     cpus = max(1, job.cpus_per_task // tasks)
-    return _script([about], job, options, _TRAP, "\n".join(lines) + "\n" + on_node + body, cpus)
+    before = f"{_TRAP}{_SRUN_CPUS.format(cpus=cpus)}"
+    return _script([about], job, options, before, "\n".join(lines) + "\n" + on_node + body, cpus)
 
 
 def _preflight_words(config: PretrainJobConfig | FinetuneJobConfig) -> str:
@@ -211,7 +216,7 @@ def finish_command(job: AllocationConfig, dataset: DatasetFacts, job_id: str) ->
     # Not afterok: the merge says which tasks are missing. A dependency that can never come true ends it.
     options = [f"--dependency=afterany:{job_id}", "--kill-on-invalid-dep=yes", f"--output={job.log_folder}/%x-%j.log"]
     options += _asked_for(job, f"{job.name}-finish", job.cpus_per_task)
-    return ["sbatch", "--parsable", *options, f"--wrap={joined(['bash', '-euc', ' && '.join(steps)])}"]
+    return ["sbatch", "--parsable", *options, f"--wrap={joined(['bash', '-ec', ' && '.join(steps)])}"]
 
 
 def tensorboard_script(job: AllocationConfig, runs: Sequence[str]) -> str:
@@ -244,7 +249,9 @@ def _script(about: list[str], job: AllocationConfig, options: list[str], trap: s
     ]
     head += [f"#SBATCH {option}" for option in [*_asked_for(job, job.name, cpus or job.cpus_per_task), *options]]
     exports = [_export(name, value) for name, value in sorted(job.environment.items())]
-    setup = [*job.setup, *exports, ""] if job.setup or exports else []
+    # Modules and conda read variables that are not set, which would end the script.
+    lines = ["set +u", *job.setup, "set -u"] if job.setup else []
+    setup = [*lines, *exports, ""] if lines or exports else []
     # Each is one line: a line break in a name would end the comment, and the rest of the name would be a command.
     head = [presentable(line).replace("\n", "\\n") for line in head]
     return "\n".join([*head, "set -euo pipefail", f"{trap}", *setup, body])

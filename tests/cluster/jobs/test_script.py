@@ -67,6 +67,27 @@ SCRIPTS = {
 }
 
 
+def test_setup_may_read_variables_that_are_not_set(tmp_path: Path) -> None:
+    """As environment modules and conda do; the script itself still may not."""
+    write_tool(tmp_path, "mose-data", "echo ran $- >> ran")
+    job = AllocationConfig(setup=('echo "$NOT_SET_ANYWHERE" > setup',))
+    scripts = [array_script(CommandJobConfig("fetch.yaml", job=job), STAGES["fetch"], 2)]
+    scripts.append(finish_command(job, DatasetFacts("data", 2), "17")[-1].removeprefix("--wrap="))
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "0"}
+    for script in scripts:
+        subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=True)
+    assert len((tmp_path / "ran").read_text().splitlines()) == 3
+    assert "set -u\n" in scripts[0].partition("NOT_SET")[2]
+
+
+def test_a_job_gets_the_whole_memory_and_its_tasks_their_cores() -> None:
+    """By default SLURM gives a share of the memory per core, and srun one core per task."""
+    assert "#SBATCH --mem=0\n" in SCRIPTS["pretrain_gpu"] and "export SRUN_CPUS_PER_TASK=32 " in SCRIPTS["pretrain_gpu"]
+    assert "export SRUN_CPUS_PER_TASK=2 " in SCRIPTS["pretrain_srun"]
+    asked = PretrainJobConfig("a.yaml", "run", job=AllocationConfig(sbatch_options=("--mem=480G",)))
+    assert "--mem=0" not in pretrain_script(asked, 30)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_script_is_the_golden_one(name: str) -> None:
     golden = GOLDEN / f"{name}.sbatch"
@@ -105,7 +126,7 @@ def test_finish_waits_for_the_end_of_every_task_and_says_what_is_missing() -> No
     wrapped = shlex.split(command[-1].removeprefix("--wrap="))
     # A wrapped line is run by /bin/sh, which need not know `source`.
     shown = "{ mose-data status 'my data' || true; }"
-    assert wrapped == ["bash", "-euc", f"source .venv/bin/activate && {shown} && mose-data finish 'my data'"]
+    assert wrapped == ["bash", "-ec", f"source .venv/bin/activate && {shown} && mose-data finish 'my data'"]
 
 
 @pytest.mark.parametrize(("status", "finish", "code"), [(1, 2, 2), (0, 0, 0)])
