@@ -186,7 +186,8 @@ class Supervisor:
             ended=time.time(),
             cause=cause,
             code=code,
-            last_step=max(watch.step if watch else 0, begun.first_step),
+            # A start that fails soon after a save may have done its steps between two heartbeats.
+            last_step=max(watch.step if watch else 0, begun.first_step, saved),
             saved_step=saved,
             suspects=suspected,
             note=hung if cause == HUNG else "",

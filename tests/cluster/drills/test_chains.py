@@ -86,7 +86,7 @@ def test_pack_array_merge_and_training_as_one_chain(folder: Path, slurm: Private
     slurm.call("scancel", "--signal=USR1", "--batch", number)
     ends(slurm, number)
     assert [start.cause for start in starts("run")] == ["stopped", "finished"]
-    assert starts("run")[1].first_step == 16
+    assert starts("run")[0].last_step == starts("run")[1].first_step == 16
     ends(slurm, launch("pretrain", run_config, "calm", **layout))
     check_rows("run", STEPS, read_manifest(Path(config.output)).rows("train"))
     assert lasting("run") == lasting("calm")

@@ -79,6 +79,7 @@ def test_a_failure_is_queued_again(drill: Path, slurm: PrivateSlurm) -> None:
     back_from(slurm, number, 1)
     ends(slurm, number)
     assert [(start.cause, start.first_step) for start in starts("run")] == [("failed", 0), ("finished", 10)]
+    assert starts("run")[0].last_step >= 10
     assert kept_steps() == list(range(1, 41))
 
 
