@@ -54,16 +54,24 @@ def _late(module: str, summary: str) -> Command:
         return command
 
     def add_arguments(parser: ArgumentParser) -> None:
-        found().add_arguments(parser)
+        try:
+            found().add_arguments(parser)
+        except KeyboardInterrupt:
+            # Imports take most of a second, in which Ctrl-C may come, too.
+            raise SystemExit(_interrupted()) from None
 
     def run(parsed: Namespace) -> int | None:
         try:
             return found().run(parsed)
         except KeyboardInterrupt:
-            print("mose-data: interrupted; the same command goes on from what is finished", file=sys.stderr, flush=True)
-            return INTERRUPTED
+            return _interrupted()
 
     return Command(summary, add_arguments, run)
+
+
+def _interrupted() -> int:
+    print("mose-data: interrupted; the same command goes on from what is finished", file=sys.stderr, flush=True)
+    return INTERRUPTED
 
 
 def main() -> None:

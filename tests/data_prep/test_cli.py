@@ -1,5 +1,6 @@
 """The command as a user types it: what it prints, its exit codes, and one line for each kind of bad input."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.cli import commands
+from data_prep.cli import commands, main
 from data_prep.execution.lease import Lease
 from data_prep.execution.pack import pack_dataset
-from mose.command import run_command
+from mose.command import Command, run_command
 from mose.config import save_config
 from tests.data_prep.repositories import checksums, make_config
 from tests.datasets import make_tokenizer
@@ -203,3 +204,20 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = mose_data("stats", tmp_path, "--debug")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize("step", ["add_arguments", "run"])
+def test_ctrl_c_while_a_command_is_imported_or_runs_says_how_to_go_on(
+    step: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = Command("Check.", *((interrupted, print) if step == "add_arguments" else (lambda _: None, interrupted)))
+    monkeypatch.setattr(importlib.import_module("data_prep.tools.verify"), "COMMAND", command)
+    monkeypatch.setattr("sys.argv", ["mose-data", "verify"])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "mose-data: interrupted; the same command goes on from what is finished\n"

@@ -24,6 +24,7 @@ from data_prep.pipeline.task_marker import TaskMarker
 from data_prep.sources.file_kinds import NOTEBOOK
 from data_prep.sources.registry import listed_files, read_part, read_repository
 from data_prep.sources.repositories import TRAIN, RepositoryRef, SourceFile, split_of
+from data_prep.sources.stack_v2.rows import KIND as ROWS_KIND
 from mose.dataset.manifest import SPLITS
 from mose.errors import MoseError
 
@@ -133,7 +134,9 @@ def estimate(config: PackConfig, assignment: Assignment, sample_bytes: int = SAM
     in_sample = max(1, sum(tokens.values()))
     # Packing may lose tokens by its mode, so that lineage has fewer than were encoded.
     lost = sum(packed.marker.rows[split]["text_tokens"] for split in SPLITS) / in_sample
-    seconds = started + listing + packed.seconds(scale, kept / max(1.0, sum(by_repository.values())), listing if sizes else 0.0)
+    seconds = (
+        started + listing + packed.seconds(scale, kept / max(1.0, sum(by_repository.values())), is_by_size=sizes is not None)
+    )
     return Estimate(
         repositories=totals.repositories,
         files=totals.files,
@@ -159,15 +162,32 @@ class _Packed:
     disk_bytes: int
     fixed: float
     """Of what is done once: the tokenizer and the rules of languages are loaded."""
-    searching: float
+    searching: "_Pass"
+    reading: "_Pass"
     packing: float
     """Without reading."""
 
-    def seconds(self, scale: float, kept_share: float, listing: float) -> float:
-        """CPU of the whole run, without the first listing of the sources, which is part of each pass over the sample, too."""
-        searching = min(self.searching, listing) + max(0.0, self.searching - listing) * scale
-        reading = max(0.0, self.sampled.seconds - listing) * scale
+    def seconds(self, scale: float, kept_share: float, *, is_by_size: bool) -> float:
+        """CPU of the whole run without a listing of the sources."""
+        # The pass for copies reads all metadata where sizes are not known, and is as long in the run.
+        searching = self.searching.whole(scale if is_by_size else 1.0)
+        # A run walks through the folders once to pack; that walk is the listing which the caller counts.
+        reading = self.reading.whole(scale) - self.reading.walk
         return self.fixed + searching + reading + self.packing * scale * kept_share
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """CPU seconds of a pass over the sample, and those of its listings, which a run does not need."""
+
+    seconds: float
+    listing: float
+    walk: float
+    """Of walks through all files of folders and trees, which are as long in a run; rows of parquet need none."""
+
+    def whole(self, scale: float) -> float:
+        """Of the same pass over everything: the walk once, and the content in proportion."""
+        return self.walk + max(0.0, self.seconds - self.listing - self.walk) * scale
 
 
 def _pack_sample(
@@ -205,12 +225,12 @@ def _pack_sample(
     began, first = _cpu_seconds(), _Sampled()
     run_task(replace(small, output=str(folder / "first")), 0, drawn(first, _FIRST_BYTES), "dry run")
     fixed = _cpu_seconds() - began
-    began = _cpu_seconds()
+    began, _ = _cpu_seconds(), _pass_of(chosen, 0.0)
     if searches:
         read = chosen.read if chosen else None
         prepare_held_out(folder / "sample", small, assignment, is_new=True, read=read)
         prepare_duplicates(folder / "sample", small, assignment, read=read)
-    searching = _cpu_seconds() - began
+    searching = _pass_of(chosen, _cpu_seconds() - began)
     began, sampled = _cpu_seconds(), _Sampled()
     marker = run_task(small, 0, drawn(sampled, sys.maxsize if chosen else sample_bytes), "dry run")
     packing = _cpu_seconds() - began
@@ -222,6 +242,7 @@ def _pack_sample(
         _disk_bytes(folder / "sample"),
         max(0.0, fixed - again),
         searching,
+        _pass_of(chosen, sampled.seconds),
         packing - sampled.seconds,
     )
 
@@ -232,15 +253,30 @@ class _Chosen:
     def __init__(self, config: PackConfig, sizes: SizeSample):
         self._config = config
         self._sizes = sizes
+        self.listing = self.walk = 0.0
+        """CPU seconds of listing, of all repositories and of those that are folders or trees."""
 
     def read(self, ref: RepositoryRef) -> Iterator[SourceFile]:
         """The files of the sample in one repository."""
+        began = _cpu_seconds()
+        listed = listed_files(ref, self._config.sources)
+        self.listing += _cpu_seconds() - began
+        self.walk += (_cpu_seconds() - began) * (ref.kind != ROWS_KIND)
         paths = frozenset(
             path.lstrip("/")
-            for path, size, is_within in listed_files(ref, self._config.sources)
+            for path, size, is_within in listed
             if is_within and is_readable(path, size, self._config) and size in self._sizes
         )
         return read_repository(ref, self._config.sources, paths) if paths else iter(())
+
+
+def _pass_of(chosen: _Chosen | None, seconds: float) -> _Pass:
+    """The pass that has just ended; the next one counts its listings anew."""
+    if chosen is None:
+        return _Pass(seconds, 0.0, 0.0)
+    found = _Pass(seconds, chosen.listing, chosen.walk)
+    chosen.listing = chosen.walk = 0.0
+    return found
 
 
 def is_readable(path: str, size: int, config: PackConfig) -> bool:

@@ -174,11 +174,14 @@ def columns_of(path: str) -> Columns:
 def _columns(path: str, version: tuple[int, int]) -> Columns:
     file = open_parquet(path)
     schema = file.schema_arrow
+    _check_once(path, schema.names)
     leaves = [tuple(file.schema.column(i).path.split(".")) for i in range(len(file.schema.names))]
     flat: dict[str, tuple[str, ...]] = {}
     for name in schema.names:
         flat[name] = tuple(".".join(leaf) for leaf in leaves if leaf[0] == name)
     is_nested = "files" in flat
+    if is_nested:
+        _check_once(path, [field.name for field in _struct_of(schema.field("files").type)], "files.")
     inside = _inside_files(schema, leaves) if is_nested else flat
     if not is_nested and not {"blob_id", "path"} & set(flat):
         raise _missing(path, "repo_name" if "repo_name" not in flat else "files")
@@ -191,10 +194,8 @@ def _columns(path: str, version: tuple[int, int]) -> Columns:
 
 def _inside_files(schema: pa.Schema, leaves: list[tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     files = schema.field("files").type
-    # A struct of lists is how `datasets` stores a list of structs.
     is_struct = pa.types.is_struct(files)
-    struct: Any = files if is_struct else getattr(files, "value_type", None)
-    names = {field.name for field in struct} if struct is not None and pa.types.is_struct(struct) else set()
+    names = {field.name for field in _struct_of(files)}
     inside: dict[str, tuple[str, ...]] = {}
     for leaf in leaves:
         # One or two writer-dependent names come between `files` and the column: list.element, list.item or array.
@@ -202,6 +203,19 @@ def _inside_files(schema: pa.Schema, leaves: list[tuple[str, ...]]) -> dict[str,
         if name is not None:
             inside[name] = (*inside.get(name, ()), ".".join(leaf))
     return inside
+
+
+def _struct_of(files: Any) -> Any:
+    """The struct type inside the type of `files`; no fields if there is none."""
+    # A struct of lists is how `datasets` stores a list of structs.
+    struct = files if pa.types.is_struct(files) else getattr(files, "value_type", None)
+    return struct if struct is not None and pa.types.is_struct(struct) else ()
+
+
+def _check_once(path: str, names: list[str], prefix: str = "") -> None:
+    for name in ("repo_name", "files", LENGTH, CONTENT, *FILE_COLUMNS):
+        if names.count(name) > 1:
+            raise MoseError(f"{path}: {prefix}{name}: {names.count(name)} columns of this name; expected one")
 
 
 def _missing(path: str, name: str) -> MoseError:

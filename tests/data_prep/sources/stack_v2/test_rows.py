@@ -162,3 +162,17 @@ def test_at_least_95_percent_of_the_eligible_bytes_of_the_sample_pass() -> None:
         for _ in filter_repository(read(ref), FiltersConfig(), counts):
             pass
     assert counts.to_plain()["eligible_bytes_kept_share"] >= 0.95
+
+
+def test_a_column_that_a_file_has_twice_is_named(tmp_path: Path) -> None:
+    names, files = pa.array(["a/b"]), pa.array([[a_file("/x.py", "x = 1\n")]], pa.list_(FILE))
+    twice = pa.list_(pa.struct([*FILE, ("path", pa.string())]))
+    for columns, wrong in (
+        ([("repo_name", names), ("files", files), ("files", files)], "files"),
+        ([("repo_name", names), ("repo_name", names), ("files", files)], "repo_name"),
+        ([("repo_name", names), ("files", pa.nulls(1, twice))], "files.path"),
+    ):
+        table = pa.table([column for _, column in columns], names=[name for name, _ in columns])
+        pq.write_table(table, tmp_path / f"{wrong}.parquet")
+        with pytest.raises(MoseError, match=rf"{wrong}\.parquet: {wrong}: 2 columns of this name; expected one"):
+            stack_v2.list_rows(str(tmp_path / f"{wrong}.parquet"), False)
