@@ -1,10 +1,13 @@
 """Documents of tests: text that looks like code, and copies of it with a chosen number of changes."""
 
+import functools
+
 import numpy as np
 
 WORDS = """self return value index count name path open close read write row column task key list find first last size""".split()  # noqa: SIM905
 
 
+@functools.cache
 def code(seed: int, words: int = 150) -> str:
     """A text of identifiers; two of different seeds share few shingles."""
     random = np.random.default_rng(seed)
