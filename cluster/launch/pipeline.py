@@ -71,6 +71,7 @@ class PipelineConfig:
     log_folder: str = "logs"
     """Folder on a file system shared by all nodes."""
     steps: tuple[PipelineStep, ...] = field(default=())
+    """Stages in order, each with its job."""
 
     def __post_init__(self) -> None:
         labels = [step.label for step in self.steps]

@@ -148,7 +148,14 @@ def _state(
         return RUNNING, "without a job of ours in the queue" if queue is not None else ""
     if last is not None:
         return ENDED, f"job {last.job}: {_end_of(last)}"
-    return (ENDED, f"last heartbeat {_clock(beat.unix_seconds)}") if beat is not None else (NOT_STARTED, "")
+    if beat is not None:
+        return ENDED, f"last heartbeat {_clock(beat.unix_seconds)}"
+    jobs = submitted_jobs(run.launch)
+    if not jobs or queue is None:
+        return NOT_STARTED, ""
+    # A job whose log a node cannot open ends before its first line, so that nothing else speaks of it.
+    number = jobs[-1].job
+    return NOT_STARTED, f"job {number} is not in your queue: `scontrol show job {number}` says why"
 
 
 def _end_of(start: Start) -> str:

@@ -53,6 +53,13 @@ def state_of(run: RunDirectory, queue: dict[str, QueuedJob] | None = None) -> Ru
     return read_status(run.path, queue, NOW, 300.0)
 
 
+def test_a_job_that_ended_before_its_first_line_is_named(run: RunDirectory) -> None:
+    run.heartbeat.unlink()
+    assert state_of(run, {}).note == "job 7 is not in your queue: `scontrol show job 7` says why"
+    assert (state_of(run, {}).state, state_of(run, None).note) == ("not started", "")
+    assert state_of(run, PENDING).state == "queued"
+
+
 def test_a_running_run(run: RunDirectory) -> None:
     found = state_of(run, RUNNING)
     assert (found.state, found.step, found.max_steps, found.loss) == ("running", 42, 100, 3.5)
