@@ -4,6 +4,7 @@ Where a script changes on purpose, delete its golden file: the failing test then
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -205,15 +206,15 @@ def test_a_run_that_finishes_is_done_whatever_srun_says(tmp_path: Path) -> None:
     assert play(tmp_path, f"{SAVE_LAST}; exit 143")[0] == 0
 
 
-def test_the_launcher_gets_every_node_and_the_port_of_the_job(tmp_path: Path) -> None:
+def test_the_launcher_gets_every_node_and_the_port_of_the_start(tmp_path: Path) -> None:
     """Pain of users: a host file that is not found, and a job that silently runs on one node."""
     write_tool(tmp_path / "tools", "deepspeed", f'cat "$2"; printf "<%s> " "$@"; {SAVE_LAST}')
     code, output, _ = play(tmp_path, 'shift 2; exec "$@"')
     assert code == 0
     assert "n1 slots=2\nn2 slots=2\n" in output
-    flags = "<--no_ssh> <--node_rank> <0> <--master_addr> <n1> <--master_port> <20017> <--no_local_rank>"
+    flags = r"<--no_ssh> <--node_rank> <0> <--master_addr> <n1> <--master_port> <[12]\d{4}> <--no_local_rank>"
     train = "<train> <--config> <my run/launch/config.yaml> <--output> <my run>"
-    assert f"<--hostfile> <logs/hostfile-30017> {flags} <--module> <pretrain.cli> {train}" in output
+    assert re.search(f"<--hostfile> <logs/hostfile-30017> {flags} <--module> <pretrain.cli> {train}", output)
 
 
 def test_a_node_that_does_not_see_the_host_file_says_so(tmp_path: Path) -> None:
