@@ -110,9 +110,6 @@ class Supervisor:
         os.environ["MASTER_ADDR"] = nodes[0]
         start = f"{Path(self._config.launch_folder).resolve()} {self._job} {self._restarts}"
         os.environ["MASTER_PORT"] = str(meeting_port(start))
-        if "SLURM_CPUS_PER_TASK" in os.environ:
-            # Since SLURM 22.05 a step does not take it from the job by itself.
-            os.environ.setdefault("SRUN_CPUS_PER_TASK", os.environ["SLURM_CPUS_PER_TASK"])
         if self._run is not None:
             shutil.rmtree(self._run.stacks, ignore_errors=True)
 
