@@ -1,16 +1,19 @@
-"""What the choice of files costs beside the tokenizer, and what many small things cost: files, rows, duplicates.
+"""What the choice of files costs beside the tokenizer, and what many small things cost: files, rows, duplicates, starts.
 
-python -m benchmarks.selection [--sources FOLDER ... --tokenizer FOLDER] [--tiny-files N] [--rows N] [--output FILE.json]
+python -m benchmarks.selection [--sources FOLDER ... --tokenizer FOLDER] [--tiny-files N] [--rows N] [--start-up]
+    [--output FILE.json]
 """
 
 import argparse
 import functools
+import importlib
 import json
 import os
 import platform
 import resource
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -220,6 +223,27 @@ def _find_duplicates(folder: Path) -> dict[str, Any]:
     return {"duplicate_blobs": len(found), "peak_mib_after_listing": listed}
 
 
+def start_up(repeats: int) -> dict[str, float]:
+    """CPU seconds of `--help` of each command, the least of the repeats: other load only adds to them.
+
+    With compiled modules, as an installed package has them; one more run before the others writes them.
+    """
+    seconds = {}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    with TemporaryDirectory() as folder:
+        environment["PYTHONPYCACHEPREFIX"] = folder
+        for package in ("data_prep", "pretrain", "finetune", "cluster"):
+            for name in importlib.import_module(f"{package}.cli").commands():
+                line = [sys.executable, "-m", f"{package}.cli", name, "--help"]
+                runs = []
+                for _ in range(repeats + 1):
+                    _, began = _usage()
+                    subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env=environment)
+                    runs.append(_usage()[1] - began)
+                seconds[f"{package} {name}"] = min(runs[1:])
+    return seconds
+
+
 def main() -> None:
     """Measure what was asked for and write the result; parts that were not stay as they are in the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -229,6 +253,7 @@ def main() -> None:
     parser.add_argument("--repositories", type=int, default=0, help="Made-up repositories for the table of duplicates.")
     parser.add_argument("--tiny-files", type=int, default=0)
     parser.add_argument("--rows", type=int, default=0, help="Rows of parquet for the table of duplicates.")
+    parser.add_argument("--start-up", action="store_true", help="CPU seconds of each command's --help.")
     parser.add_argument("--output", default="")
     parsed = parser.parse_args()
     output = Path(parsed.output)
@@ -245,6 +270,8 @@ def main() -> None:
         result["tiny_files"] = tiny_files(parsed.tiny_files, parsed.tokenizer)
     if parsed.sources:
         result["steps"] = steps(parsed.sources, parsed.tokenizer, parsed.repeats)
+    if parsed.start_up:
+        result["start_up_cpu_seconds"] = start_up(parsed.repeats)
     result["load_average"] = os.getloadavg()
     text = json.dumps(result, indent=1)
     print(text)
