@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mose.errors import MoseError
-from mose.model.cost.memory import MemoryEstimate, MemoryLayout, device_memory
+from mose.model.cost.memory import MemoryEstimate, MemoryLayout, device_memory, reduction_fields
 from mose.model.cost.shape import EncoderShape
 from mose.model.cost.step import A100, H100, Communication, Device, Fabric, Run, Step, step_on
 from mose.model.model_config import ModelConfig
@@ -33,6 +33,8 @@ class PlannedRun:
     gradient_bytes: int
     masking_share: float
     checkpoint_every_steps: int
+    reduction: dict[str, Any]
+    """What the run's DeepSpeed options decide of memory."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "PlannedRun":
@@ -56,6 +58,7 @@ class PlannedRun:
             2 if parallel["gradient_communication"] == "bf16" else 4,
             values["data"]["masking_share"],
             values["intervals"]["checkpoint_every_steps"],
+            reduction_fields(values.get("deepspeed") or {}),
         )
 
 
@@ -143,6 +146,7 @@ def _candidate(run: PlannedRun, cluster: Cluster, tensor: int, zero: str, rows: 
         number_bytes=run.number_bytes,
         masking_share=run.masking_share,
         activation_checkpointing=checkpointing,
+        **run.reduction,
     )
     memory = device_memory(run.shape, layout)
     step, seconds = _speed(run, cluster, tensor, zero, rows, checkpointing)

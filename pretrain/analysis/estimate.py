@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mose.model.configuration_mose import ModularStarEncoderConfig
-from mose.model.cost.memory import MemoryEstimate, MemoryLayout, device_memory
+from mose.model.cost.memory import MemoryEstimate, MemoryLayout, device_memory, reduction_fields
 from mose.model.cost.shape import EncoderShape
 from mose.model.size import encoder_parameters, flops_per_row, head_parameters
 from pretrain.config.run import Layout, PretrainConfig
@@ -27,6 +27,7 @@ def memory_layout(config: PretrainConfig, layout: Layout) -> MemoryLayout:
     """What of a run decides the memory of a device."""
     parallel = config.parallel
     return MemoryLayout(
+        **reduction_fields(config.deepspeed),
         tensor_ranks=layout.tensor_ranks,
         data_ranks=layout.data_ranks,
         zero_ranks=layout.zero_ranks,
@@ -78,7 +79,7 @@ def derived_numbers(config: PretrainConfig, layout: Layout, sources: Sequence[Da
         ),
     ]
     lines += _data_numbers(config, sources)
-    parts = ("weights", "gradients", "optimizer", "activations", "logits", "total")
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "total")
     return lines + [(f"memory per device: {name}", f"{getattr(memory, name) / GIB:.2f} GiB (estimate)") for name in parts]
 
 
