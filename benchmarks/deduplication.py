@@ -1,7 +1,7 @@
 """Near-duplicates in figures: speed of signatures, recall, precision, memory, and whole pipelines beside those of others.
 
 python -m benchmarks.deduplication signatures --parquet FILE ... [--output benchmarks/results/FILE.json]
-python -m benchmarks.deduplication quality --parquet FILE ... [--output FILE.json]
+python -m benchmarks.deduplication quality --parquet FILE ... [--output FILE.json [--name "quality of functions"]]
 python -m benchmarks.deduplication pipelines --parquet FILE ... --peers-python PYTHON [--output FILE.json]
 python -m benchmarks.deduplication rules --parquet FILE [--output FILE.json]
 python -m benchmarks.deduplication memory --parquet FILE ... [--documents 1000000] [--output FILE.json]
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--peers-python", type=Path, help="Python with datatrove and text-dedup.")
     parser.add_argument("--scratch", type=Path, help="Folder for data sets and results of the pipelines (default: temporary).")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--name", help="Name of the figures in that file (default: the part's).")
     options = parser.parse_args()
     # Before numpy and rensa are imported, which read these.
     for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "RENSA_NUM_THREADS"):
@@ -46,7 +47,7 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     if options.output:
         before = json.loads(options.output.read_text("utf-8")) if options.output.exists() else {}
-        options.output.write_text(json.dumps({**before, options.part: found}, indent=1) + "\n", "utf-8")
+        options.output.write_text(json.dumps({**before, options.name or options.part: found}, indent=1) + "\n", "utf-8")
 
 
 def processor() -> str:

@@ -12,7 +12,7 @@ def main() -> None:
     from datatrove.pipeline.writers import ParquetWriter
 
     data, output = sys.argv[1], Path(sys.argv[2])
-    config = minhash.MinhashConfig(n_grams=5, num_buckets=25, hashes_per_bucket=10)
+    config = minhash.MinhashConfig(n_grams=5, num_buckets=32, hashes_per_bucket=8)
     signatures, buckets, removed = (str(output / name) for name in ("signatures", "buckets", "removed"))
     stages = (
         ([ParquetReader(data), minhash.MinhashDedupSignature(signatures, config)], 1),

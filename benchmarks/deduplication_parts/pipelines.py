@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.deduplication_parts.texts import natural_texts
 
-BANDS, ROWS, WORDS = 25, 10, 5
+BANDS, ROWS, WORDS = 32, 8, 5
 START_DOCUMENTS = 50
 PEERS = Path(__file__).with_name("datatrove_stages.py")
 

@@ -15,7 +15,7 @@ from data_prep.dedup.minhash.banding import band_keys, candidate_pairs
 from data_prep.dedup.minhash.shingles import SHINGLE_CHARACTERS, batches, shingles_of
 from data_prep.dedup.minhash.signatures import Method, signatures_of
 
-PLACES, BANDS, ROWS, THRESHOLD = 256, 25, 10, 0.7
+PLACES, BANDS, ROWS, THRESHOLD = 256, 32, 8, 0.7
 Signatures = NDArray[np.uint32]
 Side = Callable[[Sequence[str]], Signatures]
 

@@ -48,9 +48,9 @@ class DedupConfig:
     paper did."""
     num_permutations: int = 256
     """Places of a signature."""
-    bands: int = 25
+    bands: int = 32
     """Bands of a signature: two texts that agree in all rows of a band are compared."""
-    rows_per_band: int = 10
+    rows_per_band: int = 8
     """Places per band. The candidates' S-curve rises near (1 / bands)^(1 / rows_per_band)."""
     keep: Keep = "first"
     """Which of two near-duplicates is kept: the first of the input, or the longest (of equal ones the first)."""

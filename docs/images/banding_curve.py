@@ -33,8 +33,8 @@ def main() -> None:
     plt.rcParams["svg.hashsalt"] = "banding"
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     grid = np.linspace(0, 1, 201)
-    for bands, rows, style in ((25, 10, "-"), (32, 8, "--"), (16, 16, ":")):
-        label = f"{bands} bands of {rows} rows" + (" (default)" if bands == 25 else "")
+    for bands, rows, style in ((32, 8, "-"), (25, 10, "--"), (16, 16, ":")):
+        label = f"{bands} bands of {rows} rows" + (" (default)" if bands == 32 else "")
         axes.plot(grid, [collision_probability(value, bands, rows) for value in grid], style, label=label)
     for low in np.arange(LEAST, 1.0, STEP):
         chosen = (similarities >= low) & (similarities < low + STEP)
@@ -42,7 +42,7 @@ def main() -> None:
             share, number = is_found[chosen].mean(), chosen.sum()
             error = 1.96 * np.sqrt(max(share * (1 - share), 1e-4) / number)
             axes.errorbar(similarities[chosen].mean(), share, error, fmt="o", color="black", capsize=3, markersize=4)
-    axes.plot([], [], "o", color="black", markersize=4, label="measured, one permutation, 25 x 10")
+    axes.plot([], [], "o", color="black", markersize=4, label="measured, one permutation, 32 x 8")
     axes.axvline(0.7, color="grey", linewidth=0.8)
     axes.set(xlabel="exact Jaccard similarity", ylabel="probability of a comparison", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(loc="upper left", fontsize=8)

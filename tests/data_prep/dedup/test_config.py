@@ -22,7 +22,7 @@ def dedup(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]
     ("options", "expected"),
     [
         (["--threshold=0"], "threshold: is 0.0, expected above 0 and at most 1"),
-        (["--bands=26"], "bands: 26 bands of 10 rows need 260 places, expected at most num_permutations, 256"),
+        (["--bands=33"], "bands: 33 bands of 8 rows need 264 places, expected at most num_permutations, 256"),
         (["--method=simhash"], "method"),
         (["--keep=last"], "keep"),
         (["--columns=[]"], "columns: is empty, expected text columns of inputs"),
@@ -79,4 +79,4 @@ def test_the_report_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_the_defaults_are_those_of_the_paper() -> None:
     values: dict[str, Any] = vars(DedupConfig("out", ("in",)))
-    assert (values["threshold"], values["num_permutations"], values["bands"], values["rows_per_band"]) == (0.7, 256, 25, 10)
+    assert (values["threshold"], values["num_permutations"], values["bands"], values["rows_per_band"]) == (0.7, 256, 32, 8)
