@@ -18,7 +18,10 @@ LATE = (
 )
 # The commands of each package whose `--help` is asked for in one process, and further modules that none of them may load.
 STARTS = {
-    "data_prep": ("train-tokenizer pack status finish inspect lineage stats card translate synthconl", "pyarrow.compute"),
+    "data_prep": (
+        "train-tokenizer pack status finish inspect lineage stats card remove dedup translate synthconl",
+        "pyarrow.compute",
+    ),
     "data_prep, all": ("", ""),
     "pretrain": ("", "pyarrow sentencepiece"),
     "finetune": ("", "pyarrow rich.progress"),

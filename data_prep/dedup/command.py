@@ -5,7 +5,6 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from data_prep.dedup.config import DedupConfig
-from data_prep.dedup.runner import deduplicate, print_report
 from mose.command import Command, add_config, read_config
 
 Phase = Literal["signatures", "bands", "verify", "groups", "cut"]
@@ -28,6 +27,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 
 def _run(parsed: Namespace) -> None:
+    # Half of the time until a message, which `--help` and a refused config need not wait for.
+    from data_prep.dedup.runner import deduplicate, print_report
+
     config = read_config(parsed, DedupConfig)
     report = deduplicate(config, parsed.phase, parsed.task)
     if report is not None:
