@@ -261,18 +261,20 @@ def main() -> None:
     result["date"] = date.today().isoformat()
     result["hardware"] = f"{os.cpu_count()} cores (1 used), {platform.processor() or platform.machine()}, no GPU"
     result["seed"] = SEED
+    found: dict[str, Any] = {}
     # First, because the memory of a process never shrinks in these figures.
     if parsed.repositories:
-        result["duplicates"] = duplicates(parsed.repositories, 4)
+        found["duplicates"] = duplicates(parsed.repositories, 4)
     if parsed.rows:
-        result["duplicates_of_parquet"] = duplicates_of_parquet(parsed.rows)
+        found["duplicates_of_parquet"] = duplicates_of_parquet(parsed.rows)
     if parsed.tiny_files:
-        result["tiny_files"] = tiny_files(parsed.tiny_files, parsed.tokenizer)
+        found["tiny_files"] = tiny_files(parsed.tiny_files, parsed.tokenizer)
     if parsed.sources:
-        result["steps"] = steps(parsed.sources, parsed.tokenizer, parsed.repeats)
+        found["steps"] = steps(parsed.sources, parsed.tokenizer, parsed.repeats)
     if parsed.start_up:
-        result["start_up_cpu_seconds"] = start_up(parsed.repeats)
-    result["load_average"] = os.getloadavg()
+        found["start_up_cpu_seconds"] = start_up(parsed.repeats)
+    result |= found
+    result["load_average"] = {**result.get("load_average", {}), **dict.fromkeys(found, os.getloadavg())}
     text = json.dumps(result, indent=1)
     print(text)
     if parsed.output:
