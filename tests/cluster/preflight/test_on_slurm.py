@@ -35,7 +35,7 @@ def tools(tmp_path: Path, slurm: PrivateSlurm, monkeypatch: pytest.MonkeyPatch) 
         pytest.skip("this user may not give a node its own host name (unshare --user --uts), so that ranks cannot meet")
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "tools"
-    write_tool(folder / "mose-pretrain", f'exec {sys.executable} -S {ROOT}/tests/cluster/stand_in_trainer.py "$@"')
+    write_tool(folder / "mose-pretrain", f'exec {sys.executable} -S {ROOT}/tests/cluster/drills/stand_in_trainer.py "$@"')
     for name, value in {**slurm.environment, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{folder}:{PROGRAMS}:{os.environ['PATH']}")

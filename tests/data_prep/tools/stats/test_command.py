@@ -23,6 +23,7 @@ from data_prep.tools.stats.charts import Bars, Histogram, Mark, Section, amount,
 from data_prep.tools.stats.command import COMMAND
 from data_prep.tools.stats.counts import DatasetStatistics, ShardFill, SplitStatistics, count_statistics
 from data_prep.tools.stats.drawing import draw_figure, draw_svg, shorten
+from data_prep.tools.stats.held_out_copies import count_held_out_copies
 from data_prep.tools.stats.page import stats_page
 from data_prep.tools.stats.sections import fill_section, mean_of, outliers, stats_sections
 from mose.command import run_command
@@ -169,7 +170,8 @@ def test_the_page_stands_alone_and_has_each_figure_with_its_table(
     page = (tmp_path / "page.html").read_text("utf-8")
     checker = Checker()
     checker.feed(page)
-    sections = stats_sections(read_manifest(dataset), statistics)
+    manifest = read_manifest(dataset)
+    sections = stats_sections(manifest, statistics, copies=count_held_out_copies(dataset, manifest))
     assert (checker.outside, checker.open) == ([], [])
     assert checker.tags["svg"] == sum(section.chart is not None for section in sections)
     assert checker.tags["section"] == checker.tags["table"] == len(sections)
