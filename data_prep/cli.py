@@ -17,7 +17,7 @@ COMMANDS = (
     ("train-tokenizer", "tokenization.train_tokenizer", "Train a sentencepiece tokenizer on the training repositories."),
     ("group", "sources.ingest.grouping.command", "Group The Stack v2's rows by repository into parts, in bounded memory."),
     ("fetch", "sources.ingest.fetching.command", "Fetch bodies of The Stack v2 from Software Heritage into a blob store."),
-    ("dedup", "dedup.command", "Remove near-duplicates: MinHash candidates, exact Jaccard; what goes is near a row that stays."),
+    ("dedup", "dedup.command", "Remove near-duplicates of rows that stay: MinHash candidates, exact Jaccard."),
     ("pack", "execution.pack", "Pack repositories into a data set; a rerun completes what is missing."),
     ("status", "execution.status", "Show the progress of a data set; exit code 0 when all tasks are done, else 1."),
     ("finish", "execution.finish", "Merge the tasks of a data set that ran one by one, and check that nothing is missing."),

@@ -40,4 +40,4 @@ def _run(parsed: Namespace) -> None:
         print(f"task {parsed.task} of {parsed.phase} is done")
 
 
-COMMAND = Command("Remove near-duplicates: MinHash candidates, exact Jaccard; what goes is near a row that stays.", _add_arguments, _run)
+COMMAND = Command("Remove near-duplicates of rows that stay: MinHash candidates, exact Jaccard.", _add_arguments, _run)
