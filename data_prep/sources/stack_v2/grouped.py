@@ -1,5 +1,6 @@
 """The source that reads folders of `mose-data group`: parts with one row per repository, described by grouped.json."""
 
+import contextlib
 import dataclasses
 import itertools
 import operator
@@ -21,6 +22,7 @@ from data_prep.sources.stack_v2.rows import (
     RowFiles,
     batch_row,
     check_repositories,
+    metadata_of_rows,
     row_files,
     row_names,
     source_files,
@@ -222,7 +224,13 @@ def _files_of(location: str, wanted: Callable[[str], bool], names: list[str]) ->
     for group in range(open_parquet(location).metadata.num_row_groups):
         try:
             for batch in row_batches(location, group, names, _BATCH_BYTES, repository=("repo_name",)):
-                for index, name in enumerate(texts(batch.rows.column("repo_name"))):
+                repositories = texts(batch.rows.column("repo_name"))
+                if CONTENT not in names:
+                    # After damage the rows before it are read one by one.
+                    with contextlib.suppress(ValueError, pa.ArrowException):
+                        yield from metadata_of_rows(repositories, batch.rows, batch.too_large, wanted)
+                        continue
+                for index, name in enumerate(repositories):
                     if name and wanted(name):
                         row = batch_row(batch.rows, index, batch.too_large, location)
                         yield from source_files(name, row, lambda path: True, "")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from data_prep.filters.config import FiltersConfig
 from data_prep.filters.filters import FilterCounts, filter_repository
 from data_prep.sources.repositories import RepositoryRef, SourceFile
 from data_prep.sources.stack_v2 import rows as stack_v2
+from data_prep.sources.stack_v2.grouped import metadata_of_files
 from mose.errors import MoseError
 
 FILE = pa.struct(
@@ -176,3 +178,22 @@ def test_a_column_that_a_file_has_twice_is_named(tmp_path: Path) -> None:
         pq.write_table(table, tmp_path / f"{wrong}.parquet")
         with pytest.raises(MoseError, match=rf"{wrong}\.parquet: {wrong}: 2 columns of this name; expected one"):
             stack_v2.list_rows(str(tmp_path / f"{wrong}.parquet"), False)
+
+
+def test_metadata_of_all_rows_is_that_of_each_row(tmp_path: Path) -> None:
+    """Rows of no files, of several out of order, without a name, without facts, not wanted; in two row groups."""
+    odd = a_file("z.py", "z", None, language=None, detected_licenses=None, license_type=None, is_vendor=None, is_generated=True)
+    rows: list[tuple[str | None, list[dict[str, Any]] | None]] = [
+        ("a", [a_file(f"{name}.py", name) for name in "cab"]),
+        ("b", []),
+        ("c", None),
+        (None, [a_file("n.py", "n")]),
+        ("d", [odd, a_file("y.py", "y", is_vendor=True, detected_licenses=["MIT", "Zlib"])]),
+        ("other", [a_file("o.py", "o")]),
+        ("e", [a_file("/l/m.py", "m")]),
+    ]
+    path = write(tmp_path / "a.parquet", rows, row_group_size=4)
+    refs = [ref for ref in stack_v2.list_rows(path) if ref.name in "abcde"]
+    expected = [replace(file, content=b"", size=0, problem=stack_v2.NO_CONTENT) for ref in refs for file in read(ref)]
+    assert len(expected) == 6
+    assert list(metadata_of_files(path, lambda name: name in "abcde")) == expected
