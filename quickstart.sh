@@ -33,11 +33,12 @@ run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pr
 run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml --parallel.tensor_parallel_size 2 --parallel.zero_stage 1 --output quickstart/run_tensor_parallel "${seed[@]}"
 run mose-pretrain plot quickstart/run --output quickstart/run.png
 
+# From here on one process at a time, so it gets both cores.
+export OMP_NUM_THREADS=2
 run mose-pretrain export quickstart/run --output quickstart/pretrained
 run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quickstart/data --output quickstart/run/held_out.json
 
-# The same fine-tuning from three trunks: pre-trained, random (the control), and as pre-training began. One process, two threads.
-export OMP_NUM_THREADS=2
+# The same fine-tuning from three trunks: pre-trained, random (the control), and as pre-training began.
 run mose-pretrain init --config configs/quickstart/pretrain.yaml --model.initialization normal --output quickstart/random "${seed[@]}"
 run mose-finetune retrieval --config configs/quickstart/retrieval.yaml "${seed[@]}"
 run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --checkpoint quickstart/random --output quickstart/retrieval_from_random "${seed[@]}"
