@@ -1,4 +1,8 @@
-"""Writes the results of `make quickstart` into README.md, between its two markers: `python docs/quickstart_table.py`."""
+"""Results of `make quickstart` as Markdown.
+
+`python docs/quickstart_table.py` writes those of ./quickstart into README.md, between its two markers;
+`python docs/quickstart_table.py FOLDER ...` prints those of other quickstarts, one after the other.
+"""
 
 import re
 import sys
@@ -11,6 +15,7 @@ from rich.table import Table
 from finetune.evaluation.report.held_out import read_held_out, read_run_metrics
 from finetune.evaluation.report.table import notes, report_table
 from finetune.evaluation.results import read_evaluation
+from mose.dataset.manifest import read_manifest
 from mose.files.atomic_file import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +40,10 @@ def results(quickstart: Path) -> str:
     duration = quickstart / "duration_seconds"
     date = datetime.fromtimestamp(duration.stat().st_mtime, timezone.utc).date()
     minutes = int(duration.read_text("utf-8")) / 60
+    packages = read_manifest(quickstart / "data").statistics["repositories"]
     model, tokens = config["model"], metrics[-1]["consumed_tokens"] / 1e6
     heading = (
-        f"On {date}, 2 CPU cores, seed {config['seed']}: {minutes:.0f} minutes without the installation "
+        f"On {date}, 2 CPU cores, seed {config['seed']}, {packages} packages: {minutes:.0f} minutes without the installation "
         f"({model['num_layers']} layers of width {model['width']}, {tokens:.1f}M tokens).\n\n"
     )
     lines = "".join(f"- {line}\n" for line in notes(held_out, evaluation, control, start))
@@ -45,7 +51,10 @@ def results(quickstart: Path) -> str:
 
 
 def main() -> None:
-    """Replace what stands between the markers."""
+    """Print the results of the folders that are given, or replace what stands between the markers."""
+    if folders := sys.argv[1:]:
+        print("\n".join(results(Path(folder)) for folder in folders), end="")
+        return
     readme = ROOT / "README.md"
     text, count = MARKERS.subn(lambda found: found[1] + results(ROOT / "quickstart") + found[2], readme.read_text("utf-8"))
     if count != 1:
