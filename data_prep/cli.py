@@ -1,14 +1,20 @@
 """The command `mose-data`."""
 
+from __future__ import annotations
+
 import importlib
 import signal
 import sys
+from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentParser, Namespace
+if TYPE_CHECKING:
+    # The parser takes half a second to import, in which Ctrl-C may come: `main` imports it where it catches that.
+    from jsonargparse import ArgumentParser, Namespace
 
-from mose.command import INTERRUPTED, Command, run_command
-from mose.config import document_fields
+    from mose.command import Command
 
+# As in `mose.command`, which must not be imported for it.
+INTERRUPTED = 130
 DESCRIPTION = "Repositories in, packed shards out."
 
 # Name, module below this package, and summary of each subcommand, in the order of their use. A module is imported only when its
@@ -66,6 +72,8 @@ def _late(module: str, summary: str) -> Command:
         except KeyboardInterrupt:
             return _interrupted()
 
+    from mose.command import Command
+
     return Command(summary, add_arguments, run)
 
 
@@ -76,8 +84,14 @@ def _interrupted() -> int:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    document_fields()
-    code = run_command("mose-data", DESCRIPTION, commands())
+    try:
+        from mose.command import run_command
+        from mose.config import document_fields
+
+        document_fields()
+        code = run_command("mose-data", DESCRIPTION, commands())
+    except KeyboardInterrupt:
+        code = _interrupted()
     if code == INTERRUPTED:
         # A second Ctrl-C would only interrupt the end of the interpreter, with a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

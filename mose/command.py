@@ -123,8 +123,9 @@ def one_line(error: BaseException, words: Sequence[str] = (), commands: dict[str
 
 
 def _shortened(text: str) -> str:
-    """At most `LONGEST_MESSAGE` characters: a message may quote a value of a file, of any length."""
-    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
+    """At most `LONGEST_MESSAGE` characters: a message may quote a value of a file, of any length. What is wrong stands last."""
+    end = LONGEST_MESSAGE // 3
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - end - 3]}...{text[-end:]}"
 
 
 def _is_config(words: Sequence[str], index: int) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import sys
 import time
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from data_prep.pipeline.estimate.estimate import estimate
 from data_prep.pipeline.held_out import prepare_duplicates, prepare_held_out, prepare_near_duplicates
 from data_prep.shards.summary import print_summary
 from data_prep.sources.directory import named_place
+from data_prep.sources.registry import remarks
 from mose.command import Command, add_config, read_config
 from mose.dataset.manifest import Manifest
 from mose.errors import MoseError
@@ -50,6 +52,9 @@ def pack_dataset(config: PackConfig, task: int | None = None) -> Manifest | None
         is_new = not is_bound(dataset, time.time())
         bind_dataset(config, tokenizer, inputs)
         check_sources(dataset, assignment, config.sources, task)
+        # One element of an array speaks for all.
+        for remark in remarks(config.sources) if not task else ():
+            print(remark, file=sys.stderr, flush=True)
         prepare_near_duplicates(dataset, config)
         prepare_held_out(dataset, config, assignment, is_new=is_new)
         prepare_duplicates(dataset, config, assignment)

@@ -11,6 +11,10 @@ from mose.errors import MoseError
 
 _COMMENT = re.compile(r"(^|\s)#.*")
 # A name with blanks, or one that begins with #, stands in double quotes.
+# github.com/owner/name, git@host:owner/name and owner/name.git match no repository, so that an opt-out would be without effect.
+_ADDRESS = re.compile(r"^[\w-]+(?:\.[\w-]+)+/[^/]+/|^[\w.-]+@[\w.-]+:|/[^/]+\.git/?$")
+# Of CSV, JSON and shell, and of paths.
+_PUNCTUATION = re.compile(r"[,'\"]|^/|/$")
 _QUOTED = re.compile(r'\s*"([^"]+)"\s*(#.*)?')
 _HEXADECIMAL = re.compile(r"[0-9a-fA-F]+")
 _BLOB_ID_DIGITS = 40
@@ -74,8 +78,12 @@ def check_entry(path: str, entry: Entry) -> None:
     text, wrong = entry.text, ""
     if entry.is_quoted:
         return
-    if "://" in text:
-        wrong = "is a URL"
+    if "://" in text or _ADDRESS.search(text):
+        wrong = "is a URL or an address, not owner/name"
+    elif not text.isprintable() and not any(character.isspace() for character in text):
+        wrong = "holds characters that cannot be seen"
+    elif _PUNCTUATION.search(text):
+        wrong = "holds punctuation of another format (a name with such characters stands in double quotes)"
     elif any(character.isspace() for character in text):
         wrong = "holds more than one word (a name with blanks stands in double quotes)"
     elif _HEXADECIMAL.fullmatch(text) and len(text) >= _HASH_DIGITS and not is_blob_id(text):

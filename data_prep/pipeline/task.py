@@ -170,8 +170,10 @@ class _Reading:
             self.unusable_repositories += 1
             self.unusable_examples += [ref.name] if len(self.unusable_examples) < _EXAMPLES else []
         self._commit(repository, batcher)
-        if isinstance(files, SelectedFiles) and files.selection.refused:
-            self._seen_of(ref.kind)["not_selected_files"] += files.selection.refused
+        if isinstance(files, SelectedFiles):
+            seen = self._seen_of(ref.kind)
+            seen["not_selected_files"] += files.selection.refused
+            seen["links_and_special_files"] += files.selection.passed_over
         self.repositories += 1
 
     def _counted(self, kind: str, files: Iterable[SourceFile]) -> Iterator[SourceFile]:
@@ -212,7 +214,7 @@ class _Reading:
         return self._writers[TRAIN].tokens >= self._config.max_train_tokens / self._config.num_tasks
 
     def _seen_of(self, kind: str) -> dict[str, int]:
-        return self.seen.setdefault(kind, {"files": 0, "bytes": 0, "not_selected_files": 0})
+        return self.seen.setdefault(kind, dict.fromkeys(("files", "bytes", "not_selected_files", "links_and_special_files"), 0))
 
     def _commit(self, repository: "_Repository", batcher: TextBatcher) -> None:
         """Pass on what was read of a repository."""

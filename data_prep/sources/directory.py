@@ -16,21 +16,62 @@ from data_prep.sources.repositories import (
     SourceKind,
     distinct,
     is_full,
+    pass_over,
 )
 from mose.errors import MoseError
 
 KIND = "directory"
 VERSION_CONTROL = frozenset({".git", ".hg", ".svn"})
+"""Names of what version control keeps: folders, or in linked work trees and submodules a file with a path of the machine."""
+_NAMED = 3
 
 
 def list_children(folder: str) -> list[RepositoryRef]:
-    """Each child folder of `folder` as a repository; hidden folders are skipped.
+    """Each child folder of `folder` as a repository; hidden ones are skipped, and links to what is read anyway.
 
     Raises:
         MoseError: `folder` does not exist, is not a folder or cannot be read.
     """
-    children = [Path(entry.path) for entry in scan(Path(folder)) if entry.is_dir() and not entry.name.startswith(".")]
-    return [RepositoryRef(name=printable(child.name), kind=KIND, location=str(child)) for child in children]
+    return [RepositoryRef(name=printable(child.name), kind=KIND, location=str(child)) for child in _children(Path(folder))[0]]
+
+
+def remark_on_children(folder: str) -> str:
+    """What in `folder` is no repository and not read, in one line without a line end; empty if there is nothing of the kind.
+
+    Raises:
+        MoseError: see `list_children`.
+    """
+    names = [repr(printable(name)) for name in _children(Path(folder))[1]]
+    if not names:
+        return ""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"directories: {folder}: not read, because not a folder of its own: {', '.join(names[:_NAMED])}{more}"
+
+
+def _children(folder: Path) -> tuple[list[Path], list[str]]:
+    """The child folders that are repositories, and the names of what is not read, hidden entries apart."""
+    entries = [entry for entry in scan(folder) if not entry.name.startswith(".")]
+    own, children, passed = folder.resolve(), list[Path](), list[str]()
+    taken = {own / entry.name for entry in entries if not entry.is_symlink() and _leads_to_folder(entry)}
+    for entry in entries:
+        path = Path(entry.path)
+        target = path.resolve() if entry.is_symlink() and _leads_to_folder(entry) else None
+        # A link to another child, or to a folder around this one, would give the same files twice.
+        if not _leads_to_folder(entry) or (target is not None and (target in taken or own.is_relative_to(target))):
+            passed.append(entry.name)
+            continue
+        children.append(path)
+        if target is not None:
+            taken.add(target)
+    return children, passed
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link in a circle, or into a folder that this user may not enter.
+        return False
 
 
 def named_place(entry: str) -> tuple[str, str]:
@@ -65,7 +106,7 @@ def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFi
     """
     root = Path(ref.location)
     # Sort by the printable name, because that is the path that all later steps see.
-    found = sorted((printable(path.relative_to(root).as_posix()), os.fsencode(path), path) for path in _walk(root))
+    found = sorted((printable(path.relative_to(root).as_posix()), os.fsencode(path), path) for path in _walk(root, wanted))
     for name, (original, _, path) in zip(distinct(name for name, *_ in found), found, strict=True):
         if not wanted(original):
             continue
@@ -121,14 +162,18 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, wanted: Callable[[str], bool] = lambda path: True) -> Iterator[Path]:
     folders = [root]
     while folders:
         for entry in scan(folders.pop()):
-            if entry.is_dir(follow_symlinks=False) and entry.name not in VERSION_CONTROL:
+            if entry.name in VERSION_CONTROL:
+                continue
+            if entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry.path))
             elif entry.is_file(follow_symlinks=False):
                 yield Path(entry.path)
+            else:
+                pass_over(wanted)
 
 
 def state_of(ref: RepositoryRef) -> str:

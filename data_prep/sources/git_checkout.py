@@ -1,5 +1,6 @@
 """The source that reads git work trees: the files of HEAD, without uncommitted changes."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import IO, NamedTuple
@@ -15,6 +16,7 @@ from data_prep.sources.repositories import (
     SourceKind,
     distinct,
     is_full,
+    pass_over,
 )
 from mose.errors import MoseError
 
@@ -25,6 +27,7 @@ REGULAR_FILES = (b"100644", b"100755")
 MOST_FILES = 2_000_000
 _MOST_NAME_BYTES = 1 << 16
 _READ_BYTES = 1 << 20
+_SHA1_DIGITS = 40
 
 
 def list_one(folder: str) -> list[RepositoryRef]:
@@ -52,7 +55,7 @@ def read(ref: RepositoryRef, wanted: Callable[[str], bool]) -> Iterator[SourceFi
     """
     objects = find_objects(ref.location)
     origin = origin_of(ref.location)
-    entries = sorted(entry for entry in _tree(objects) if wanted(entry.name))
+    entries = sorted(entry for entry in _tree(objects, wanted) if wanted(entry.name))
     # Before any content is read, so that an incomplete clone is left out as a whole.
     for entry in entries:
         if entry.size < 0:
@@ -87,8 +90,8 @@ class _Entry(NamedTuple):
     """Bytes; -1 if git has no content of it."""
 
 
-def _tree(objects: GitObjects) -> Iterator[_Entry]:
-    """Each regular file of HEAD."""
+def _tree(objects: GitObjects, wanted: Callable[[str], bool]) -> Iterator[_Entry]:
+    """Each regular file of HEAD; links and submodules are passed over."""
     with objects.run("ls-tree", "-r", "-l", "-z", "--full-tree", objects.commit) as process:
         if process.stdout is None:
             raise MoseError(f"{objects.folder}: git ls-tree has no pipes")
@@ -97,9 +100,11 @@ def _tree(objects: GitObjects) -> Iterator[_Entry]:
                 raise MoseError(f"{objects.folder}: git_checkouts: HEAD has more than {MOST_FILES:,} files, expected fewer")
             facts, _, name = line.partition(b"\t")
             mode, _, rest = facts.partition(b" ")
-            if mode in REGULAR_FILES:
-                _, blob, size = rest.split()
-                yield _Entry(name.decode("utf-8", "replace"), name, blob, int(size) if size.isdigit() else -1)
+            if mode not in REGULAR_FILES:
+                pass_over(wanted)
+                continue
+            _, blob, size = rest.split()
+            yield _Entry(name.decode("utf-8", "replace"), name, blob, int(size) if size.isdigit() else -1)
         if process.wait():
             raise MoseError(f"{objects.folder}: git_checkouts: cannot list HEAD; expected a work tree that `git fsck` accepts")
 
@@ -120,6 +125,9 @@ def _blob(stream: IO[bytes], place: str) -> bytes:
         raise MoseError(f"{place}: git has no content of this file; expected a complete clone")
     size = int(header[2])
     content = stream.read(min(size, READ_LIMIT_BYTES + 1))
+    # `cat-file` itself does not compare a content with its name. A larger one is not held, and is dropped as too large.
+    if len(content) == size and not _is_content_of(header[0], content):
+        raise MoseError(f"{place}: the content is not the one that its hash names; expected a work tree that `git fsck` accepts")
     # Read on past the limit, and past the line feed that ends each body, so that the next header follows.
     rest = size + 1 - len(content)
     while rest > 0 and (block := stream.read(min(rest, _READ_BYTES))):
@@ -127,6 +135,13 @@ def _blob(stream: IO[bytes], place: str) -> bytes:
     if rest:
         raise MoseError(f"{place}: git ended in the middle of this file; expected a work tree that `git fsck` accepts")
     return content
+
+
+def _is_content_of(blob: bytes, content: bytes) -> bool:
+    name = "sha1" if len(blob) == _SHA1_DIGITS else "sha256"
+    digest = hashlib.new(name, b"blob %d\0" % len(content), usedforsecurity=False)
+    digest.update(content)
+    return digest.hexdigest().encode() == blob
 
 
 GIT_CHECKOUT = SourceKind(

@@ -92,6 +92,10 @@ def find_objects(folder: str) -> GitObjects:
         commit = _commit_of(git_folder, common, "HEAD", _MOST_REFERENCES)
     except (OSError, MoseError) as error:
         raise MoseError(f"{folder}: git_checkouts: HEAD: {error}; {_EXPECTED}") from None
+    if commit is None and (common / "reftable").is_dir():
+        raise MoseError(
+            f"{folder}: git_checkouts: keeps its references in a reftable; expected files: `git refs migrate --ref-format=files`"
+        )
     if commit is None:
         raise MoseError(f"{folder}: git_checkouts: HEAD names no commit; {_EXPECTED}")
     return GitObjects(folder, (common / "objects").resolve(), commit)
@@ -162,7 +166,10 @@ def _linked(file: Path, prefix: str) -> Path | None:
         raise MoseError(f"{file}: git_checkouts: {error}; {_EXPECTED}") from None
     if line is None or not line.startswith(prefix):
         return None
-    return file.parent / line.removeprefix(prefix)
+    place = file.parent / line.removeprefix(prefix)
+    if not place.is_dir():
+        raise MoseError(f"{file}: git_checkouts: points to {place}, where no folder is; {_EXPECTED}")
+    return place
 
 
 def _commit_of(git_folder: Path, common: Path, name: str, depth: int) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from data_prep.sources.blobs.store import open_store
 from data_prep.sources.detection.licences import FolderLicences, is_licence_file
-from data_prep.sources.directory import CHILD_FOLDERS, FOLDER, named_place
+from data_prep.sources.directory import CHILD_FOLDERS, FOLDER, named_place, remark_on_children
 from data_prep.sources.file_kinds import detected, licensed
 from data_prep.sources.git_checkout import GIT_CHECKOUT
 from data_prep.sources.installed_packages import INSTALLED_PACKAGES
@@ -81,6 +81,11 @@ def list_repositories(config: SourcesConfig) -> list[RepositoryRef]:
     """
     refs = _list(_entries(config), config.blob_store)
     return refs[: config.max_repositories] if config.max_repositories else refs
+
+
+def remarks(config: SourcesConfig) -> list[str]:
+    """One line for each source with something beside its repositories that is not read."""
+    return [line for line in map(remark_on_children, config.directories) if line]
 
 
 def read_repository(ref: RepositoryRef, config: SourcesConfig, only: frozenset[str] | None = None) -> Iterator[SourceFile]:

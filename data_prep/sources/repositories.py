@@ -76,6 +76,8 @@ class Selection:
         self.is_full = False
         self.refused = 0
         """Files whose path has none of the wanted suffixes."""
+        self.passed_over = 0
+        """Symbolic links, submodules, pipes, sockets and devices: what has a name but no content of its own."""
 
     def __call__(self, path: str) -> bool:
         """Whether the file at `path` is wanted."""
@@ -136,6 +138,12 @@ def distinct(names: Iterable[str]) -> list[str]:
 def is_full(wanted: Callable[[str], bool]) -> bool:
     """Whether no more content of this repository is wanted."""
     return isinstance(wanted, Selection) and wanted.is_full
+
+
+def pass_over(wanted: Callable[[str], bool]) -> None:
+    """Count something in a repository that is no regular file."""
+    if isinstance(wanted, Selection):
+        wanted.passed_over += 1
 
 
 OVER_HELD_OUT_LIMIT = "over_held_out_repository_bytes"

@@ -101,7 +101,10 @@ def _sources(dataset: Path, config: PackConfig, manifest: Manifest) -> str:
     ledger = manifest.statistics.get("ledger")
     for kind, counts in (ledger["seen"] if ledger else {}).items():
         skipped = counts.get("not_selected_files", 0)
-        lines.append(f"- read as {kind}: {counts['files']:,} files of {counts['bytes']:,} bytes; {skipped:,} files not selected")
+        links = counts.get("links_and_special_files", 0)
+        passed = f", {links:,} links, submodules and special files passed over" if links else ""
+        found = f"{counts['files']:,} files of {counts['bytes']:,} bytes; {skipped:,} files not selected{passed}"
+        lines.append(f"- read as {kind}: {found}")
     lines += _states(dataset)
     return "\n".join(lines)
 

@@ -221,3 +221,19 @@ def test_ctrl_c_while_a_command_is_imported_or_runs_says_how_to_go_on(
         main()
     assert ended.value.code == 130
     assert capsys.readouterr().err == "mose-data: interrupted; the same command goes on from what is finished\n"
+
+
+@pytest.mark.parametrize("module", ["jsonargparse", "mose.command", "mose.config"])
+def test_ctrl_c_while_the_command_is_imported_is_one_line(module: str) -> None:
+    # A module that Ctrl-C reaches while it is imported, at whatever moment that is on this machine.
+    program = (
+        "import builtins; real = builtins.__import__\n"
+        "def imported(name, *more, **named):\n"
+        f"    if name == {module!r}: raise KeyboardInterrupt\n"
+        "    return real(name, *more, **named)\n"
+        "builtins.__import__ = imported\n"
+        "from data_prep.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "status", "x"], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "mose-data: interrupted; the same command goes on from what is finished\n"

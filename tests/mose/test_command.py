@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser, Namespace
 
-from mose.command import Command, add_config, read_config, run_command
+from mose.command import LONGEST_MESSAGE, Command, add_config, one_line, read_config, run_command
 from mose.config import require
 from mose.errors import MoseError
 
@@ -127,3 +127,10 @@ def test_ctrl_c_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert run_command("p", "", {"x": Command("X.", lambda _: None, interrupted)}, ["x"]) == 130
     assert capsys.readouterr().err == "p: interrupted\n"
+
+
+def test_a_long_message_keeps_its_end() -> None:
+    text = one_line(MoseError(f"{'x/' * 3000}: folder cannot be read: File name too long"))
+    assert len(text) == LONGEST_MESSAGE
+    assert text.startswith("x/x/")
+    assert text.endswith(": folder cannot be read: File name too long")

@@ -4,6 +4,8 @@ Spark, pandas, polars, duckdb and `datasets` store the same table as lists of st
 or dictionary, flags as booleans or integers.
 """
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,9 @@ import pyarrow as pa
 
 from data_prep.sources.stack_v2.parquet_file import CONTENT
 
+_SHA1_BYTES = 20
+_SHA1 = re.compile(r"[0-9a-f]{40}")
+_SOFTWARE_HERITAGE = "swh:1:cnt:"
 _TRUE, _FALSE = ("true", "1", "t", "yes"), ("false", "0", "f", "no", "")
 
 
@@ -71,6 +76,38 @@ def texts(array: Any) -> list[str | None]:
     return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
 
 
+def blob_ids(array: Any) -> list[str | None]:
+    """Blob ids as 40 lower-case digits: from 20 bytes, or from digits of either case with or without `swh:1:cnt:` before them.
+
+    What is no SHA-1 stays as it is, as text. Raises ValueError if the array is neither text, binary nor whole numbers.
+    """
+    array = plain(array)
+    if not pa.types.is_integer(array.type) and not pa.types.is_null(array.type):
+        try:
+            values = array.to_pylist()
+        except UnicodeDecodeError:
+            values = as_bytes(array).to_pylist()
+        if any(isinstance(value, bytes) and len(value) == _SHA1_BYTES for value in values):
+            array = pa.array([_hexadecimal(value) for value in values], pa.large_binary())
+    return [text if text is None or _SHA1.fullmatch(text) else _plain_id(text) for text in texts(array)]
+
+
+def is_sha1(text: str | None) -> bool:
+    """Whether a text is a SHA-1 as `blob_ids` writes it."""
+    return text is not None and _SHA1.fullmatch(text) is not None
+
+
+def _hexadecimal(value: str | bytes | None) -> bytes | None:
+    if isinstance(value, str):
+        return value.encode()
+    return value.hex().encode() if value is not None and len(value) == _SHA1_BYTES else value
+
+
+def _plain_id(text: str) -> str:
+    bare = text.strip().lower().removeprefix(_SOFTWARE_HERITAGE)
+    return bare if _SHA1.fullmatch(bare) else text
+
+
 def list_lengths(array: Any) -> Any:
     """Number of values of each list, null for a null list."""
     # Imported late: its documentation of 300 functions is written at import, and every command imports the sources.
@@ -83,17 +120,26 @@ def lists_of_texts(array: Any) -> list[tuple[str, ...]]:
     """Lists of texts, or single texts, as tuples without nulls; raises ValueError for another type."""
     array = plain(array)
     if not _is_list(array.type):
-        return [(text,) if text else () for text in texts(array)]
+        written = texts(array)
+        if a_list := next((text for text in written if text and text.startswith("[")), None):
+            raise ValueError(f"is the text {a_list[:40]!r}, expected a list of texts")
+        return [(text,) if text else () for text in written]
     lengths = list_lengths(array).fill_null(0).to_pylist()
     values = iter(texts(array.flatten()))
     return [tuple(text for text in [next(values) for _ in range(length)] if text) for length in lengths]
 
 
 def flags(array: Any) -> list[bool]:
-    """Booleans, whole numbers, or their texts as booleans, null as False; raises ValueError for another type."""
+    """Booleans, 0 and 1, or their texts as booleans, null and NaN as False; raises ValueError for anything else."""
     array = plain(array)
-    if pa.types.is_boolean(array.type) or pa.types.is_null(array.type) or pa.types.is_floating(array.type):
+    if pa.types.is_boolean(array.type) or pa.types.is_null(array.type):
         return [bool(value) for value in array.to_pylist()]
+    if pa.types.is_floating(array.type):
+        # pandas makes floats of a column of whole numbers with nulls, and NaN of these.
+        values = [0.0 if value is None or math.isnan(value) else value for value in array.to_pylist()]
+        if wrong := next((value for value in values if value not in (0, 1)), None):
+            raise ValueError(f"is {wrong}, expected true or false")
+        return list(map(bool, values))
     found = [(text or "").strip().lower() for text in texts(array)]
     if wrong := next((text for text in found if text not in (*_TRUE, *_FALSE)), None):
         raise ValueError(f"is {wrong[:40]!r}, expected true or false")

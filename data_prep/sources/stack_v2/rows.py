@@ -18,7 +18,16 @@ from data_prep.sources.repositories import (
     content_sha1,
     is_full,
 )
-from data_prep.sources.stack_v2.file_columns import flags, lists_of_texts, normal_files, read_column, texts, whole_numbers
+from data_prep.sources.stack_v2.file_columns import (
+    blob_ids,
+    flags,
+    is_sha1,
+    lists_of_texts,
+    normal_files,
+    read_column,
+    texts,
+    whole_numbers,
+)
 from data_prep.sources.stack_v2.parquet_file import (
     CONTENT,
     FILE_COLUMNS,
@@ -157,6 +166,7 @@ def metadata_of_rows(
     """
     lists = normal_files(rows.column("files"))
     columns = _facts(lists.flatten())
+    columns["blob_id"] = [blob_id if is_sha1(blob_id) else None for blob_id in columns["blob_id"]]
     paths = [_in_repository(path) for path in columns["path"]]
     problem = REPOSITORY_TOO_LARGE if too_large else NO_CONTENT
     bounds = itertools.pairwise(lists.offsets.to_pylist())
@@ -178,7 +188,12 @@ def _facts(files: pa.StructArray) -> dict[str, Any]:
     Raises:
         ValueError: a column has a type that cannot be read; the message names it.
     """
-    readers: dict[str, Any] = {"detected_licenses": lists_of_texts, "is_vendor": flags, "is_generated": flags}
+    readers: dict[str, Any] = {
+        "blob_id": blob_ids,
+        "detected_licenses": lists_of_texts,
+        "is_vendor": flags,
+        "is_generated": flags,
+    }
     facts = {name: read_column(f"files.{name}", readers.get(name, texts), files.field(name)) for name in FILE_COLUMNS}
     has_length = any(field.name == LENGTH for field in files.type)
     return {**facts, LENGTH: whole_numbers(files.field(LENGTH)).tolist() if has_length else [0] * len(files)}
@@ -192,13 +207,18 @@ def _source_file(repository: str, path: str, content: bytes, encoding: str, fact
         language=facts["language"] or UNKNOWN_LANGUAGE,
         licences=tuple(facts["detected_licenses"] or ()),
         licence_type=facts["license_type"] or "unknown",
-        blob_id=facts["blob_id"] or content_sha1(content),
+        blob_id=_blob_id_of(facts["blob_id"], content, problem),
         encoding=encoding,
         is_vendored=bool(facts["is_vendor"]),
         is_generated=bool(facts["is_generated"]),
         problem=problem,
         size=facts[LENGTH] if problem else -1,
     )
+
+
+def _blob_id_of(found: str | None, content: bytes, problem: str) -> str:
+    """The blob id that the row states; computed where it states none, or something else than a SHA-1 beside the content."""
+    return found if found and (problem or is_sha1(found)) else content_sha1(content)
 
 
 def original_bytes(utf8: bytes, encoding: str) -> tuple[bytes, str]:

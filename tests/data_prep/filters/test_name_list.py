@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.filters.name_list import NameList, check_entry, near_matches, read_entries, unmatched
+from data_prep.filters.name_list import Entry, NameList, check_entry, near_matches, read_entries, unmatched
 from mose.errors import MoseError
 
 
@@ -44,3 +44,34 @@ def test_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a/b\n", "utf-16")
     with pytest.raises(MoseError, match=r"list.txt: not a readable text file: it is UTF-16, expected UTF-8"):
         read_entries(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("github.com/owner/name", "is a URL or an address"),
+        ("git@github.com:owner/name.git", "is a URL or an address"),
+        ("owner/name.git", "is a URL or an address"),
+        ("owner/name,", "holds punctuation of another format"),
+        ('["owner/name"]', "holds punctuation of another format"),
+        ('"owner/name","x"', "holds punctuation of another format"),
+        ("'owner/name'", "holds punctuation of another format"),
+        ("/owner/name", "holds punctuation of another format"),
+        ("owner/", "holds punctuation of another format"),
+        ("o\0w\0n\0", "holds characters that cannot be seen"),
+        ("owner/name\u200b", "holds characters that cannot be seen"),
+    ],
+)
+def test_what_can_name_no_repository_is_refused_unless_quoted(tmp_path: Path, line: str, wrong: str) -> None:
+    (tmp_path / "list.txt").write_text(f"a/b\n{line}\n", "utf-8")
+    *_, entry = read_entries(tmp_path / "list.txt")
+    with pytest.raises(MoseError, match=rf"list\.txt: line 2: .* {wrong}"):
+        check_entry(str(tmp_path / "list.txt"), entry)
+    check_entry("list", Entry(2, line, is_quoted=True))
+
+
+@pytest.mark.parametrize(
+    "line", ["owner/name", "bare.git", "a.b/c.d", "owner/*", "[red]", "pypi/zope.interface", "@scope/name", "caf\u00e9"]
+)
+def test_ordinary_names_are_taken(line: str) -> None:
+    check_entry("list", Entry(1, line))

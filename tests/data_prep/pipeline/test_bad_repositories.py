@@ -56,6 +56,18 @@ def test_it_is_left_out_whole_and_packed_once_mended(tmp_path: Path, locked: pyt
     assert checksums(tmp_path / "never-bad", without=("config.yaml",)) == mended
 
 
+def test_links_are_counted_and_what_is_beside_the_repositories_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(tmp_path)
+    (tmp_path / "repositories" / BAD / "link.py").symlink_to("file_0.py")
+    (tmp_path / "repositories" / "loose.py").write_text("x = 1\n")
+    pack_dataset(config)
+    ledger = json.loads((tmp_path / "dataset" / MANIFEST_NAME).read_text())["statistics"]["ledger"]
+    assert ledger["seen"]["directory"]["links_and_special_files"] == 1
+    assert "not read, because not a folder of its own: 'loose.py'\n" in capsys.readouterr().err
+
+
 def test_more_than_the_limit_are_refused_and_the_limit_may_change(tmp_path: Path, locked: pytest.MonkeyPatch) -> None:
     config = make_config(tmp_path, max_bad_repositories=0)
     with pytest.raises(MoseError, match=r"max_bad_repositories: 1 repositories cannot be read, expected at most 0: .*Permission"):

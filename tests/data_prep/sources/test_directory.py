@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from data_prep.sources import directory
 from data_prep.sources.file_kinds import is_generated, is_vendored, language_of
-from data_prep.sources.repositories import READ_LIMIT_BYTES
+from data_prep.sources.repositories import READ_LIMIT_BYTES, Selection
 from mose.errors import MoseError
 
 
@@ -55,7 +56,34 @@ def test_a_file_name_that_is_not_utf8_becomes_text_that_is(tmp_path: Path) -> No
 
 def test_a_special_file_is_left_out(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "self").symlink_to("self")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
     assert read(tmp_path) == []
+    selection = Selection()
+    assert list(directory.read(directory.list_one(str(tmp_path))[0], selection)) == []
+    assert selection.passed_over == 4
+
+
+def test_the_git_file_of_a_linked_work_tree_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / ".git").write_text("gitdir: /home/someone/project/.git/worktrees/x\n")
+    (tmp_path / "a.py").write_bytes(b"a")
+    assert [file.path for file in read(tmp_path)] == ["/a.py"]
+
+
+def test_child_folders_behind_links_are_read_once(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "repositories", tmp_path / "outside"
+    for name in ("one", "two", ".hidden"):
+        (folder / name).mkdir(parents=True)
+    outside.mkdir()
+    for name, target in (("a", "one"), ("b", ".."), ("c", "c"), ("d", "nowhere"), ("e", outside), ("f", outside)):
+        (folder / name).symlink_to(target)
+    (folder / "loose.py").write_bytes(b"x")
+    assert [ref.name for ref in directory.list_children(str(folder))] == ["e", "one", "two"]
+    remark = directory.remark_on_children(str(folder))
+    assert remark == f"directories: {folder}: not read, because not a folder of its own: 'a', 'b', 'c' and 3 more"
+    assert directory.remark_on_children(str(outside)) == ""
 
 
 def test_an_unreadable_folder_inside_a_repository_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@
 
 import os
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
 
 from data_prep.sources import git_checkout
 from data_prep.sources.git_objects import GitObjects, find_objects
-from data_prep.sources.repositories import SourceFile
+from data_prep.sources.repositories import Selection, SourceFile
 from mose.errors import MoseError
 
 IDENTITY = {
@@ -65,6 +66,9 @@ def test_a_submodule_is_left_out(checkout: Path, tmp_path: Path) -> None:
     git(checkout, "update-index", "--add", "--cacheinfo", "160000," + "1" * 40 + ",module")
     git(checkout, "commit", "-q", "-m", "second")
     assert "/module" not in [file.path for file in read(checkout)]
+    selection = Selection()
+    list(git_checkout.read(git_checkout.list_one(str(checkout))[0], selection))
+    assert selection.passed_over == 2  # the module and link.py
 
 
 def test_reading_may_stop_early(checkout: Path) -> None:
@@ -100,6 +104,37 @@ def test_a_lost_object_is_named(checkout: Path) -> None:
     (checkout / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
     with pytest.raises(MoseError, match=r"src/b\.py: git has no content"):
         read(checkout)
+
+
+@pytest.mark.parametrize("object_format", ["sha1", "sha256"])
+def test_a_content_under_another_contents_name_is_refused(tmp_path: Path, object_format: str) -> None:
+    git(tmp_path, "init", "-q", f"--object-format={object_format}")
+    (tmp_path / "a.py").write_bytes(b"a = 1\n")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    assert [file.content for file in read(tmp_path)] == [b"a = 1\n"]
+    command = ["git", "-C", str(tmp_path), "rev-parse", "HEAD:a.py"]
+    blob = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    stored = tmp_path / ".git" / "objects" / blob[:2] / blob[2:]
+    stored.unlink()
+    stored.write_bytes(zlib.compress(b"blob 6\0b = 2\n"))
+    with pytest.raises(MoseError, match=r"a\.py: the content is not the one that its hash names"):
+        read(tmp_path)
+
+
+def test_a_work_tree_whose_repository_is_gone_is_refused_with_the_place(checkout: Path, tmp_path: Path) -> None:
+    git(checkout, "worktree", "add", "-q", "-b", "side", str(tmp_path / "side"))
+    assert [file.path for file in read(tmp_path / "side")] == [file.path for file in read(checkout)]
+    checkout.rename(tmp_path / "moved")
+    with pytest.raises(MoseError, match=r"side/\.git: git_checkouts: points to .*worktrees/side, where no folder is"):
+        git_checkout.list_one(str(tmp_path / "side"))
+
+
+def test_references_in_a_reftable_are_refused_with_the_way_out(checkout: Path) -> None:
+    (checkout / ".git" / "reftable").mkdir()
+    (checkout / ".git" / "HEAD").write_text("ref: refs/heads/.invalid\n")
+    with pytest.raises(MoseError, match="keeps its references in a reftable; expected files: `git refs migrate"):
+        git_checkout.list_one(str(checkout))
 
 
 def test_no_git_on_the_machine_is_said(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from data_prep.sources.blobs.store import parse_id
+from data_prep.sources.stack_v2.file_columns import blob_ids, normal_files, read_column, whole_numbers
 from data_prep.sources.stack_v2.grouped import is_grouped, parts_of
 from data_prep.sources.stack_v2.parquet_file import LENGTH, Columns, columns_of, corrupt, expand, open_parquet
+from mose.errors import MoseError, first_line
 from mose.files.parquet_errors import PARQUET_ERRORS
 
 _BLOB_ID = "blob_id"
@@ -70,17 +74,15 @@ def _row_group(path: str, group: int, columns: Columns) -> list[Wanted]:
         table = open_parquet(path).read_row_group(group, columns=leaves, use_threads=False)
     except PARQUET_ERRORS as error:
         raise corrupt(path, error) from None
-    files: Any = table.column("files").combine_chunks().flatten() if columns.is_nested else table
-    ids_F, lengths_F = (
-        _values(files, name, columns.is_nested) if name in names else [0] * len(files) for name in (_BLOB_ID, LENGTH)
-    )
+    try:
+        files: Any = normal_files(table.column("files").combine_chunks()).flatten() if columns.is_nested else table
+        columns_F = {name: files.field(name) if columns.is_nested else files.column(name).combine_chunks() for name in names}
+        ids_F = read_column(_BLOB_ID, blob_ids, columns_F[_BLOB_ID])
+        lengths_F = read_column(LENGTH, whole_numbers, columns_F[LENGTH]).tolist() if LENGTH in names else [0] * len(ids_F)
+    except (ValueError, pa.ArrowException) as error:
+        raise MoseError(f"{path}: row group {group}: {first_line(error)}") from None
     # A blob may occur several times and have its length in one place only.
     longest: dict[str, int] = {}
     for blob_id, length in zip(ids_F, lengths_F, strict=True):
-        longest[blob_id or ""] = max(longest.get(blob_id or "", 0), length or 0)
+        longest[blob_id or ""] = max(longest.get(blob_id or "", 0), length)
     return [Wanted(parse_id(blob_id), length) for blob_id, length in longest.items()]
-
-
-def _values(files: Any, name: str, is_nested: bool) -> list[Any]:
-    values: list[Any] = (files.field(name) if is_nested else files.column(name)).to_pylist()
-    return values

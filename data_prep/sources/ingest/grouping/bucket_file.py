@@ -89,6 +89,9 @@ class BucketWriter:
             return
         table = pa.concat_tables(self._waiting)
         self._waiting, self._waiting_bytes = [], 0
+        if not len(table):
+            # Rows without files, of which an input may consist.
+            return
         buckets_F = self._assign(table)
         # Stable, so that rows of one bucket keep the order of the input.
         order_F = np.argsort(buckets_F, kind="stable")

@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.sources.stack_v2.file_columns import normal_files, plain, read_column, texts
+from data_prep.sources.stack_v2.file_columns import blob_ids, flags, normal_files, plain, read_column, texts
 from data_prep.sources.stack_v2.parquet_file import CONTENT, FILE_COLUMNS, columns_of, open_parquet
 from data_prep.sources.stack_v2.row_batches import BYTES_A_FILE, RowBatch, row_batches
 from mose.errors import MoseError, first_line
 from mose.seeding import derive_key
 
 NAME = "repo_name"
+BLOB_ID = "blob_id"
 KEY = "key"
 """A seeded hash of the repository's name; parts are ranges of it."""
 SIZE = "size"
@@ -126,6 +127,8 @@ class FlatInput:
         else:
             columns = {name: plain(rows.column(name)) for name in rows.schema.names}
         columns[NAME] = names
+        if BLOB_ID in columns and columns[BLOB_ID].type not in (pa.string(), pa.large_string()):
+            columns[BLOB_ID] = pa.array(read_column(BLOB_ID, blob_ids, columns[BLOB_ID]), pa.string())
         if batch.too_large:
             for name, number in zip(*_value_counts(names), strict=True):
                 counts.contents_left_out[name] = counts.contents_left_out.get(name, 0) + number
@@ -160,6 +163,8 @@ class FlatInput:
         if wanted.name not in columns:
             return pa.nulls(num_files, wanted.type)
         try:
+            if wanted.type == pa.bool_() and columns[wanted.name].type != pa.bool_():
+                return pa.array(read_column(wanted.name, flags, columns[wanted.name]), wanted.type)
             return columns[wanted.name].cast(wanted.type)
         except pa.ArrowException:
             found = columns[wanted.name].type

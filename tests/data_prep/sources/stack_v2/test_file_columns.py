@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
-from data_prep.sources.stack_v2.file_columns import flags, lists_of_texts, texts, whole_numbers
+from data_prep.sources.stack_v2.file_columns import blob_ids, flags, lists_of_texts, texts, whole_numbers
 from mose.errors import MoseError
 
 TYPES: dict[str, pa.DataType] = {
@@ -112,3 +112,37 @@ def test_values_of_each_kind() -> None:
     for read, wrong in ((texts, pa.array([1.5])), (flags, pa.array(["maybe"])), (whole_numbers, pa.array(["7"]))):
         with pytest.raises(ValueError, match=r"is .*, expected"):
             read(wrong)
+
+
+SHA1 = hashlib.sha1(b"x").hexdigest()
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(20), pa.dictionary(pa.int32(), pa.binary())])
+def test_raw_blob_ids_become_hexadecimal(kind: pa.DataType) -> None:
+    raw = pa.array([bytes.fromhex(SHA1), None], pa.binary())
+    array = raw.dictionary_encode() if pa.types.is_dictionary(kind) else raw.cast(kind)
+    assert blob_ids(array) == [SHA1, None]
+
+
+@pytest.mark.parametrize("written", [SHA1, SHA1.upper(), f" {SHA1}\r\n", f"swh:1:cnt:{SHA1}"])
+def test_spellings_of_a_blob_id_are_one(written: str) -> None:
+    assert blob_ids(pa.array([written])) == [SHA1]
+    assert blob_ids(pa.array([written.encode()])) == [SHA1]
+
+
+def test_what_is_no_blob_id_stays_as_it_is() -> None:
+    assert blob_ids(pa.array([SHA1[:12], "", None, "a/b"])) == [SHA1[:12], "", None, "a/b"]
+    assert blob_ids(pa.array([7])) == ["7"]
+    with pytest.raises(ValueError, match="expected text"):
+        blob_ids(pa.array([1.5]))
+
+
+def test_flags_of_pandas_with_nan_are_no_flags_and_others_are_refused() -> None:
+    assert flags(pa.array([1.0, 0.0, None, float("nan")], from_pandas=False)) == [True, False, False, False]
+    with pytest.raises(ValueError, match=r"is 0\.5, expected true or false"):
+        flags(pa.array([0.5]))
+
+
+def test_a_list_written_as_text_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a list of texts"):
+        lists_of_texts(pa.array(["['MIT', 'GPL-3.0']"]))

@@ -405,3 +405,19 @@ def test_the_memory_of_a_process_stays_within_its_bound(tmp_path: Path) -> None:
     assert num_bytes > 2.8 * bound and peak < bound
     description = json.loads((tmp_path / "grouped" / "grouped.json").read_text())
     assert description["repositories"] == 701 and description["contents_left_out"] == {}
+
+
+def test_an_input_without_any_file_gives_empty_parts(tmp_path: Path) -> None:
+    source = write_repositories(tmp_path / "a.parquet", [("o/a", []), ("o/b", [])])
+    done = group(a_config(tmp_path, source))
+    assert (done.repositories, done.files, done.empty_repositories) == (0, 0, 2)
+
+
+def test_raw_blob_ids_and_flags_of_pandas_are_grouped_as_they_are_read(tmp_path: Path) -> None:
+    file = stack_file("/a.py", "a = 1\n")
+    row = {"repo_name": "o/a", **file, "blob_id": bytes.fromhex(file["blob_id"]), "is_vendor": float("nan")}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    output = group(a_config(tmp_path, tmp_path / "a.parquet", num_parts=1)) and str(tmp_path / "grouped")
+    ((_, files),) = [(ref, list(files)) for part in grouped_parts(SourcesConfig(stack_v2=(output,)))
+                     for ref, files in read_part(part, SourcesConfig(stack_v2=(output,)))]  # fmt: skip
+    assert [(f.blob_id, f.is_vendored) for f in files] == [(file["blob_id"], False)]
