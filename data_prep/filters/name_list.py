@@ -10,11 +10,11 @@ from pathlib import Path
 from mose.errors import MoseError
 
 _COMMENT = re.compile(r"(^|\s)#.*")
-# A name with blanks, or one that begins with #, stands in double quotes.
 # github.com/owner/name, git@host:owner/name and owner/name.git match no repository, so that an opt-out would be without effect.
 _ADDRESS = re.compile(r"^[\w-]+(?:\.[\w-]+)+/[^/]+/|^[\w.-]+@[\w.-]+:|/[^/]+\.git/?$")
 # Of CSV, JSON and shell, and of paths.
 _PUNCTUATION = re.compile(r"[,'\"]|^/|/$")
+# A name with blanks, or one that begins with #, stands in double quotes.
 _QUOTED = re.compile(r'\s*"([^"]+)"\s*(#.*)?')
 _HEXADECIMAL = re.compile(r"[0-9a-fA-F]+")
 _BLOB_ID_DIGITS = 40

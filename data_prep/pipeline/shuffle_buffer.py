@@ -42,6 +42,16 @@ class ChunkedFiles:
         """Tokens of the chunks of each file, [F]."""
         return np.bincount(self.file_of_C, self.lengths_C, len(self.lineage)).astype(np.int64)
 
+    def spans(self) -> list[tuple[int, int]]:
+        """First and last index in `tokens_N`, the last excluded, of each run of chunks with nothing between them."""
+        if not len(self.starts_C):
+            return []
+        ends_C = self.starts_C + self.lengths_C
+        begins_C = np.concatenate(([True], self.starts_C[1:] != ends_C[:-1]))
+        # Most chunks follow the one before; copies of whole runs save a slice per chunk.
+        last_C = np.concatenate((begins_C[1:], [True]))
+        return list(zip(self.starts_C[begins_C].tolist(), ends_C[last_C].tolist(), strict=True))
+
     def chunks(self, chosen_C: NDArray[np.bool_]) -> "ChunkedFiles":
         """The same files with these chunks only."""
         columns = (self.starts_C, self.lengths_C, self.bytes_C2, self.file_of_C)
@@ -68,11 +78,7 @@ class ChunkedFiles:
 
 def join_files(parts: Sequence[ChunkedFiles]) -> ChunkedFiles:
     """Concatenate one or more parts; copies the tokens of their chunks, so that the parts can be freed."""
-    spans = [
-        part.tokens_N[start : start + length]
-        for part in parts
-        for start, length in zip(part.starts_C.tolist(), part.lengths_C.tolist(), strict=True)
-    ]
+    spans = [part.tokens_N[start:end] for part in parts for start, end in part.spans()]
     lengths_C = np.concatenate([part.lengths_C for part in parts])
     first_files = np.cumsum([0, *(len(part.lineage) for part in parts)])
     return ChunkedFiles(
