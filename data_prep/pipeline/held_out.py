@@ -6,6 +6,7 @@ one pass over them, before any task, gives the same set whatever the number of t
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.filters.blob_set import BlobSet
@@ -24,6 +25,9 @@ from mose.files.lock import HeldError, lock_file
 _WAIT_SECONDS = 2.0
 # What metadata decides; the other filters judge the content and so drop all copies of a file alike.
 _BY_METADATA = ("opt_out", "vendored", "generated", "language", "documentation", "licence", "licence_name")
+
+# The filters that may replace what they find.
+_SEARCHES = ("secrets", "personal_data")
 
 
 def held_out_path(dataset: Path) -> Path:
@@ -127,8 +131,10 @@ def _files(
 
 def _blobs_of(files: Iterator[SourceFile], config: PackConfig, near: NearDuplicates) -> list[str]:
     """The files of a repository that pass the filters; none of one that cannot be read, as its task leaves it out."""
+    # A secret that is replaced drops no file and changes no blob id, so it need not be looked for here.
+    filters = replace(config.filters, **{name: "keep" for name in _SEARCHES if getattr(config.filters, name) == "replace"})
     try:
-        texts = filter_repository(files, config.filters, FilterCounts(), excluded=near.reason)
+        texts = filter_repository(files, filters, FilterCounts(), excluded=near.reason)
         return [text.source.blob_id for text in texts]
     except (MoseError, OSError):
         return []
