@@ -26,9 +26,6 @@ _WAIT_SECONDS = 2.0
 # What metadata decides; the other filters judge the content and so drop all copies of a file alike.
 _BY_METADATA = ("opt_out", "vendored", "generated", "language", "documentation", "licence", "licence_name")
 
-# The filters that may replace what they find.
-_SEARCHES = ("secrets", "personal_data")
-
 
 def held_out_path(dataset: Path) -> Path:
     """Path of the set of held-out files."""
@@ -131,8 +128,10 @@ def _files(
 
 def _blobs_of(files: Iterator[SourceFile], config: PackConfig, near: NearDuplicates) -> list[str]:
     """The files of a repository that pass the filters; none of one that cannot be read, as its task leaves it out."""
-    # A secret that is replaced drops no file and changes no blob id, so it need not be looked for here.
-    filters = replace(config.filters, **{name: "keep" for name in _SEARCHES if getattr(config.filters, name) == "replace"})
+    filters = config.filters
+    if "drop" not in (filters.secrets, filters.personal_data):
+        # What is replaced drops no file and changes no blob id. Where one drops, both count: of findings that overlap one stays.
+        filters = replace(filters, secrets="keep", personal_data="keep")
     try:
         texts = filter_repository(files, filters, FilterCounts(), excluded=near.reason)
         return [text.source.blob_id for text in texts]

@@ -1,6 +1,7 @@
 """No held-out file stands in train, too: copies are dropped by default, the same ones whatever the number of tasks."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
@@ -104,13 +105,12 @@ def test_only_what_drops_a_file_is_searched_for_before_packing(tmp_path: Path, m
         return []
 
     monkeypatch.setattr(filters, "find", find)
-    for name in ("secrets", "personal_data"):
-        for way, is_searched in (("replace", False), ("drop", True)):
-            chosen = dataclasses.replace(config, filters=FiltersConfig(**{"secrets": "keep", "personal_data": "keep", name: way}))
-            searched.clear()
-            prepare_duplicates(tmp_path / f"{name}-{way}", chosen, assign_sources(chosen))
-            prepare_held_out(tmp_path / f"{name}-{way}", chosen, assign_sources(chosen), is_new=True)
-            assert bool(searched) == is_searched
+    for secrets, personal_data in itertools.product(("keep", "replace", "drop"), repeat=2):
+        chosen = dataclasses.replace(config, filters=FiltersConfig(secrets=secrets, personal_data=personal_data))
+        searched.clear()
+        prepare_duplicates(tmp_path / f"{secrets}-{personal_data}", chosen, assign_sources(chosen))
+        prepare_held_out(tmp_path / f"{secrets}-{personal_data}", chosen, assign_sources(chosen), is_new=True)
+        assert bool(searched) == ("drop" in (secrets, personal_data))
 
 
 def test_parquet_rows_listed_and_grouped_give_the_same(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_repositories_come_sorted_by_name_from_every_kind(tmp_path: Path) -> Non
 
 
 def test_a_changed_file_of_the_same_size_a_new_commit_and_other_rows_are_seen(tmp_path: Path) -> None:
-    folder = write(tmp_path / "folder", {"a.py": b"x = 1\n"})
+    folder = write(tmp_path / "folder", {"a.py": b"x = 1\n", "newest.py": b"y = 1\n"})
     checkout = write(tmp_path / "checkout", {"a.py": b"x = 1\n"})
     rows = write_repositories(tmp_path / "rows.parquet", [("a/b", [stack_file("/a.py", "x = 1\n")])], with_content=True)
 
@@ -45,7 +45,8 @@ def test_a_changed_file_of_the_same_size_a_new_commit_and_other_rows_are_seen(tm
         return by_name["folder"], by_name["checkout"], source_fingerprint(SourcesConfig(stack_v2=(str(rows),)))
 
     commit()
-    os.utime(folder / "a.py", (1, 1))
+    for name, when in (("a.py", 1), ("newest.py", 2_000_000_000)):
+        os.utime(folder / name, (when, when))
     before = states()
     assert states() == before
     (folder / "a.py").write_bytes(b"x = 2\n")
