@@ -29,6 +29,7 @@ from data_prep.sources.repositories import TRAIN, RepositoryRef, SourceFile, spl
 from data_prep.sources.stack_v2.rows import KIND as ROWS_KIND
 from mose.dataset.manifest import SPLITS
 from mose.errors import MoseError
+from mose.tokenizer import TOKENIZER_NAMES
 
 SAMPLE_BYTES = 1 << 26
 _FIRST_BYTES = 1 << 20
@@ -145,7 +146,7 @@ def estimate(config: PackConfig, assignment: Assignment, sample_bytes: int = SAM
         bytes=totals.bytes,
         text_tokens=kept * lost,
         rows=sum(shard.rows for shard in packed.marker.shards.values()) * kept / in_sample,
-        disk_bytes=packed.disk_bytes * kept / in_sample,
+        disk_bytes=packed.disk_bytes * kept / in_sample + _tokenizer_bytes(Path(config.tokenizer)),
         cost=packed.cost(config, start, totals, sizes, scale, kept / in_sample),
         sampled_files=len(sampled.files),
         sampled_bytes=sampled.bytes,
@@ -359,6 +360,12 @@ def _within_budget(config: PackConfig, assignment: Assignment, tokens: dict[str,
     # The repositories that were read are a sample of those of every task.
     sizes = [number / scales[0] for number in train.values()]
     return held_out + min(whole, config.num_tasks * (share + expected_overshoot(sizes)))
+
+
+def _tokenizer_bytes(path: Path) -> int:
+    """Of the copy in the data set, a tenth of a small one."""
+    inside = [path / name for name in TOKENIZER_NAMES if (path / name).is_file()]
+    return (inside or [path])[0].stat().st_size
 
 
 def _disk_bytes(dataset: Path) -> int:

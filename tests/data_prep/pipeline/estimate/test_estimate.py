@@ -40,6 +40,11 @@ def test_the_estimate_is_what_packing_gives(tmp_path: Path, share: float) -> Non
     assert found.text_tokens == pytest.approx(tokens, rel=found.margin)
     assert found.rows == pytest.approx(sum(map(manifest.rows, SPLITS)), rel=max(found.margin, 0.1))
     assert found.margin < 0.1
+    if share == 1.0:
+        files = {path: path.stat().st_size for path in (tmp_path / "dataset").rglob("*") if path.is_file()}
+        kept = sum(size for path, size in files.items() if path.suffix not in (".json", ".yaml"))
+        (tokenizer,) = (size for path, size in files.items() if path.name.startswith("tokenizer."))
+        assert found.disk_bytes == pytest.approx(kept, abs=tokenizer / 2)
     assert found.lines(1)[0] == f"repositories  {MANY}"
 
 
