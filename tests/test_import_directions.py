@@ -80,7 +80,7 @@ ORDER = {
     "data_prep.tokenization": "encoding chunking train_tokenizer",
     "data_prep.pipeline": "near_duplicates config assignment duplicates held_out shuffle_buffer chunker row_shuffle "
     "split_writer task_marker task estimate",
-    "data_prep.pipeline.estimate": "sample estimate",
+    "data_prep.pipeline.estimate": "sample cost estimate",
     "data_prep.execution": "task_files lease inputs markers source_states statistics finish progress task_runner "
     "worker_pool pack status",
     "data_prep.dedup": "minhash storage config inputs phase signatures candidates verification grouping cut runner command",

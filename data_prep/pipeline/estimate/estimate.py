@@ -4,29 +4,32 @@ Sizes are known without reading any content. The sample goes through the code th
 copies and of duplicates made from the same sample, so that every filter counts; only bytes, tokens and seconds are scaled.
 """
 
+import functools
 import math
-import resource
 import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from data_prep.pipeline.assignment import Assignment
 from data_prep.pipeline.config import PackConfig
+from data_prep.pipeline.estimate.cost import PassCost, RunCost, cpu_seconds
 from data_prep.pipeline.estimate.sample import SizeSample, Unit, expected_overshoot, margin, sample_sizes, size_bin, tokens_within
 from data_prep.pipeline.held_out import prepare_duplicates, prepare_held_out, prepare_near_duplicates
 from data_prep.pipeline.task import run_task
 from data_prep.pipeline.task_marker import TaskMarker
 from data_prep.sources.file_kinds import NOTEBOOK
-from data_prep.sources.registry import listed_files, read_part, read_repository
+from data_prep.sources.registry import listed_files, read_part, read_repository, state_of
 from data_prep.sources.repositories import TRAIN, RepositoryRef, SourceFile, split_of
 from data_prep.sources.stack_v2.rows import KIND as ROWS_KIND
 from mose.dataset.manifest import SPLITS
 from mose.errors import MoseError
+from mose.tokenizer import TOKENIZER_NAMES
 
 SAMPLE_BYTES = 1 << 26
 _FIRST_BYTES = 1 << 20
@@ -35,6 +38,8 @@ _LEAST_MARGIN = 0.02
 # Of more files, the metadata is not searched for copies: it would take as long as the pass before packing does.
 _MOST_FILES_SEARCHED = 20_000_000
 _RECORDS = ".json"
+# The same work takes a third more or less CPU from one moment to the next where a machine is shared.
+_EMPTY_TASKS = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class Estimate:
     text_tokens: float
     rows: float
     disk_bytes: float
-    core_seconds: float
+    cost: RunCost
+    """CPU seconds of packing."""
     sampled_files: int
     sampled_bytes: int
     margin: float
@@ -70,7 +76,7 @@ class Estimate:
             f"text tokens   {self.text_tokens:,.0f}",
             f"rows          {self.rows:,.0f}",
             f"disk          {gigabytes:,.3f} GB",
-            f"core-hours    {self.core_seconds / 3600:,.3f} on this machine",
+            f"core-hours    {self.cost.total / 3600:,.3f} ({self.cost.total:,.0f} s) on this machine",
             f"tasks         {num_tasks:,} of {gigabytes / num_tasks:,.3f} GB; {few:,} to {many:,} tasks make shards of 1 to 4 GB",
             f"margin        {self.margin:.1%} of tokens, rows and disk (95 %): {sample}",
             *copies,
@@ -87,27 +93,25 @@ class _Totals:
     readable_bytes: int = 0
     """Of files that a filter may keep; those above `max_bytes` are dropped unread."""
     files_of_size: Counter[int] = field(default_factory=Counter)
+    rows_seconds: float = 0.0
+    """CPU of decoding the rows of listed parquet files, which is the same in a run."""
 
 
 @dataclass
 class _Sampled:
-    """What was read for the sample: bytes of each file, by repository and path, and the seconds that reading took."""
+    """What was read for the sample: bytes of each file, by repository and path."""
 
     files: dict[tuple[str, str], int] = field(default_factory=dict)
     bytes: int = 0
-    seconds: float = 0.0
 
-    def read(self, files: Iterator[SourceFile]) -> Iterator[SourceFile]:
-        """The same files, counted."""
-        while True:
-            began = _cpu_seconds()
-            file = next(files, None)
-            self.seconds += _cpu_seconds() - began
-            if file is None:
-                return
+    def read(self, files: Iterator[SourceFile], most: int) -> Iterator[SourceFile]:
+        """The same files, counted, until there are `most` bytes."""
+        for file in files:
             self.files[file.repository, file.path] = file.num_bytes
             self.bytes += file.num_bytes
             yield file
+            if self.bytes >= most:
+                return
 
 
 def estimate(config: PackConfig, assignment: Assignment, sample_bytes: int = SAMPLE_BYTES) -> Estimate:
@@ -116,9 +120,11 @@ def estimate(config: PackConfig, assignment: Assignment, sample_bytes: int = SAM
     Raises:
         MoseError: a source or the tokenizer cannot be read, or the sample gave no row.
     """
-    started = _cpu_seconds()
+    # As a run does, which compares them with those of the data set.
+    for ref in (ref for refs in assignment.refs for ref in refs):
+        state_of(ref, config.sources)
+    start = cpu_seconds()
     totals = _totals(config, assignment)
-    listing = _cpu_seconds() - started
     # Where no size is known beforehand, whole repositories are drawn, the first ones: their order is that of a hash.
     sizes = sample_sizes(dict(totals.files_of_size), sample_bytes, config.seed) if totals.files_of_size else None
     knows_copies = sizes is not None or totals.files <= _MOST_FILES_SEARCHED
@@ -134,17 +140,14 @@ def estimate(config: PackConfig, assignment: Assignment, sample_bytes: int = SAM
     in_sample = max(1, sum(tokens.values()))
     # Packing may lose tokens by its mode, so that lineage has fewer than were encoded.
     lost = sum(packed.marker.rows[split]["text_tokens"] for split in SPLITS) / in_sample
-    seconds = (
-        started + listing + packed.seconds(scale, kept / max(1.0, sum(by_repository.values())), is_by_size=sizes is not None)
-    )
     return Estimate(
         repositories=totals.repositories,
         files=totals.files,
         bytes=totals.bytes,
         text_tokens=kept * lost,
         rows=sum(shard.rows for shard in packed.marker.shards.values()) * kept / in_sample,
-        disk_bytes=packed.disk_bytes * kept / in_sample,
-        core_seconds=seconds,
+        disk_bytes=packed.disk_bytes * kept / in_sample + _tokenizer_bytes(Path(config.tokenizer)),
+        cost=packed.cost(config, start, totals, sizes, scale, kept / in_sample),
         sampled_files=len(sampled.files),
         sampled_bytes=sampled.bytes,
         margin=_LEAST_MARGIN + margin(_units(sampled, tokens, is_by_size=sizes is not None), scales),
@@ -160,34 +163,31 @@ class _Packed:
     sampled: _Sampled
     tokens: Counter[tuple[str, str]]
     disk_bytes: int
-    fixed: float
-    """Of what is done once: the tokenizer and the rules of languages are loaded."""
-    searching: "_Pass"
-    reading: "_Pass"
-    packing: float
-    """Without reading."""
+    once: float
+    worker: float
+    """Of the start of a worker process; 0 if the run has none."""
+    task: float
+    """Of a task without files."""
+    searching: PassCost
+    packing: PassCost
 
-    def seconds(self, scale: float, kept_share: float, *, is_by_size: bool) -> float:
-        """CPU of the whole run without a listing of the sources."""
-        # The pass for copies reads all metadata where sizes are not known, and is as long in the run.
-        searching = self.searching.whole(scale if is_by_size else 1.0)
-        # A run walks through the folders once to pack; that walk is the listing which the caller counts.
-        reading = self.reading.whole(scale) - self.reading.walk
-        return self.fixed + searching + reading + self.packing * scale * kept_share
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """CPU seconds of a pass over the sample, and those of its listings, which a run does not need."""
-
-    seconds: float
-    listing: float
-    walk: float
-    """Of walks through all files of folders and trees, which are as long in a run; rows of parquet need none."""
-
-    def whole(self, scale: float) -> float:
-        """Of the same pass over everything: the walk once, and the content in proportion."""
-        return self.walk + max(0.0, self.seconds - self.listing - self.walk) * scale
+    def cost(
+        self, config: PackConfig, start: float, totals: _Totals, sizes: SizeSample | None, scale: float, growth: float
+    ) -> RunCost:
+        """CPU of the whole run, which has `scale` times the bytes of the sample and `growth` times its tokens."""
+        # Whole repositories were read where no sizes are known.
+        scales = sizes.scales if sizes else defaultdict(lambda: scale)
+        searched, packed = self.searching, self.packing
+        by_metadata = searched.total - searched.listing - searched.reading - searched.judging
+        workers = min(config.num_workers, config.num_tasks) if self.worker else 0
+        return RunCost(
+            start=start,
+            once=self.once * max(1, workers) + self.worker * workers,
+            tasks=self.task * config.num_tasks,
+            searching=by_metadata + searched.whole_reading(scales, scale, with_judging=True),
+            reading=totals.rows_seconds + packed.whole_reading(scales, scale),
+            packing=max(0.0, packed.total - packed.listing - packed.reading - self.task) * growth,
+        )
 
 
 def _pack_sample(
@@ -210,73 +210,43 @@ def _pack_sample(
         max_train_tokens=0,
         held_out_repository_bytes=math.ceil(config.held_out_repository_bytes * share),
     )
-    chosen = _Chosen(config, sizes) if sizes else None
 
-    def drawn(sampled: _Sampled, most: int) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
-        listed = _listed(assignment, chosen) if chosen else _all(config, assignment)
-        for ref, files in listed:
+    def drawn(sampled: _Sampled, most: int, cost: PassCost) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
+        for ref, files in _listed(assignment, config, sizes, cost) if sizes else _all(config, assignment):
             if sampled.bytes >= most:
                 return
-            yield ref, sampled.read(files)
+            yield ref, sampled.read(files if sizes else cost.timed(ref, files), most if sizes else sys.maxsize)
 
     for name in ("first", "sample"):
         prepare_near_duplicates(folder / name, small)
-    # The first text costs what is loaded once, which must not be scaled.
-    began, first = _cpu_seconds(), _Sampled()
-    run_task(replace(small, output=str(folder / "first")), 0, drawn(first, _FIRST_BYTES), "dry run")
-    fixed = _cpu_seconds() - began
-    began, _ = _cpu_seconds(), _pass_of(chosen, 0.0)
+    first, loading = _Sampled(), PassCost()
+    run_task(replace(small, output=str(folder / "first")), 0, drawn(first, _FIRST_BYTES, loading), "dry run")
+    loading.end()
+    task, worker = _cost_of_no_files(
+        replace(small, output=str(folder / "empty")), has_workers=min(config.num_workers, config.num_tasks) > 1
+    )
+    searching = PassCost()
     if searches:
-        read = chosen.read if chosen else None
+        read = functools.partial(_chosen_files, config, sizes, searching) if sizes else None
         prepare_held_out(folder / "sample", small, assignment, is_new=True, read=read)
         prepare_duplicates(folder / "sample", small, assignment, read=read)
-    searching = _pass_of(chosen, _cpu_seconds() - began)
-    began, sampled = _cpu_seconds(), _Sampled()
-    marker = run_task(small, 0, drawn(sampled, sys.maxsize if chosen else sample_bytes), "dry run")
-    packing = _cpu_seconds() - began
-    again = packing * first.bytes / max(1, sampled.bytes)
+    searching.end()
+    sampled, packing = _Sampled(), PassCost()
+    marker = run_task(small, 0, drawn(sampled, sys.maxsize if sizes else sample_bytes, packing), "dry run")
+    packing.end()
+    again = (packing.total - packing.listing - packing.opening - task) * first.bytes / max(1, sampled.bytes)
+    again += packing.opening_as_in(loading) + loading.listing + task
     return _Packed(
         marker,
         sampled,
         _tokens_by_file(folder / "sample", marker),
         _disk_bytes(folder / "sample"),
-        max(0.0, fixed - again),
+        max(0.0, loading.total - again),
+        worker,
+        task,
         searching,
-        _pass_of(chosen, sampled.seconds),
-        packing - sampled.seconds,
+        packing,
     )
-
-
-class _Chosen:
-    """Reads the chosen sizes of listed repositories."""
-
-    def __init__(self, config: PackConfig, sizes: SizeSample):
-        self._config = config
-        self._sizes = sizes
-        self.listing = self.walk = 0.0
-        """CPU seconds of listing, of all repositories and of those that are folders or trees."""
-
-    def read(self, ref: RepositoryRef) -> Iterator[SourceFile]:
-        """The files of the sample in one repository."""
-        began = _cpu_seconds()
-        listed = listed_files(ref, self._config.sources)
-        self.listing += _cpu_seconds() - began
-        self.walk += (_cpu_seconds() - began) * (ref.kind != ROWS_KIND)
-        paths = frozenset(
-            path.lstrip("/")
-            for path, size, is_within in listed
-            if is_within and is_readable(path, size, self._config) and size in self._sizes
-        )
-        return read_repository(ref, self._config.sources, paths) if paths else iter(())
-
-
-def _pass_of(chosen: _Chosen | None, seconds: float) -> _Pass:
-    """The pass that has just ended; the next one counts its listings anew."""
-    if chosen is None:
-        return _Pass(seconds, 0.0, 0.0)
-    found = _Pass(seconds, chosen.listing, chosen.walk)
-    chosen.listing = chosen.walk = 0.0
-    return found
 
 
 def is_readable(path: str, size: int, config: PackConfig) -> bool:
@@ -293,7 +263,10 @@ def _totals(config: PackConfig, assignment: Assignment) -> _Totals:
         totals.readable_bytes += entry.bytes
     for ref in (ref for refs in assignment.refs for ref in refs):
         totals.repositories += 1
-        for path, size, is_within in listed_files(ref, config.sources):
+        began = cpu_seconds()
+        listed = listed_files(ref, config.sources)
+        totals.rows_seconds += (cpu_seconds() - began) * (ref.kind == ROWS_KIND)
+        for path, size, is_within in listed:
             totals.files += 1
             totals.bytes += size
             if is_within and is_readable(path, size, config):
@@ -302,14 +275,37 @@ def _totals(config: PackConfig, assignment: Assignment) -> _Totals:
     return totals
 
 
-def _listed(assignment: Assignment, chosen: _Chosen) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
+def _listed(
+    assignment: Assignment, config: PackConfig, sizes: SizeSample, cost: PassCost
+) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
     for ref in (ref for refs in assignment.refs for ref in refs):
-        yield ref, _begun(chosen, ref)
+        yield ref, _chosen_files(config, sizes, cost, ref)
 
 
-def _begun(chosen: _Chosen, ref: RepositoryRef) -> Iterator[SourceFile]:
-    # The listing runs when the first file is asked for, and so counts as reading.
-    yield from chosen.read(ref)
+def _chosen_files(config: PackConfig, sizes: SizeSample, cost: PassCost, ref: RepositoryRef) -> Iterator[SourceFile]:
+    """The files of the sample in one repository."""
+    began = cpu_seconds()
+    listed = listed_files(ref, config.sources)
+    paths = frozenset(
+        path.lstrip("/") for path, size, is_within in listed if is_within and is_readable(path, size, config) and size in sizes
+    )
+    cost.listed(cpu_seconds() - began, is_opened=bool(paths))
+    return cost.timed(ref, read_repository(ref, config.sources, paths)) if paths else iter(())
+
+
+def _cost_of_no_files(config: PackConfig, *, has_workers: bool) -> tuple[float, float]:
+    """CPU seconds of a task without files, and of the start of a process that runs tasks, 0 if there is none."""
+    began = cpu_seconds()
+    for _ in range(_EMPTY_TASKS):
+        run_task(config, 0, iter(()), "dry run")
+    task = (cpu_seconds() - began) / _EMPTY_TASKS
+    if not has_workers:
+        return task, 0.0
+    began = cpu_seconds()
+    process = get_context("spawn").Process(target=run_task, args=(config, 0, (), "dry run"))
+    process.start()
+    process.join()
+    return task, max(0.0, cpu_seconds() - began - task)
 
 
 def _all(config: PackConfig, assignment: Assignment) -> Iterator[tuple[RepositoryRef, Iterator[SourceFile]]]:
@@ -366,11 +362,11 @@ def _within_budget(config: PackConfig, assignment: Assignment, tokens: dict[str,
     return held_out + min(whole, config.num_tasks * (share + expected_overshoot(sizes)))
 
 
+def _tokenizer_bytes(path: Path) -> int:
+    """Of the copy in the data set, a tenth of a small one."""
+    inside = [path / name for name in TOKENIZER_NAMES if (path / name).is_file()]
+    return (inside or [path])[0].stat().st_size
+
+
 def _disk_bytes(dataset: Path) -> int:
     return sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file() and path.suffix != _RECORDS)
-
-
-def _cpu_seconds() -> float:
-    """CPU of this process and of the git processes that it has waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)

@@ -1,6 +1,7 @@
 """The list of what was dropped: what is written, when it appears, and how `mose-data dropped` shows it."""
 
 import io
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from data_prep.pipeline.config import PackConfig
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tools import dropped
 from data_prep.tools.dropped import COMMAND, print_dropped, read_dropped
+from data_prep.tools.dropped_sample import sample_page
 from mose.command import run_command
 from mose.config import save_config
 from mose.errors import MoseError
@@ -128,6 +130,17 @@ def test_the_command_lists_and_refuses_a_negative_limit(tmp_path: Path, capsys: 
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert run_command("mose-data", "", commands, ["dropped", str(tmp_path), "--limit", "-1"]) == 2
     assert "limit: is -1, expected 0 or more" in capsys.readouterr().err
+
+
+def test_a_sample_is_the_same_whatever_the_order_of_the_lines(tmp_path: Path) -> None:
+    config = PackConfig(str(tmp_path), "tokenizer", sources=SourcesConfig(repositories=(str(tmp_path / "gone"),)))
+    save_config(config, tmp_path / "config.yaml")
+    lines = [(f"repository-{number % 7}", f"/{number}.py", "", "licence", number, "") for number in range(200)]
+    pages = [sample_page(tmp_path, order, 5) for order in (lines, lines[::-1])]
+    assert pages[0] == pages[1]
+    # Neither the first nor the last lines: a filter often drops many files of one repository in a row.
+    numbers = sorted(int(name) for name in re.findall(r"`/(\d+)\.py`", pages[0]))
+    assert len(numbers) == 5 and numbers[-1] - numbers[0] > 50
 
 
 def test_a_sample_shows_the_first_lines_of_random_dropped_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

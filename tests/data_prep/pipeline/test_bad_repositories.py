@@ -10,6 +10,7 @@ from data_prep.execution.finish import finish
 from data_prep.execution.pack import pack_dataset
 from data_prep.execution.source_states import states_path
 from data_prep.execution.status import status_of
+from data_prep.pipeline.assignment import assign_sources
 from data_prep.sources import directory
 from data_prep.sources.registry import SourcesConfig
 from data_prep.tools.dropped import read_dropped
@@ -74,6 +75,27 @@ def test_more_than_the_limit_are_refused_and_the_limit_may_change(tmp_path: Path
         pack_dataset(config)
     pack_dataset(dataclasses.replace(config, max_bad_repositories=1))
     finish(tmp_path / "dataset")
+
+
+def test_the_limit_holds_in_each_task_and_over_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(tmp_path, repositories=36, num_tasks=2)
+    bad = [refs[0].name for refs in assign_sources(config).refs]
+    read = directory.read_content
+
+    def refuse(path: Path) -> bytes:
+        if path.parent.name in bad:
+            raise MoseError(f"{path}: file cannot be read: Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(directory, "read_content", refuse)
+    with pytest.raises(MoseError, match="max_bad_repositories: 1 repositories cannot be read, expected at most 0"):
+        pack_dataset(dataclasses.replace(config, max_bad_repositories=0), task=0)
+    one = dataclasses.replace(config, max_bad_repositories=1)
+    for task in range(2):
+        pack_dataset(one, task=task)
+    with pytest.raises(MoseError, match="max_bad_repositories: 2 repositories cannot be read, expected at most 1"):
+        finish(tmp_path / "dataset")
+    pack_dataset(dataclasses.replace(config, max_bad_repositories=2))
 
 
 def test_a_changed_repository_is_named_with_both_states(tmp_path: Path) -> None:

@@ -100,6 +100,14 @@ def test_a_token_budget(tmp_path: Path) -> None:
     assert few["filters"]["reasons"]["over_token_budget"]["files"] > 0
 
 
+def test_tasks_share_a_token_budget_equally_and_in_the_same_way_each_time(tmp_path: Path) -> None:
+    config = make_config(tmp_path, repositories=36)
+    total = packed(config, tmp_path / "all", num_tasks=2)[0]["splits"]["train"]["text_tokens"]
+    few, files = packed(config, tmp_path / "few", num_tasks=2, max_train_tokens=total // 3)
+    assert total // 3 <= few["splits"]["train"]["text_tokens"] < 0.6 * total
+    assert packed(config, tmp_path / "again", num_tasks=2, num_workers=2, max_train_tokens=total // 3)[1] == files
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -1,16 +1,24 @@
 """No held-out file stands in train, too: copies are dropped by default, the same ones whatever the number of tasks."""
 
 import dataclasses
+import itertools
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from data_prep.execution.finish import finish
 from data_prep.execution.pack import pack_dataset
+from data_prep.filters import filters
+from data_prep.filters.config import FiltersConfig
+from data_prep.pipeline.assignment import assign_sources
 from data_prep.pipeline.config import PackConfig
+from data_prep.pipeline.held_out import prepare_duplicates, prepare_held_out
 from data_prep.shards.summary import held_out_line
+from data_prep.sources.detection.secrets import Finding
 from data_prep.sources.ingest.grouping.config import GroupConfig
 from data_prep.sources.ingest.grouping.run import group
 from data_prep.sources.registry import SourcesConfig
@@ -66,6 +74,43 @@ def test_copies_are_dropped_from_train_whatever_the_number_of_tasks(tmp_path: Pa
     statistics = finish(tmp_path / "1").statistics
     assert held_out_line(statistics) == f"copies of held-out files in train: 0; {found[0][0]} dropped"
     assert count_held_out_copies(tmp_path / "1", read_manifest(tmp_path / "1")) == HeldOutCopies(len(held_out), 0)
+
+
+def test_copies_between_folders_and_git_checkouts_are_found_both_ways(tmp_path: Path) -> None:
+    config = forked(tmp_path)
+    folder = tmp_path / "repositories"
+    forks = sorted(folder.glob("fork-of-*"))[:2]
+    names = [fork.name.removeprefix("fork-of-") for fork in forks]
+    others = [str(path) for path in sorted(folder.iterdir()) if path.name not in names and path not in forks]
+    found = []
+    for committed in (forks, [folder / name for name in names]):
+        for place in committed:
+            for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@a", "commit", "-qm", "a"]):
+                subprocess.run(["git", "-C", str(place), *words], check=True)
+        plain = [str(place) for place in (*forks, *(folder / name for name in names)) if place not in committed]
+        sources = SourcesConfig(git_checkouts=tuple(map(str, committed)), repositories=(*others[:9], *plain))
+        found.append(packed(dataclasses.replace(config, sources=sources, num_tasks=1), tmp_path / f"data-{len(found)}"))
+        for place in committed:
+            shutil.rmtree(place / ".git")
+    assert found[0] == found[1]
+    assert found[0][0] >= sum(len(list(fork.iterdir())) for fork in forks) and not found[0][1][0] & found[0][1][1]
+
+
+def test_only_what_drops_a_file_is_searched_for_before_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(tmp_path, duplicates="drop")
+    searched: list[str] = []
+
+    def find(text: str, *_: object, **wanted: bool) -> list[Finding]:
+        searched.append(text)
+        return []
+
+    monkeypatch.setattr(filters, "find", find)
+    for secrets, personal_data in itertools.product(("keep", "replace", "drop"), repeat=2):
+        chosen = dataclasses.replace(config, filters=FiltersConfig(secrets=secrets, personal_data=personal_data))
+        searched.clear()
+        prepare_duplicates(tmp_path / f"{secrets}-{personal_data}", chosen, assign_sources(chosen))
+        prepare_held_out(tmp_path / f"{secrets}-{personal_data}", chosen, assign_sources(chosen), is_new=True)
+        assert bool(searched) == ("drop" in (secrets, personal_data))
 
 
 def test_parquet_rows_listed_and_grouped_give_the_same(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Listing and reading over all kinds of sources: order, names, suffixes, limits, and what is refused."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository
+from data_prep.sources.registry import SourcesConfig, list_repositories, read_repository, source_fingerprint, state_of
 from mose.errors import MoseError
+from tests.data_prep.stack_rows import stack_file, write_repositories
 
 
 def write(root: Path, files: dict[str, bytes]) -> Path:
@@ -25,6 +28,36 @@ def test_repositories_come_sorted_by_name_from_every_kind(tmp_path: Path) -> Non
     write(tmp_path / "one" / "gamma", {"a.py": b"5"})
     config = SourcesConfig(directories=(str(tmp_path / "many"),), repositories=(str(tmp_path / "one" / "gamma"),))
     assert [ref.name for ref in list_repositories(config)] == ["beta", "gamma", "zeta"]
+
+
+def test_a_changed_file_of_the_same_size_a_new_commit_and_other_rows_are_seen(tmp_path: Path) -> None:
+    folder = write(tmp_path / "folder", {"a.py": b"x = 1\n", "newest.py": b"y = 1\n"})
+    checkout = write(tmp_path / "checkout", {"a.py": b"x = 1\n"})
+    rows = write_repositories(tmp_path / "rows.parquet", [("a/b", [stack_file("/a.py", "x = 1\n")])], with_content=True)
+
+    def commit() -> None:
+        for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@a", "commit", "-qm", "a"]):
+            subprocess.run(["git", "-C", str(checkout), *words], check=True)
+
+    def states() -> tuple[str, str, str]:
+        config = SourcesConfig(repositories=(str(folder),), git_checkouts=(str(checkout),))
+        by_name = {ref.name: state_of(ref, config) for ref in list_repositories(config)}
+        return by_name["folder"], by_name["checkout"], source_fingerprint(SourcesConfig(stack_v2=(str(rows),)))
+
+    commit()
+    for name, when in (("a.py", 1), ("newest.py", 2_000_000_000)):
+        os.utime(folder / name, (when, when))
+    before = states()
+    assert states() == before
+    (folder / "a.py").write_bytes(b"x = 2\n")
+    assert states()[0] != before[0] and states()[1:] == before[1:]
+    (checkout / "a.py").write_bytes(b"x = 2\n")
+    # What is not committed is not packed.
+    assert states()[1] == before[1]
+    commit()
+    assert states()[1] != before[1] and states()[2] == before[2]
+    write_repositories(rows, [("a/b", [stack_file("/a.py", "x = 2\n")])], with_content=True)
+    assert states()[2] != before[2]
 
 
 def test_repositories_of_one_name_are_numbered_and_both_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from data_prep.execution.pack import pack_dataset
 from data_prep.pipeline.assignment import assign_sources
 from data_prep.pipeline.config import PackConfig
+from data_prep.pipeline.estimate import estimate as estimate_module
 from data_prep.pipeline.estimate.estimate import estimate
 from data_prep.pipeline.estimate.sample import Unit, expected_overshoot, margin, sample_sizes, size_bin, tokens_within
 from data_prep.pipeline.task_marker import marker_path, read_marker
@@ -38,7 +40,40 @@ def test_the_estimate_is_what_packing_gives(tmp_path: Path, share: float) -> Non
     assert found.text_tokens == pytest.approx(tokens, rel=found.margin)
     assert found.rows == pytest.approx(sum(map(manifest.rows, SPLITS)), rel=max(found.margin, 0.1))
     assert found.margin < 0.1
+    if share == 1.0:
+        files = {path: path.stat().st_size for path in (tmp_path / "dataset").rglob("*") if path.is_file()}
+        kept = sum(size for path, size in files.items() if path.suffix not in (".json", ".yaml"))
+        (tokenizer,) = (size for path, size in files.items() if path.name.startswith("tokenizer."))
+        assert found.disk_bytes == pytest.approx(kept, abs=tokenizer / 2)
     assert found.lines(1)[0] == f"repositories  {MANY}"
+
+
+def test_each_task_and_each_worker_has_its_cost_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(make_config(tmp_path, MANY), num_tasks=5, num_workers=2, duplicates="drop").resolve()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    assignment, before = assign_sources(config), sorted(tmp_path.rglob("*"))
+    asked = []
+
+    def cost_of_no_files(_: PackConfig, *, has_workers: bool) -> tuple[float, float]:
+        asked.append(has_workers)
+        return 1.0, 100.0 * has_workers
+
+    monkeypatch.setattr(estimate_module, "_cost_of_no_files", cost_of_no_files)
+    many = estimate(config, assignment).cost
+    one = estimate(dataclasses.replace(config, num_workers=1), assignment).cost
+    assert (many.tasks, one.tasks, asked) == (5.0, 5.0, [True, False])
+    assert many.once >= 200
+    assert one.once < 100
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_cost_of_no_files_is_that_of_a_task_and_of_a_new_process(tmp_path: Path) -> None:
+    config = dataclasses.replace(make_config(tmp_path, 1), num_tasks=2).resolve()
+    task, worker = estimate_module._cost_of_no_files(config, has_workers=True)
+    # A process imports pyarrow, which takes longer than the test's small tokenizer.
+    assert 0 < task < worker
+    assert estimate_module._cost_of_no_files(config, has_workers=False)[1] == 0
 
 
 def tokens_of(config: PackConfig) -> int:
