@@ -29,6 +29,7 @@ from data_prep.sources.repositories import TRAIN, RepositoryRef, SourceFile, spl
 from data_prep.sources.stack_v2.rows import KIND as ROWS_KIND
 from mose.dataset.manifest import SPLITS
 from mose.errors import MoseError
+from mose.files.storage import storage_path
 from mose.tokenizer import TOKENIZER_NAMES
 
 SAMPLE_BYTES = 1 << 26
@@ -146,7 +147,7 @@ def estimate(config: PackConfig, assignment: Assignment, sample_bytes: int = SAM
         bytes=totals.bytes,
         text_tokens=kept * lost,
         rows=sum(shard.rows for shard in packed.marker.shards.values()) * kept / in_sample,
-        disk_bytes=packed.disk_bytes * kept / in_sample + _tokenizer_bytes(Path(config.tokenizer)),
+        disk_bytes=packed.disk_bytes * kept / in_sample + _tokenizer_bytes(storage_path(config.tokenizer)),
         cost=packed.cost(config, start, totals, sizes, scale, kept / in_sample),
         sampled_files=len(sampled.files),
         sampled_bytes=sampled.bytes,
