@@ -63,7 +63,8 @@ class Encoder:
 
 
 def _encode(fast: gigatoken.Tokenizer, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[TOKENS, INT64_ARRAY]:
-    layout = fast.encode_batch(list(texts), parallel=False).layout if texts else None
+    # gigatoken 0.10.0 encodes bytes a tenth faster than strings (docs/decisions.md).
+    layout = fast.encode_batch([text.encode() for text in texts], parallel=False).layout if texts else None
     if layout is None:
         return _joined([], tokenizer.dtype)
     bounds = np.asarray(layout.offsets.data).astype(np.int64)
