@@ -21,7 +21,7 @@ beside() {
     local log=$1
     shift
     printf '\n\033[1m$ %s\033[0m > %s &\n' "$*" "$log"
-    OMP_NUM_THREADS=1 "$@" > "$log" 2>&1 &
+    "$@" > "$log" 2>&1 &
 }
 
 if [ -e quickstart ]; then
@@ -42,16 +42,14 @@ run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pr
 run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml --parallel.tensor_parallel_size 2 --parallel.zero_stage 1 --output quickstart/run_tensor_parallel "${seed[@]}"
 run mose-pretrain plot quickstart/run --output quickstart/run.png
 
-# No ranks any more: both cores for one process.
-export OMP_NUM_THREADS=2
 run mose-pretrain export quickstart/run --output quickstart/pretrained
 run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quickstart/data --output quickstart/run/held_out.json
 
-# The same fine-tuning from three trunks: pre-trained, random (the control), and as pre-training began. The last two side by side.
+# The same fine-tuning from three trunks: pre-trained on both cores, then random (the control) and as pre-training began side by side.
 run mose-pretrain init --config configs/quickstart/pretrain.yaml --model.initialization normal --output quickstart/random "${seed[@]}"
-run mose-finetune retrieval --config configs/quickstart/retrieval.yaml "${seed[@]}"
+OMP_NUM_THREADS=2 run mose-finetune retrieval --config configs/quickstart/retrieval.yaml "${seed[@]}"
 beside quickstart/retrieval_from_start.log mose-finetune retrieval --config configs/quickstart/retrieval.yaml --from_random true --output quickstart/retrieval_from_start "${seed[@]}"
-OMP_NUM_THREADS=1 run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --checkpoint quickstart/random --output quickstart/retrieval_from_random "${seed[@]}"
+run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --checkpoint quickstart/random --output quickstart/retrieval_from_random "${seed[@]}"
 wait "$!"
 run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_random/checkpoint --output quickstart/scores_from_random --bag_steps 0 "${seed[@]}"
 run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_start/checkpoint --output quickstart/scores_from_start --bag_steps 0 "${seed[@]}"
