@@ -4,6 +4,7 @@
 # SEED=1 make quickstart: another split of the packages, other weights, orders and masks.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
+# One thread per process: two threads of one process do less than two processes.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
 
 seed=(${SEED:+--seed "$SEED"})
@@ -15,45 +16,69 @@ run() {
     printf -- '-- %s s (%s s in all)\n' "$((SECONDS - started))" "$SECONDS"
 }
 
-# The same in the background, on one core, with its output in a file; it ends with this script.
+# One of the functions below on the other core; `joined` waits for it and prints what it said. It ends with this script.
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 beside() {
-    local log=$1
-    shift
-    printf '\n\033[1m$ %s\033[0m > %s &\n' "$*" "$log"
-    "$@" > "$log" 2>&1 &
+    "$1" > "quickstart/$1.log" 2>&1 &
+}
+joined() {
+    local status=0
+    wait "$!" || status=$?
+    cat "quickstart/$1.log"
+    return "$status"
+}
+
+questions() {
+    run mose-data pairs --config configs/quickstart/pairs.yaml "${seed[@]}"
+}
+
+curves_and_random_weights() {
+    run mose-pretrain plot quickstart/run --output quickstart/run.png
+    run mose-pretrain init --config configs/quickstart/pretrain.yaml --model.initialization normal --output quickstart/random "${seed[@]}"
+}
+
+# The control: the same fine-tuning from random weights.
+from_random() {
+    run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --checkpoint quickstart/random --output quickstart/retrieval_from_random "${seed[@]}"
+    run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_random/checkpoint --output quickstart/scores_from_random --bag_steps 0 "${seed[@]}"
+}
+
+# And from the weights that pre-training began with.
+from_start() {
+    run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --from_random true --output quickstart/retrieval_from_start "${seed[@]}"
+    run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_start/checkpoint --output quickstart/scores_from_start --bag_steps 0 "${seed[@]}"
 }
 
 if [ -e quickstart ]; then
     echo "quickstart.sh: ./quickstart exists; move it away or remove it for a new run" >&2
     exit 2
 fi
+mkdir quickstart
 
+beside questions
 run mose-data train-tokenizer --config configs/quickstart/tokenizer.yaml "${seed[@]}"
 run mose-data pack --config configs/quickstart/pack.yaml "${seed[@]}"
 run mose-data verify quickstart/data
 run mose-data inspect quickstart/data --row 0
-run mose-data pairs --config configs/quickstart/pairs.yaml "${seed[@]}"
+run mose-pretrain train --config configs/quickstart/pretrain.yaml --dry-run --ranks 2
+joined questions
 
 # Two data ranks; then 20 steps of the same rows with ZeRO 2, and with layers that two ranks share (tensor parallelism).
-run mose-pretrain train --config configs/quickstart/pretrain.yaml --dry-run --ranks 2
 run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/pretrain.yaml "${seed[@]}"
 run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml "${seed[@]}"
 run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml --parallel.tensor_parallel_size 2 --parallel.zero_stage 1 --output quickstart/run_tensor_parallel "${seed[@]}"
-run mose-pretrain plot quickstart/run --output quickstart/run.png
 
+beside curves_and_random_weights
 run mose-pretrain export quickstart/run --output quickstart/pretrained
 run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quickstart/data --output quickstart/run/held_out.json
+joined curves_and_random_weights
 
-# The same fine-tuning from three trunks: pre-trained on both cores, then random (the control) and as pre-training began side by side.
-run mose-pretrain init --config configs/quickstart/pretrain.yaml --model.initialization normal --output quickstart/random "${seed[@]}"
-OMP_NUM_THREADS=2 run mose-finetune retrieval --config configs/quickstart/retrieval.yaml "${seed[@]}"
-beside quickstart/retrieval_from_start.log mose-finetune retrieval --config configs/quickstart/retrieval.yaml --from_random true --output quickstart/retrieval_from_start "${seed[@]}"
-run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --checkpoint quickstart/random --output quickstart/retrieval_from_random "${seed[@]}"
-wait "$!"
-run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_random/checkpoint --output quickstart/scores_from_random --bag_steps 0 "${seed[@]}"
-run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_start/checkpoint --output quickstart/scores_from_start --bag_steps 0 "${seed[@]}"
+beside from_random
+run mose-finetune retrieval --config configs/quickstart/retrieval.yaml "${seed[@]}"
+joined from_random
+beside from_start
 run mose-finetune evaluate --config configs/quickstart/evaluate.yaml "${seed[@]}"
+joined from_start
 
 run mose-finetune report --pretrain quickstart/run --evaluation quickstart/scores --control quickstart/scores_from_random --start quickstart/scores_from_start --output quickstart/report
 

@@ -56,7 +56,8 @@ RESHAPING_FIELDS = (WORLD_SIZE, TENSOR_RANKS, ZERO_STAGE, ZERO_PARTITION, WEIGHT
 _SHAPES = ("vocabulary_size", "width", "feed_forward_width", "num_layers", "num_heads", "num_key_value_heads", "exit_layers")
 # The stored tensors have these shapes, and the optimiser's states these groups: not even --allow-change can change them.
 _PARTS = ("layer_index_width", "norm_after_last_layer")
-FIXED_FIELDS = (*(f"model.{name}" for name in (*_SHAPES, *_PARTS)), "optimizer.decay_biases_and_norms")
+_GROUPS = ("optimizer.decay_biases_and_norms", "optimizer.vocabulary_learning_rate_factor")
+FIXED_FIELDS = (*(f"model.{name}" for name in (*_SHAPES, *_PARTS)), *_GROUPS)
 
 
 def config_values(

@@ -186,11 +186,16 @@ class OptimizerConfig:
     """Whether biases and LayerNorm weights decay, too; the paper does not say."""
     gradient_clipping: float = 1.0
     """Largest gradient norm; 0 switches clipping off. The paper does not say."""
+    vocabulary_learning_rate_factor: float = 1.0
+    """Learning rate of the token embeddings and of the output projection, as a multiple of the schedule's (Megatron's
+    `--decoupled-lr`). 1 is the paper's; narrow models need more (docs/decisions.md). Decay per step is that of the others."""
 
     def __post_init__(self) -> None:
         require(0 <= self.beta1 < 1, f"optimizer.beta1: {self.beta1}, expected a number in [0, 1)")
         require(0 <= self.beta2 < 1, f"optimizer.beta2: {self.beta2}, expected a number in [0, 1)")
         require(self.gradient_clipping >= 0, f"optimizer.gradient_clipping: {self.gradient_clipping}, expected 0 or more")
+        factor = self.vocabulary_learning_rate_factor
+        require(factor > 0, f"optimizer.vocabulary_learning_rate_factor: {factor}, expected more than 0")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch import distributed as dist
 from torch._C._distributed_c10d import Store
 
 from mose.errors import MoseError, first_line
+from mose.model.sharding import Sharding, sharding_of
 from pretrain.config.identity import is_aligned
 from pretrain.config.run import OptimizerConfig, PretrainConfig
 from pretrain.parallel.context import ParallelContext
@@ -53,20 +54,32 @@ def join_process_group(timeout_seconds: int, store: Store | None = None) -> None
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig, aligned: bool = False) -> list[dict[str, Any]]:
-    """Two groups: parameters that decay, and biases and LayerNorm weights, which by default do not.
+    """Parameters that decay; biases and LayerNorm weights, which by default do not; the vocabulary's, if their rate differs.
 
-    With `aligned`, parameters that do not fill 16 bytes in bf16 come last in their group. ZeRO 1 and 2 lay a group out one
-    parameter after the other, and kernels need weights that begin at a multiple of 16 bytes to read them in the widest loads.
+    Each group's `factor` is its learning rate as a multiple of the schedule's. With `aligned`, parameters that do not fill 16
+    bytes in bf16 come last in their group. ZeRO 1 and 2 lay a group out one parameter after the other, and kernels need weights
+    that begin at a multiple of 16 bytes to read them in the widest loads.
     """
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
-    for parameter in model.parameters():
+    vocabulary: list[nn.Parameter] = []
+    factor = config.vocabulary_learning_rate_factor
+    for name, parameter in model.named_parameters():
         matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
-        (decayed if matrix or config.decay_biases_and_norms else exempt).append(parameter)
+        kind = decayed if matrix or config.decay_biases_and_norms else exempt
+        # A group of its own only where it is needed: runs from before this option have two.
+        own_rate = factor != 1 and matrix and sharding_of(name) is Sharding.VOCABULARY
+        (vocabulary if own_rate else kind).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay, "factor": 1.0},
+        {"params": exempt, "weight_decay": 0.0, "factor": 1.0},
+        # AdamW multiplies decay by the rate.
+        {"params": vocabulary, "weight_decay": config.weight_decay / factor, "factor": factor},
+    ]
     if aligned:
-        # Stable, so that all others keep the order of the model.
-        decayed, exempt = (sorted(group, key=lambda parameter: parameter.numel() % 8 != 0) for group in (decayed, exempt))
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+        for group in groups:
+            # Stable, so that all others keep the order of the model.
+            group["params"] = sorted(group["params"], key=lambda parameter: parameter.numel() % 8 != 0)
     return [group for group in groups if group["params"]]
 
 
@@ -126,7 +139,7 @@ class Engine:
         0.0 at stage 0, where DeepSpeed computes no norm.
         """
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["factor"]
         self.deepspeed.step()
         if not self.deepspeed.was_step_applied():
             # ZeRO 3 would still return the norm of the previous step.

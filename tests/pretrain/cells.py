@@ -58,7 +58,7 @@ def tiny_config(
         model=model,
         batch=BatchConfig(global_rows=GLOBAL_ROWS, micro_batch_rows=micro_batch_rows),
         parallel=ParallelConfig(tensor_parallel_size=tensor_ranks, zero_stage=zero_stage, precision=precision, **layers),
-        optimizer=OptimizerConfig(gradient_clipping=0.5),
+        optimizer=OptimizerConfig(gradient_clipping=0.5, vocabulary_learning_rate_factor=2.0),
         schedule=ScheduleConfig(peak_learning_rate=1e-2, warmup_steps=2, milestones=(), factors=()),
     )
 

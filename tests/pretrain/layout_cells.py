@@ -148,7 +148,7 @@ def plain_loop(config: PretrainConfig) -> dict[str, Any]:
         outcome["losses"].append(loss.item())
         outcome["norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clipping)))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.schedule)
+            group["lr"] = learning_rate(step, config.schedule) * group["factor"]
         optimizer.step()
         optimizer.zero_grad()
     return outcome

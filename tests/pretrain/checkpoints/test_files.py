@@ -303,6 +303,8 @@ def test_every_change_that_cannot_be_is_refused_with_the_reason() -> None:
     assert "data.fingerprint = data, this run has other" in refused(config_values(PretrainConfig(), "other", 1))
     regrouped = identity(optimizer=OptimizerConfig(decay_biases_and_norms=True))
     assert "cannot be resumed so" in refused(regrouped, "optimizer.decay_biases_and_norms")
+    regrouped = identity(optimizer=OptimizerConfig(vocabulary_learning_rate_factor=10.0))
+    assert "cannot be resumed so" in refused(regrouped, "optimizer.vocabulary_learning_rate_factor")
     stage_3 = identity(parallel=ParallelConfig(zero_stage=3))
     assert "of ZeRO 3 wrongly in another layout; expected data 1 x tensor 1, ZeRO 1" in refused(stage_3)
     assert "or with --allow-change parallel.precision" in refused(identity(parallel=ParallelConfig(precision="fp32")))

@@ -32,6 +32,7 @@ from pretrain.config.run import BatchConfig, DataConfig, IntervalConfig, Layout,
         (BatchConfig, {"micro_batch_tokens": -1}, "batch.micro_batch_tokens: -1, expected 0 or more"),
         (DataConfig, {"masking_share": 1.0}, "data.masking_share: 1.0"),
         (OptimizerConfig, {"gradient_clipping": -1.0}, "optimizer.gradient_clipping: -1.0"),
+        (OptimizerConfig, {"vocabulary_learning_rate_factor": 0.0}, "optimizer.vocabulary_learning_rate_factor: 0.0"),
         (IntervalConfig, {"keep_last_checkpoints": 0}, "intervals.keep_last_checkpoints: 0"),
     ],
 )

@@ -68,6 +68,19 @@ def test_the_order_of_others_is_the_models(large_model: TrainingModel) -> None:
         assert [id(parameter) for parameter in full[0]] == [id(parameter) for parameter in full[1]]
 
 
+def test_the_vocabulary_can_have_a_rate_of_its_own(large_model: TrainingModel) -> None:
+    names = {id(parameter): name for name, parameter in large_model.named_parameters()}
+    plain = parameter_groups(large_model, OptimizerConfig())
+    assert [group["factor"] for group in plain] == [1.0, 1.0]
+    groups = parameter_groups(large_model, OptimizerConfig(vocabulary_learning_rate_factor=10.0), aligned=True)
+    assert [(group["factor"], group["weight_decay"]) for group in groups] == [(1.0, 0.1), (1.0, 0.0), (10.0, 0.01)]
+    # Two matrices; the bias of the output projection stays with the biases.
+    own = {names[id(parameter)] for parameter in groups[2]["params"]}
+    assert own == {"starEncoder2.embed_tokens.weight", "cls.predictions.decoder.weight"}
+    found = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(found) == sorted(names)
+
+
 def test_a_checkpoint_with_the_older_order_is_converted(dataset: Path, tmp_path: Path) -> None:
     found = call_forked(resume_other_order, dataset, tmp_path)
     assert found["converted"]
