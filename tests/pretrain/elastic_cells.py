@@ -70,6 +70,7 @@ def resume_cell(config: PretrainConfig, folder: Path, allowed: tuple[str, ...] =
     inner = getattr(optimizer, "optimizer", optimizer)
     restored = {
         "weight_decay": [group["weight_decay"] for group in optimizer.param_groups],
+        "factors": [group["factor"] for group in optimizer.param_groups],
         "betas": [tuple(group["betas"]) for group in optimizer.param_groups],
         "clipping": optimizer.clip_grad,
         "steps": [float(state["step"]) for state in inner.state.values()],

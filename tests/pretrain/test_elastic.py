@@ -71,8 +71,10 @@ def test_universal_conversion_restores_moments_steps_and_each_groups_decay(
     config = cell_config(rows, (1, 1, 1))
     outcome = pools.of(1).run(resume_cell, config, saved_at_2x1[0])[0]
     assert outcome["converted"]
-    assert outcome["weight_decay"] == [config.optimizer.weight_decay, 0.0]
-    assert outcome["steps"] == [SAVED_STEP, SAVED_STEP]
+    decay, factor = config.optimizer.weight_decay, config.optimizer.vocabulary_learning_rate_factor
+    assert outcome["weight_decay"] == [decay, 0.0, decay / factor]
+    assert outcome["factors"] == [1.0, 1.0, factor]
+    assert outcome["steps"] == [SAVED_STEP] * 3
     assert outcome["clipping"] == config.optimizer.gradient_clipping
     assert min(outcome["moments"]) > 0  # a silently new optimiser has none
     assert outcome["consumed_rows"] == SAVED_STEP * config.batch.global_rows
