@@ -32,19 +32,11 @@ questions() {
     run mose-data pairs --config configs/quickstart/pairs.yaml "${seed[@]}"
 }
 
-curves_and_random_weights() {
-    run mose-pretrain plot quickstart/run --output quickstart/run.png
+# The same fine-tuning from random weights, the control, and from the weights that pre-training began with.
+controls() {
     run mose-pretrain init --config configs/quickstart/pretrain.yaml --model.initialization normal --output quickstart/random "${seed[@]}"
-}
-
-# The control: the same fine-tuning from random weights.
-from_random() {
     run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --checkpoint quickstart/random --output quickstart/retrieval_from_random "${seed[@]}"
     run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_random/checkpoint --output quickstart/scores_from_random --bag_steps 0 "${seed[@]}"
-}
-
-# And from the weights that pre-training began with.
-from_start() {
     run mose-finetune retrieval --config configs/quickstart/retrieval.yaml --from_random true --output quickstart/retrieval_from_start "${seed[@]}"
     run mose-finetune evaluate --config configs/quickstart/evaluate.yaml --checkpoint quickstart/retrieval_from_start/checkpoint --output quickstart/scores_from_start --bag_steps 0 "${seed[@]}"
 }
@@ -68,21 +60,15 @@ run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pr
 run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml "${seed[@]}"
 run deepspeed --num_accelerators 2 --no_local_rank --log_level error --module pretrain.cli train --config configs/quickstart/zero.yaml --parallel.tensor_parallel_size 2 --parallel.zero_stage 1 --output quickstart/run_tensor_parallel "${seed[@]}"
 
-beside curves_and_random_weights
 run mose-pretrain export quickstart/run --output quickstart/pretrained
+beside controls
+run mose-pretrain plot quickstart/run --output quickstart/run.png
 run mose-pretrain evaluate --checkpoint quickstart/pretrained --dataset quickstart/data --output quickstart/run/held_out.json
-joined curves_and_random_weights
-
-beside from_random
 run mose-finetune retrieval --config configs/quickstart/retrieval.yaml "${seed[@]}"
-joined from_random
-beside from_start
 run mose-finetune evaluate --config configs/quickstart/evaluate.yaml "${seed[@]}"
-joined from_start
-
-run mose-finetune report --pretrain quickstart/run --evaluation quickstart/scores --control quickstart/scores_from_random --start quickstart/scores_from_start --output quickstart/report
-
 run mose-finetune card --checkpoint quickstart/retrieval/checkpoint --results quickstart/scores
+joined controls
+run mose-finetune report --pretrain quickstart/run --evaluation quickstart/scores --control quickstart/scores_from_random --start quickstart/scores_from_start --output quickstart/report
 
 # Something to try: ten questions of packages that no stage has seen, answered by the shallowest and the deepest exit.
 run mose-finetune search --checkpoint quickstart/retrieval/checkpoint --pairs quickstart/pairs.parquet --questions 10 --max_length 128

@@ -36,6 +36,7 @@ PAPER: list[tuple[str, Any, str]] = [
     ("optimizer.beta2", 0.95, "section 3.1"),
     ("optimizer.epsilon", 1e-6, "section 3.1"),
     ("optimizer.weight_decay", 0.1, "section 3.1"),
+    ("optimizer.vocabulary_learning_rate_factor", 1.0, "section 3.1: one rate"),
     ("schedule.peak_learning_rate", 6.24e-4, "section 3.1"),
     ("schedule.warmup_steps", 4000, "section 3.1"),
     ("schedule.milestones", [120_000, 185_000, 220_000, 230_000, 240_000], "section 3.1"),

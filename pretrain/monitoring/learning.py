@@ -205,7 +205,7 @@ def masked_tokens_warning(loss: float, level: float) -> str:
         return ""
     return (
         f"not learnt: masked tokens at {loss:.2f} nats, token frequencies alone give {level:.2f} (unigram entropy); look at "
-        f"schedule.peak_learning_rate, model.initializer_range and {UPDATE_RATIO}*"
+        f"schedule.peak_learning_rate, optimizer.vocabulary_learning_rate_factor, model.initializer_range and {UPDATE_RATIO}*"
     )
 
 

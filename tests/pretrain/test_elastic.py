@@ -97,7 +97,7 @@ def test_an_allowed_change_of_the_optimiser_is_not_undone_by_the_checkpoint(
     changed = with_decay(cell_config(rows, cell), weight_decay=0.3, clipping=0.25)
     allowed = ("optimizer.weight_decay", "optimizer.gradient_clipping")
     outcome = pools.of(cell[0]).run(resume_cell, changed, saved_at_2x1[0], allowed)[0]
-    assert outcome["weight_decay"] == [0.3, 0.0]
+    assert outcome["weight_decay"] == [0.3, 0.0, 0.15]
     assert outcome["clipping"] == 0.25
     assert largest_difference(outcome["losses"], saved_at_2x1[1]) > TOLERANCE
 
@@ -135,7 +135,8 @@ def test_stage_3_resumes_bit_equal_in_its_own_layout(rows: Path, pools: RankPool
     outcome = pools.of(2).run(resume_cell, config, tmp_path)[0]
     assert not outcome["converted"]
     assert outcome["losses"] == undisturbed
-    assert outcome["weight_decay"] == [config.optimizer.weight_decay, 0.0]
+    decay, factor = config.optimizer.weight_decay, config.optimizer.vocabulary_learning_rate_factor
+    assert outcome["weight_decay"] == [decay, 0.0, decay / factor]
 
 
 @pytest.mark.parametrize(("before", "after"), [(_same, _stage_3), (_stage_3, _same)], ids=["to-stage-3", "from-stage-3"])
