@@ -17,7 +17,7 @@ run() {
 }
 
 # One of the functions below on the other core; `joined` waits for it and prints what it said. It ends with this script.
-trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
+trap 'for job in $(jobs -p); do kill "$job" $(pgrep -P "$job") 2> /dev/null || true; done' EXIT
 beside() {
     "$1" > "quickstart/$1.log" 2>&1 &
 }

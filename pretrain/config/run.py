@@ -195,7 +195,7 @@ class OptimizerConfig:
         require(0 <= self.beta2 < 1, f"optimizer.beta2: {self.beta2}, expected a number in [0, 1)")
         require(self.gradient_clipping >= 0, f"optimizer.gradient_clipping: {self.gradient_clipping}, expected 0 or more")
         factor = self.vocabulary_learning_rate_factor
-        require(factor > 0, f"optimizer.vocabulary_learning_rate_factor: {factor}, expected more than 0")
+        require(0 < factor < float("inf"), f"optimizer.vocabulary_learning_rate_factor: {factor}, expected a number above 0")
 
 
 @dataclass(frozen=True)
